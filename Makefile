@@ -1,0 +1,39 @@
+# Everything is done in .venv; PYTHON names the interpreter that makes it.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: run test demo check requirements
+
+run: .venv/ready
+	@$(BIN)/flask --app wsgi init
+	@echo 'Paste this into another terminal:'
+	@echo "curl -H 'Authorization: Bearer $$($(BIN)/flask --app wsgi token me)' http://127.0.0.1:8000/api/experiments"
+	@exec $(BIN)/gunicorn wsgi:app
+
+test: .venv/ready-dev
+	$(BIN)/pytest
+
+demo: .venv/ready
+	@$(BIN)/python demo/replay.py
+
+check: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict assignment.py stats.py
+	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing:skip-covered
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# Pins anew, for every Python from 3.10 on.
+requirements: .venv/ready-dev
+	for name in requirements requirements-dev; do \
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+			--no-header --no-annotate --no-emit-index-url --upgrade $$name.in -o $$name.txt; done

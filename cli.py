@@ -1,0 +1,118 @@
+"""What an operator does."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import peewee
+from flask import Blueprint, current_app
+from flask_jwt_extended import create_access_token
+
+import auth
+import importer
+import ledger
+import models
+
+commands = Blueprint("commands", __name__, cli_group=None)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell what is wrong in one line, without a traceback."""
+    try:
+        yield
+    except (models.NotReady, models.Conflict, auth.WeakSecret) as error:
+        raise click.ClickException(str(error)) from error
+    except peewee.DatabaseError as error:
+        raise click.ClickException(f"The database answers: {error}") from error
+
+
+@commands.cli.command("init")
+def init() -> None:
+    """Make the secret and the database, where they are not there yet."""
+    with told():
+        if not (
+            current_app.config["JWT_SECRET_KEY"] or current_app.config["JWT_PUBLIC_KEY"]
+        ):
+            _make_secret(Path(current_app.config["SECRET_FILE"]))
+        made = models.create(current_app.config["DATABASE_URL"])
+    click.echo("The database is made." if made else "The database is there.")
+
+
+def _make_secret(file: Path) -> None:
+    """Write a random secret that only its owner reads; one that is there stays."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
+    with os.fdopen(handle, "w") as draft:
+        draft.write(secrets.token_urlsafe(48))
+    try:
+        os.link(name, file)  # of several at once, one succeeds
+    except FileExistsError:
+        pass
+    finally:
+        Path(name).unlink()
+
+
+@commands.cli.command("token")
+@click.argument("subject")
+@click.option("--scope", help='Any of "read write assign"; without it, all.')
+@click.option("--days", type=click.FloatRange(0, min_open=True), default=30.0)
+def token(subject: str, scope: str | None, days: float) -> None:
+    """Print a token for SUBJECT, and nothing else."""
+    if unknown := set((scope or "").split()) - set(auth.SCOPES):
+        raise click.ClickException(f"There is no scope {sorted(unknown)}.")
+    if not 1 <= len(subject) <= 255 or not subject.isprintable():
+        raise click.ClickException("A subject has 1 to 255 printable characters.")
+    with told():
+        made = create_access_token(
+            subject,
+            expires_delta=timedelta(days=days),
+            additional_claims={} if scope is None else {"scope": scope},
+        )
+    click.echo(made)
+
+
+@commands.cli.command("import")
+@click.argument("experiment")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def import_(experiment: str, file: Path) -> None:
+    """Load assignments and conversions made elsewhere into EXPERIMENT.
+
+    FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), gzip or not. It is read
+    and checked whole before anything is written.
+    """
+    with told():
+        models.verify()
+        found = models.Experiment.get_or_none(id=experiment)
+        if found is None:
+            raise click.ClickException(f"There is no experiment {experiment!r}.")
+        ledger.refuse_unless_open(found)
+        bad = 0
+        for problem in importer.stage(found, file):
+            bad += 1
+            click.echo(problem, err=True)
+        if bad:
+            raise click.ClickException(f"{bad} bad lines; nothing was written.")
+        lines, enrolled, counted = importer.write(found)
+    click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
+
+
+@commands.cli.command("check")
+def check() -> None:
+    """Prove every tally from its rows; exit 1 and say where one is not proved."""
+    with told():
+        models.verify()
+        wrong = 0
+        for sentence in ledger.discrepancies():
+            wrong += 1
+            click.echo(sentence, err=True)
+    if wrong:
+        raise click.ClickException(f"{wrong} counts are not what their rows say.")
+    click.echo("Every count is what its rows say.")

@@ -1,0 +1,30 @@
+"""The server's settings, each with its reason; flags on the command line win."""
+
+import sys
+
+import models
+from auth import WeakSecret, keys_are_ready
+
+bind = "127.0.0.1:8000"
+worker_class = "gthread"  # a sync worker whose master was killed serves for ever
+workers = 2
+threads = 8
+timeout = 30
+graceful_timeout = 30
+keepalive = 15
+limit_request_line = 8190
+umask = 0o077
+accesslog = None  # the service writes its own lines, without user ids
+control_socket_disable = True
+# Never preload: a database handle that is open at a fork loses commits.
+preload_app = False
+
+
+def post_worker_init(worker):
+    """Refuse to serve without a key, or with a database that is not ours."""
+    try:
+        keys_are_ready(worker.app.wsgi())
+        models.verify()
+    except (WeakSecret, models.NotReady) as problem:
+        worker.log.error("Abacus does not start: %s", problem)
+        sys.exit(3)  # gunicorn's own code for "do not try again"

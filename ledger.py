@@ -1,0 +1,679 @@
+"""Where users and conversions are booked, each with its tally, in one commit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from decimal import Context, Decimal, Inexact
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from peewee import EXCLUDED, chunked, fn
+
+import assignment
+from models import (
+    DRAFT,
+    RUNNING,
+    STOPPED,
+    Assignment,
+    BeforeEnrollment,
+    Conflict,
+    Conversion,
+    Experiment,
+    InvalidState,
+    NotEnrolled,
+    Outcome,
+    Refusal,
+    RefusalTally,
+    Tally,
+    Variant,
+    database,
+    utcnow,
+)
+
+CHUNK = 500  # rows a statement: far below any engine's limit of parameters
+NEW, EXISTING, WINNER = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT", "WINNER"
+ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
+NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
+# Room for the square of any total; what would not fit raises and is not rounded.
+exact = Context(prec=1_000, traps=[Inexact])
+
+
+# ----------------------------------------------------------------------------
+# Enrolment
+# ----------------------------------------------------------------------------
+
+
+class Decision(NamedTuple):
+    """Which variant a user gets, if any, and why."""
+
+    experiment_id: str
+    user_id: str
+    reason: str
+    variant: Variant | None = None
+    assigned_at: datetime | None = None
+
+
+def decision(experiment: Experiment, user_id: str) -> Decision | None:
+    """Return what a user is given already; None where that is nothing."""
+    return _settled(experiment, [user_id]).get(user_id)
+
+
+def enrol(experiment: Experiment, user_ids: Sequence[str]) -> list[Decision]:
+    """Return a decision for each user, in order, enrolling those who are new.
+
+    The winner comes first, then the row that is there (sticky), the state, the
+    traffic, the split. A "no" is never stored. All rows are written, or none.
+    """
+    decided = _settled(experiment, user_ids)
+    closed = _closed(experiment)
+    splits = [variant.split for variant in experiment.variants]
+    dealt: dict[str, Variant] = {}
+    for user_id in user_ids:
+        if user_id in decided or user_id in dealt:
+            continue
+        if closed:
+            decided[user_id] = Decision(experiment.id, user_id, closed)
+        elif not assignment.in_traffic(experiment.id, user_id, experiment.traffic):
+            decided[user_id] = Decision(experiment.id, user_id, "HELD_OUT")
+        else:
+            position = assignment.dealt(experiment.id, user_id, splits)
+            dealt[user_id] = experiment.variants[position]
+    decided |= _seated(experiment, dealt)
+
+    answers = []
+    for user_id in user_ids:
+        answers.append(decided[user_id])
+        if decided[user_id].reason == NEW:
+            decided[user_id] = decided[user_id]._replace(reason=EXISTING)
+    return answers
+
+
+def _settled(experiment: Experiment, user_ids: Sequence[str]) -> dict[str, Decision]:
+    """Return the decisions that no rule can change any more."""
+    if winner := experiment.winner:
+        return {one: Decision(experiment.id, one, WINNER, winner) for one in user_ids}
+    return {
+        seat.user_id: Decision(
+            experiment.id,
+            seat.user_id,
+            EXISTING,
+            experiment.variant(seat.variant),
+            seat.assigned_at,
+        )
+        for seat in seats(experiment, user_ids).values()
+    }
+
+
+def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Assignment]:
+    """Return the rows of those of these users who are enrolled."""
+    found = {}
+    for some in chunked(dict.fromkeys(user_ids), CHUNK):
+        for seat in Assignment.select().where(
+            Assignment.experiment == experiment.id, Assignment.user_id.in_(some)
+        ):
+            found[seat.user_id] = seat
+    return found
+
+
+def _closed(experiment: Experiment) -> str | None:
+    """Return why nobody is enrolled now, or None while enrolment is open."""
+    if experiment.archived_at:
+        return "ARCHIVED"
+    return {DRAFT: "NOT_STARTED", RUNNING: None}.get(
+        experiment.state, "ENROLLMENT_CLOSED"
+    )
+
+
+def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Decision]:
+    """Write a row for each user dealt a variant, unless enrolment has closed.
+
+    The state is asked again under the write lock: what a stop has answered, no
+    enrolment that comes later can undo.
+    """
+    if not dealt:
+        return {}
+    written: set[str] = set()
+    with database.atomic():
+        now = utcnow()
+        current = Experiment.get_by_id(experiment.id)
+        closed = _closed(current)
+        if not closed:
+            rows = [
+                {
+                    "experiment": experiment.id,
+                    "user_id": user_id,
+                    "variant": variant.key,
+                    "assigned_at": now,
+                    "received_at": now,
+                }
+                for user_id, variant in dealt.items()
+            ]
+            written = write_seats(rows)
+    decided = {
+        one: Decision(experiment.id, one, NEW, dealt[one], now) for one in written
+    }
+    others = [user_id for user_id in dealt if user_id not in written]
+    if others:
+        decided |= {one: Decision(current.id, one, closed or NEW) for one in others}
+        decided |= _settled(current, others)
+    return decided
+
+
+def write_seats(rows: list[dict[str, Any]]) -> set[str]:
+    """Write assignments of one experiment with their tally; return the new users.
+
+    To be called within a transaction. Who is enrolled already stays as they are.
+    """
+    variants: dict[str, str] = {row["user_id"]: row["variant"] for row in rows}
+    written: set[str] = set()
+    for some in chunked(rows, CHUNK):
+        query = (
+            Assignment.insert_many(some)
+            .on_conflict(
+                action="NOTHING",
+                conflict_target=[Assignment.experiment, Assignment.user_id],
+            )
+            .returning(Assignment.user_id)
+        )
+        written.update(row.user_id for row in query.execute())
+    for key, number in Counter(variants[user_id] for user_id in written).items():
+        Variant.update(participants=Variant.participants + number).where(
+            Variant.experiment == rows[0]["experiment"], Variant.key == key
+        ).execute()
+    return written
+
+
+def assignments_page(
+    experiment: Experiment, number: int, limit: int
+) -> tuple[list[Decision], int]:
+    """Return a page of who is enrolled, newest first, and how many there are."""
+    found = (
+        Assignment.select()
+        .where(Assignment.experiment == experiment.id)
+        .order_by(Assignment.id.desc())
+        .limit(limit)
+        .offset((number - 1) * limit)
+    )
+    rows = [
+        Decision(
+            experiment.id,
+            seat.user_id,
+            EXISTING,
+            experiment.variant(seat.variant),
+            seat.assigned_at,
+        )
+        for seat in found
+    ]
+    return rows, experiment.participants
+
+
+def assignments_of(
+    user_id: str, number: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return a page of the experiments that a user is in, newest first."""
+    found = (
+        Assignment.select(
+            Assignment.experiment.alias("experiment_id"),
+            Experiment.name.alias("experiment_name"),
+            Experiment.key.alias("experiment_key"),
+            Variant.key.alias("variant_id"),
+            Variant.name.alias("variant_name"),
+            Variant.flow_id,
+            Assignment.assigned_at,
+        )
+        .join(Experiment)
+        .join(
+            Variant,
+            on=(Variant.experiment == Assignment.experiment)
+            & (Variant.key == Assignment.variant),
+        )
+        .where(Assignment.user_id == user_id)
+    )
+    page = found.order_by(Assignment.id.desc()).limit(limit)
+    rows: list[Any] = list(page.offset((number - 1) * limit).dicts())
+    return rows, found.count()
+
+
+# ----------------------------------------------------------------------------
+# Conversions
+# ----------------------------------------------------------------------------
+
+
+class Event(NamedTuple):
+    """Something that a user did; what is None, the experiment or the clock says."""
+
+    user_id: str
+    metric: str | None = None
+    value: Decimal | None = None
+    occurred_at: datetime | None = None
+    idempotency_key: str | None = None
+
+
+class Receipt(NamedTuple):
+    """What became of an event in one experiment."""
+
+    experiment_id: str
+    status: str
+    user_id: str
+    metric: str
+    value: Decimal | None
+    occurred_at: datetime
+    idempotency_key: str | None
+    variant_id: str | None = None
+    reason: str | None = None
+
+
+def convert(experiment: Experiment, event: Event) -> Receipt:
+    """Book one conversion and return its receipt.
+
+    Raise NotEnrolled, BeforeEnrollment, or Conflict where its idempotency key
+    belongs to another body; the refusal is on the books all the same.
+    """
+    receipt = record(experiment, [event])[0]
+    if receipt.reason == NOT_ENROLLED:
+        raise NotEnrolled(f"The user is not enrolled in {experiment.id}.")
+    if receipt.reason == BEFORE_ENROLLMENT:
+        raise BeforeEnrollment("The conversion happened before the enrolment.")
+    if receipt.status == REJECTED:
+        raise Conflict("The idempotencyKey was used with another body.")
+    return receipt
+
+
+def credit(events: Sequence[Event]) -> list[list[Receipt]]:
+    """Book each event in every experiment that its user is in.
+
+    Return, for each event in order, one receipt an experiment, oldest enrolment
+    first. Experiments that take no conversions any more answer INVALID_STATE.
+    """
+    receipts: list[list[Receipt]] = [[] for _ in events]
+    with database.atomic():
+        places: dict[str, list[int]] = {}
+        for place, event in enumerate(events):
+            places.setdefault(event.user_id, []).append(place)
+        wanted: dict[str, list[int]] = {}
+        for some in chunked(places, CHUNK):
+            for seat in (
+                Assignment.select(Assignment.experiment, Assignment.user_id)
+                .where(Assignment.user_id.in_(some))
+                .order_by(Assignment.id)
+            ):
+                wanted.setdefault(seat.experiment_id, []).extend(places[seat.user_id])
+        for experiment_id, rows in wanted.items():
+            experiment = Experiment.get_by_id(experiment_id)
+            rows.sort()
+            mine = [events[place] for place in rows]
+            for place, receipt in zip(rows, _record(experiment, mine), strict=True):
+                receipts[place].append(receipt)
+    return receipts
+
+
+def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
+    """Book events in one experiment, in one transaction; return their receipts.
+
+    Raise InvalidState where the experiment takes no conversions: in draft, when
+    completed, when archived. An event is counted, a duplicate, or refused, and
+    what is refused is counted as refused.
+    """
+    with database.atomic():
+        current = Experiment.get_by_id(experiment.id)
+        refuse_unless_open(current)
+        return _record(current, events)
+
+
+def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
+    now = utcnow()
+    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+        return [
+            _receipt(experiment, event, now, REJECTED, reason="INVALID_STATE")
+            for event in events
+        ]
+    enrolled = seats(experiment, (event.user_id for event in events))
+    known = _known(experiment, events)
+    counted: list[Conversion] = []
+    receipts = []
+    for event in events:
+        seat = enrolled.get(event.user_id)
+        receipt = _receipt(experiment, event, now, ACCEPTED, seat)
+        earlier = known.get(event.idempotency_key)
+        if seat is None:
+            receipt = receipt._replace(status=REJECTED, reason=NOT_ENROLLED)
+        elif earlier is not None:
+            if _same(earlier, seat, event, receipt):
+                told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}
+            else:
+                told = {"status": REJECTED, "reason": "CONFLICT"}
+            receipt = receipt._replace(**told)
+        elif receipt.occurred_at < seat.assigned_at:
+            receipt = receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
+        else:
+            row = Conversion(
+                experiment=experiment.id,
+                assignment=seat,
+                metric=receipt.metric,
+                value=receipt.value,
+                occurred_at=receipt.occurred_at,
+                received_at=now,
+                idempotency_key=event.idempotency_key,
+            )
+            counted.append(row)
+            if event.idempotency_key is not None:
+                known[event.idempotency_key] = row
+        receipts.append(receipt)
+    write_conversions(experiment, counted)
+    _write_refusals(experiment, receipts, now)
+    return receipts
+
+
+def _receipt(
+    experiment: Experiment,
+    event: Event,
+    now: datetime,
+    status: str,
+    seat: Assignment | None = None,
+    reason: str | None = None,
+) -> Receipt:
+    return Receipt(
+        experiment.id,
+        status,
+        event.user_id,
+        event.metric or experiment.primary_metric,
+        event.value,
+        event.occurred_at or now,
+        event.idempotency_key,
+        seat.variant if seat else None,
+        reason,
+    )
+
+
+def _known(
+    experiment: Experiment, events: Iterable[Event]
+) -> dict[str | None, Conversion]:
+    """Return the conversions that these events' idempotency keys name already."""
+    keys = {event.idempotency_key for event in events if event.idempotency_key}
+    return {
+        row.idempotency_key: row
+        for some in chunked(keys, CHUNK)
+        for row in Conversion.select().where(
+            Conversion.experiment == experiment.id,
+            Conversion.idempotency_key.in_(some),
+        )
+    }
+
+
+def _same(
+    earlier: Conversion, seat: Assignment, event: Event, receipt: Receipt
+) -> bool:
+    """Tell whether an event says what the one with its key said.
+
+    An event without an occurredAt occurred when it was received.
+    """
+    return (
+        earlier.assignment_id == seat.id
+        and earlier.metric == receipt.metric
+        and earlier.value == event.value
+        and earlier.occurred_at == (event.occurred_at or earlier.received_at)
+    )
+
+
+def write_conversions(experiment: Experiment, rows: Sequence[Conversion]) -> None:
+    """Write conversions with the totals and the tallies that count them.
+
+    To be called within a transaction, with rows whose keys are new.
+    """
+    for some in chunked(rows, CHUNK):
+        Conversion.insert_many([row.__data__ for row in some]).execute()
+    outcomes = _outcomes(rows)
+    tallies = {
+        (row.variant, row.metric): row
+        for row in Tally.select().where(Tally.experiment == experiment.id)
+    }
+    for row in rows:
+        _count(row, outcomes, tallies)
+    _upsert(Outcome, [Outcome.assignment, Outcome.metric], outcomes.values())
+    _upsert(Tally, [Tally.experiment, Tally.variant, Tally.metric], tallies.values())
+
+
+def _outcomes(rows: Iterable[Conversion]) -> dict[tuple[int, str], Outcome]:
+    found = {}
+    for some in chunked({row.assignment_id for row in rows}, CHUNK):
+        for outcome in Outcome.select().where(Outcome.assignment.in_(some)):
+            found[outcome.assignment_id, outcome.metric] = outcome
+    return found
+
+
+def _count(
+    row: Conversion,
+    outcomes: dict[tuple[int, str], Outcome],
+    tallies: dict[tuple[str, str], Tally],
+) -> None:
+    """Add one conversion to its participant's total and to its variant's tally."""
+    mine = row.assignment_id, row.metric
+    outcome = outcomes.get(mine)
+    if outcome is None:
+        outcome = Outcome(assignment=mine[0], metric=mine[1], events=0, total=None)
+        outcomes[mine] = outcome
+    its = row.assignment.variant, row.metric
+    tally = tallies.get(its)
+    if tally is None:
+        tally = tallies[its] = Tally(
+            experiment=row.experiment_id,
+            variant=its[0],
+            metric=its[1],
+            users=0,
+            events=0,
+            value_users=0,
+            value_sum=Decimal(0),
+            value_sum_squares=Decimal(0),
+            first_at=row.occurred_at,
+            last_at=row.occurred_at,
+        )
+    tally.events += 1
+    tally.users += outcome.events == 0
+    tally.first_at = min(tally.first_at, row.occurred_at)
+    tally.last_at = max(tally.last_at, row.occurred_at)
+    outcome.events += 1
+    if row.value is not None:
+        before = outcome.total or Decimal(0)
+        after = exact.add(before, row.value)
+        tally.value_users += outcome.total is None
+        tally.value_sum = exact.add(tally.value_sum, row.value)
+        grown = exact.subtract(
+            exact.multiply(after, after), exact.multiply(before, before)
+        )
+        tally.value_sum_squares = exact.add(tally.value_sum_squares, grown)
+        outcome.total = after
+
+
+def _upsert(table: Any, key: list[Any], rows: Iterable[Any]) -> None:
+    """Write the rows that were touched over those with their key."""
+    names = {field.name for field in key}
+    kept = [field for name, field in table._meta.fields.items() if name not in names]
+    for some in chunked((row for row in rows if row.is_dirty()), CHUNK):
+        table.insert_many([row.__data__ for row in some]).on_conflict(
+            conflict_target=key, preserve=kept
+        ).execute()
+
+
+class Line(NamedTuple):
+    """One line of an import: an assignment, and the conversion it may carry."""
+
+    user_id: str
+    variant: str
+    assigned_at: datetime
+    event: Event | None
+
+
+def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
+    """Write imported lines in one transaction; what is there already stays.
+
+    Return how many users were enrolled and how many conversions were counted.
+    Each event has an idempotency key, so that a second run adds nothing.
+    """
+    with database.atomic():
+        now = utcnow()
+        refuse_unless_open(Experiment.get_by_id(experiment.id))
+        first = {line.user_id: line for line in reversed(lines)}
+        enrolled = write_seats(
+            [
+                {
+                    "experiment": experiment.id,
+                    "user_id": line.user_id,
+                    "variant": line.variant,
+                    "assigned_at": line.assigned_at,
+                    "received_at": now,
+                }
+                for line in first.values()
+            ]
+        )
+        events = {
+            line.event.idempotency_key: line.event for line in lines if line.event
+        }
+        known = _known(experiment, events.values())
+        participants = seats(experiment, first)
+        rows = [
+            Conversion(
+                experiment=experiment.id,
+                assignment=participants[event.user_id],
+                metric=event.metric or experiment.primary_metric,
+                value=event.value,
+                occurred_at=event.occurred_at,
+                received_at=now,
+                idempotency_key=key,
+            )
+            for key, event in events.items()
+            if key not in known
+        ]
+        write_conversions(experiment, rows)
+    return len(enrolled), len(rows)
+
+
+def refuse_unless_open(experiment: Experiment) -> None:
+    """Raise InvalidState where the experiment takes no conversions."""
+    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+        told = "archived" if experiment.archived_at else experiment.state
+        raise InvalidState(told, [RUNNING, STOPPED])
+
+
+def _write_refusals(
+    experiment: Experiment, receipts: Iterable[Receipt], now: datetime
+) -> None:
+    reasons = [
+        receipt.reason or DUPLICATE
+        for receipt in receipts
+        if receipt.status == DUPLICATE
+        or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT)
+    ]
+    for some in chunked(reasons, CHUNK):
+        Refusal.insert_many(
+            [
+                {"experiment": experiment.id, "reason": reason, "received_at": now}
+                for reason in some
+            ]
+        ).execute()
+    for reason, number in Counter(reasons).items():
+        RefusalTally.insert(
+            experiment=experiment.id, reason=reason, count=number
+        ).on_conflict(
+            conflict_target=[RefusalTally.experiment, RefusalTally.reason],
+            update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
+        ).execute()
+
+
+# ----------------------------------------------------------------------------
+# What was counted
+# ----------------------------------------------------------------------------
+
+
+class Counts(NamedTuple):
+    """The tallies of an experiment, all of one moment."""
+
+    experiment: Experiment
+    tallies: dict[tuple[str, str], Tally]
+    refusals: dict[str, int]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that somebody converted in, the primary one first."""
+        primary = self.experiment.primary_metric
+        found = {metric for _, metric in self.tallies}
+        return sorted(found, key=lambda metric: (metric != primary, metric))
+
+    def conversions(self, variant: Variant, metric: str) -> int:
+        """How many participants of the variant converted in the metric."""
+        tally = self.tallies.get((variant.key, metric))
+        return tally.users if tally else 0
+
+
+def counts(experiment: Experiment) -> Counts:
+    """Return an experiment's tallies: as many rows at 10 users as at 10 million."""
+    with database.transaction("DEFERRED"):  # one snapshot, and no lock on writers
+        current = Experiment.get_by_id(experiment.id)
+        current.variants  # noqa: B018  (read within the snapshot)
+        tallies = {
+            (row.variant, row.metric): row
+            for row in Tally.select().where(Tally.experiment == current.id)
+        }
+        refused = RefusalTally.select().where(RefusalTally.experiment == current.id)
+        refusals = {row.reason: row.count for row in refused}
+    return Counts(current, tallies, refusals)
+
+
+def discrepancies() -> Iterator[str]:
+    """Yield a sentence for each tally or total that its rows do not prove."""
+    yield from _differences(
+        "participants",
+        {
+            (row.experiment_id, row.key): row.participants
+            for row in Variant.select().where(Variant.participants != 0)
+        },
+        _grouped(Assignment, Assignment.variant),
+    )
+    yield from _differences(
+        "refusals",
+        {(row.experiment_id, row.reason): row.count for row in RefusalTally.select()},
+        _grouped(Refusal, Refusal.reason),
+    )
+    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
+    rows = (
+        Conversion.select(Conversion, Assignment)
+        .join(Assignment)
+        .order_by(Conversion.assignment, Conversion.id)
+    )
+    # One participant at a time: memory does not grow with the rows.
+    for id, mine in groupby(rows.iterator(), key=lambda row: row.assignment_id):
+        counted: dict[tuple[int, str], Outcome] = {}
+        for row in mine:
+            _count(row, counted, tallies.setdefault(row.experiment_id, {}))
+        stored = Outcome.select().where(Outcome.assignment == id)
+        yield from _differences(
+            "total", {id: _figures(stored)}, {id: _figures(counted.values())}
+        )
+    yield from _differences(
+        "tally",
+        _figures(Tally.select()),
+        _figures(row for its in tallies.values() for row in its.values()),
+    )
+
+
+def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:
+    query = table.select(table.experiment, field, fn.COUNT(table.id))
+    return {
+        (experiment, value): number
+        for experiment, value, number in query.group_by(
+            table.experiment, field
+        ).tuples()
+    }
+
+
+def _figures(rows: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    return {row._pk: dict(row.__data__) for row in rows}
+
+
+def _differences(
+    what: str, stored: dict[Any, Any], counted: dict[Any, Any]
+) -> Iterator[str]:
+    for key in sorted(stored.keys() | counted.keys(), key=str):
+        if stored.get(key) != counted.get(key):
+            yield f"{what} {key}: {stored.get(key)} stored, {counted.get(key)} counted"

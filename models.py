@@ -1,0 +1,677 @@
+"""The tables, the rules that guard them, and the life of an experiment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import peewee
+import simplejson
+from peewee import (
+    SQL,
+    BigAutoField,
+    BigIntegerField,
+    Case,
+    Check,
+    CompositeKey,
+    DatabaseProxy,
+    ForeignKeyField,
+    IntegerField,
+    Model,
+    TextField,
+)
+from playhouse import db_url
+
+SCHEMA_VERSION = 1
+DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
+STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
+CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
+FULL = 10_000  # hundredths of a percent, and the hash's buckets
+
+database = DatabaseProxy()
+
+
+class Conflict(Exception):
+    """What was asked for contradicts something that is stored."""
+
+
+class NotEnrolled(Conflict):
+    """The user is not a participant of the experiment."""
+
+
+class BeforeEnrollment(Conflict):
+    """The conversion happened before the user was enrolled."""
+
+
+class InvalidState(Conflict):
+    """The move is not allowed now."""
+
+    def __init__(self, current: str, allowed: Iterable[str]) -> None:
+        self.current, self.allowed = current, sorted(allowed, key=STATUSES.index)
+        wanted = " or ".join(self.allowed)
+        super().__init__(f"The experiment is {current}; it must be {wanted}.")
+
+
+class Invalid(Exception):
+    """A value refers to something that the experiment does not have."""
+
+    def __init__(self, path: str, message: str) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class NotReady(Exception):
+    """The database cannot be served as it is; the message says what to do."""
+
+
+def utcnow() -> datetime:
+    """Return the present moment, to the microsecond, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+def new_id(prefix: str) -> Callable[[], str]:
+    """Return a maker of ids such as ``exp_4f0c9ba2d17e86b35a10``."""
+    return lambda: f"{prefix}_{secrets.token_hex(10)}"
+
+
+# ----------------------------------------------------------------------------
+# Columns
+# ----------------------------------------------------------------------------
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Utc(BigIntegerField):
+    """A moment, kept as microseconds since 1970: exact, and days are a division."""
+
+    def db_value(self, value: datetime | None) -> int | None:
+        return value if value is None else (value - EPOCH) // MICROSECOND
+
+    def python_value(self, value: int | None) -> datetime | None:
+        return value if value is None else EPOCH + value * MICROSECOND
+
+
+class Json(TextField):
+    """A JSON value kept as text, so that keys stay in order and numbers exact."""
+
+    def db_value(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        return simplejson.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+    def python_value(self, value: str | None) -> Any:
+        return value if value is None else simplejson.loads(value, use_decimal=True)
+
+
+class Exact(TextField):
+    """A decimal number kept as text: no engine of ours rounds it."""
+
+    def db_value(self, value: Decimal | None) -> str | None:
+        return value if value is None else format(value, "f")
+
+    def python_value(self, value: str | None) -> Decimal | None:
+        return value if value is None else Decimal(value)
+
+
+# ----------------------------------------------------------------------------
+# Tables
+# ----------------------------------------------------------------------------
+
+
+class Table(Model):
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+
+class Identity(Table):
+    """One row: this is a database of Abacus, and its schema has this version."""
+
+    id = TextField(primary_key=True, default=new_id("abacus"))
+    schema_version = IntegerField()
+    created_at = Utc(default=utcnow)
+
+
+class Experiment(Table):
+    """A test of variants against each other, from draft to conclusion."""
+
+    id = TextField(primary_key=True, default=new_id("exp"))
+    key = TextField(unique=True)
+    name = TextField()
+    description = TextField(null=True)
+    hypothesis = TextField(null=True)
+    type = TextField()
+    status = TextField(default=DRAFT)
+    audience_id = TextField(null=True)
+    primary_metric = TextField()
+    plan = Json(null=True)
+    traffic = IntegerField(default=FULL)
+    start_date = Utc(null=True)
+    end_date = Utc(null=True)
+    completed_at = Utc(null=True)
+    archived_at = Utc(null=True)
+    conclusion = TextField(null=True)
+    winner_variant_id = TextField(null=True)
+    note = TextField(null=True)
+    variants_made = IntegerField()
+    created_at = Utc(default=utcnow, index=True)
+    updated_at = Utc(default=utcnow)
+
+    class Meta:
+        constraints = [
+            Check(f"status IN {STATUSES}"),
+            Check(f"traffic BETWEEN 1 AND {FULL}"),
+            Check("end_date >= start_date"),
+            Check("(start_date IS NULL) = (status = 'draft')"),
+        ]
+
+    # -- reading
+
+    @classmethod
+    def page(
+        cls, number: int, limit: int, status: str | None, archived: bool
+    ) -> tuple[list[Experiment], int]:
+        """Return a page of experiments, newest first, and how many there are."""
+        found = cls.select()
+        if status:
+            found = found.where(cls._status_at(utcnow()) == status)
+        if not archived:
+            found = found.where(cls.archived_at.is_null())
+        rows = list(
+            found.order_by(cls.created_at.desc(), cls.id)
+            .limit(limit)
+            .offset((number - 1) * limit)
+        )
+        of: dict[str, list[Variant]] = {row.id: [] for row in rows}
+        for variant in Variant.of(list(of)):
+            of[variant.experiment_id].append(variant)
+        for row in rows:
+            row._variants = of[row.id]
+        return rows, found.count()
+
+    @property
+    def state(self) -> str:
+        """The status now: a running experiment whose end has passed is stopped."""
+        over = self.end_date is not None and self.end_date <= utcnow()
+        return STOPPED if self.status == RUNNING and over else self.status
+
+    @classmethod
+    def _status_at(cls, now: datetime) -> Case:
+        over = (cls.status == RUNNING) & (cls.end_date <= now)
+        return Case(None, [(over, STOPPED)], cls.status)
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants in their order; the first is the control."""
+        if "_variants" not in self.__dict__:
+            self._variants = list(Variant.of([self.id]))
+        return self._variants
+
+    def variant(self, id: str) -> Variant | None:
+        """Return the variant with this id, if the experiment has it."""
+        return next((item for item in self.variants if item.key == id), None)
+
+    @property
+    def winner(self) -> Variant | None:
+        """The variant that everyone is given now that the experiment is over."""
+        chosen = self.winner_variant_id
+        return self.variant(chosen) if chosen else None
+
+    @property
+    def participants(self) -> int:
+        """How many users are enrolled: exact, from the variants' tallies."""
+        return sum(variant.participants for variant in self.variants)
+
+    # -- writing
+
+    @classmethod
+    def draft(cls, variants: list[dict[str, Any]], **fields: Any) -> Experiment:
+        """Create a draft; raise Conflict where its explicit key is taken."""
+        now = utcnow()
+        made = {"created_at": now, "updated_at": now, **fields}
+        made["variants_made"] = len(variants)
+        with database.atomic():
+            if fields.get("key") is None:
+                made["key"] = cls._free_key(fields["name"])
+            elif cls.select().where(cls.key == fields["key"]).exists():
+                raise Conflict(f"The key {fields['key']!r} is taken.")
+            experiment = cls.create(**made)
+            experiment._write_variants(
+                [{**item, "key": f"v{n}"} for n, item in enumerate(variants, 1)]
+            )
+        return experiment
+
+    @classmethod
+    def _free_key(cls, name: str) -> str:
+        """Return a slug of the name, with a suffix where that is taken."""
+        kept = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower())
+        slug = "-".join(kept.split())[:60].strip("-") or "experiment"
+        # A key may not look like an id, for either names the experiment.
+        slug = slug if cls.get_or_none(key=slug) is None else f"{slug}-"
+        if not slug.endswith("-"):
+            return slug
+        taken = {row.key for row in cls.select(cls.key).where(cls.key ** f"{slug}%")}
+        suffix = 2
+        while f"{slug}{suffix}" in taken:
+            suffix += 1
+        return f"{slug}{suffix}"
+
+    def duplicate(self) -> Experiment:
+        """Create a draft like this one; its end and its outcome are not copied."""
+        copied = (
+            *("name", "description", "hypothesis", "type", "audience_id"),
+            *("primary_metric", "plan", "traffic"),
+        )
+        return Experiment.draft(
+            [
+                {name: getattr(variant, name) for name in Variant.GIVEN}
+                for variant in self.variants
+            ],
+            **{name: getattr(self, name) for name in copied},
+        )
+
+    def merged(self, variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the new whole list: an item with a known id keeps what it omits."""
+        whole = []
+        for position, item in enumerate(variants):
+            known = {}
+            if item.get("key") is not None:
+                old = self.variant(item["key"])
+                if old is None:
+                    message = f"The experiment has no variant {item['key']!r}."
+                    raise Invalid(f"variants.{position}.id", message)
+                known = {name: getattr(old, name) for name in Variant.GIVEN}
+            whole.append({**known, **item})
+        return whole
+
+    def revise(self, variants: list[dict[str, Any]] | None, **fields: Any) -> None:
+        """Write the fields given; only a draft, and only as it was when read."""
+        if self.archived_at or self.state != DRAFT:
+            raise InvalidState(self._told, [DRAFT])
+        read_at = self.updated_at
+        with database.atomic():
+            if "key" in fields:
+                taken = Experiment.get_or_none(key=fields["key"])
+                if taken and taken.id != self.id:
+                    raise Conflict(f"The key {fields['key']!r} is taken.")
+            if variants is not None:
+                for item in variants:
+                    if item.get("key") is None:
+                        self.variants_made += 1
+                        item["key"] = f"v{self.variants_made}"
+                fields["variants_made"] = self.variants_made
+            # utcnow may stand still; what was read must not look unchanged.
+            fields["updated_at"] = max(utcnow(), read_at + MICROSECOND)
+            written = (
+                Experiment.update(**fields)
+                .where(
+                    Experiment.id == self.id,
+                    Experiment.status == DRAFT,
+                    Experiment.archived_at.is_null(),
+                    Experiment.updated_at == read_at,
+                )
+                .execute()
+            )
+            if not written:
+                self._reload()
+                if self.archived_at or self.state != DRAFT:
+                    raise InvalidState(self._told, [DRAFT])
+                raise Conflict("The experiment was changed meanwhile; read it again.")
+            if variants is not None:
+                self._write_variants(variants)
+        self._reload()
+
+    def _write_variants(self, variants: list[dict[str, Any]]) -> None:
+        Variant.delete().where(Variant.experiment == self.id).execute()
+        rows = [
+            {"experiment": self.id, "position": position, **item}
+            for position, item in enumerate(variants)
+        ]
+        Variant.insert_many(rows).execute()
+
+    def start(self) -> None:
+        """Open enrolment. Only a draft can start."""
+        now = utcnow()
+        if self.end_date and self.end_date <= now and self.status == DRAFT:
+            raise Conflict("The endDate has passed; set a later one, or null, first.")
+        self._move([DRAFT], status=RUNNING, start_date=now)
+
+    def stop(self) -> None:
+        """Close enrolment; who is enrolled keeps the variant, and still converts."""
+        self._move([RUNNING], status=STOPPED, end_date=self._not_before_start())
+
+    def resume(self) -> None:
+        """Open enrolment again, with the same hash and the same variants."""
+        self._move([STOPPED], status=RUNNING, end_date=None)
+
+    def complete(
+        self, conclusion: str, winner_variant_id: str | None, note: str | None
+    ) -> None:
+        """Make the results final; with a winner, everyone is given it from now on."""
+        if winner_variant_id and not self.variant(winner_variant_id):
+            message = f"The experiment has no variant {winner_variant_id!r}."
+            raise Invalid("winnerVariantId", message)
+        over = self.end_date if self.state == STOPPED else self._not_before_start()
+        self._move(
+            [RUNNING, STOPPED],
+            status=COMPLETED,
+            end_date=over,
+            completed_at=utcnow(),
+            conclusion=conclusion,
+            winner_variant_id=winner_variant_id,
+            note=note,
+        )
+
+    def archive(self) -> None:
+        """Hide from lists and refuse every other move; twice is once."""
+        if not self.archived_at:
+            allowed = [DRAFT, STOPPED, COMPLETED]
+            # Status is kept, but an end that has passed is written down.
+            self._move(allowed, archived_at=utcnow(), status=self.state)
+
+    def _not_before_start(self) -> datetime:
+        return max(utcnow(), self.start_date) if self.start_date else utcnow()
+
+    @property
+    def _told(self) -> str:
+        return "archived" if self.archived_at else self.state
+
+    def _move(self, allowed: list[str], **fields: Any) -> None:
+        """Write *fields* if the stored status is still one of *allowed*.
+
+        Compare and set in a single statement, so of two racing requests one
+        wins and the other is told so.
+        """
+        now = utcnow()
+        moved = (
+            Experiment.update(updated_at=now, **fields)
+            .where(
+                Experiment.id == self.id,
+                Experiment.archived_at.is_null(),
+                Experiment._status_at(now).in_(allowed),
+            )
+            .execute()
+        )
+        self._reload()
+        if not moved:
+            raise InvalidState(self._told, allowed)
+
+    def _reload(self) -> None:
+        self.__dict__.pop("_variants", None)
+        self.__data__.update(Experiment.get_by_id(self.id).__data__)
+        self._dirty.clear()
+
+
+class Variant(Table):
+    """What some of the users get, and how many of them there are."""
+
+    GIVEN = ("name", "split", "flow_id", "config")
+
+    experiment = ForeignKeyField(Experiment, on_delete="CASCADE")
+    key = TextField()
+    position = IntegerField()
+    name = TextField()
+    split = IntegerField()
+    flow_id = TextField(null=True)
+    config = Json(null=True)
+    participants = BigIntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "key")
+        indexes = ((("experiment", "name"), True),)
+        constraints = [
+            Check(f"split BETWEEN 1 AND {FULL}"),
+            Check("participants >= 0"),
+        ]
+
+    @classmethod
+    def of(cls, experiment_ids: Sequence[str]) -> Iterable[Variant]:
+        """Return the variants of these experiments, each experiment's in order."""
+        return (
+            cls.select()
+            .where(cls.experiment.in_(experiment_ids))
+            .order_by(cls.experiment, cls.position)
+        )
+
+
+_VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
+    'FOREIGN KEY ("experiment_id", "variant") REFERENCES "variant" '
+    '("experiment_id", "key")'
+)
+
+
+class Assignment(Table):
+    """One user in one experiment: at most one row, ever."""
+
+    id = BigAutoField()
+    experiment = ForeignKeyField(Experiment)
+    user_id = TextField(index=True)
+    variant = TextField()
+    assigned_at = Utc()
+    received_at = Utc()
+
+    class Meta:
+        indexes = ((("experiment", "user_id"), True),)
+        constraints = [_VARIANT_OF_THE_SAME_EXPERIMENT]
+
+
+class Conversion(Table):
+    """One thing that a participant did: every event is kept."""
+
+    id = BigAutoField()
+    experiment = ForeignKeyField(Experiment, index=False)
+    assignment = ForeignKeyField(Assignment)
+    metric = TextField()
+    value = Exact(null=True)
+    occurred_at = Utc()
+    received_at = Utc()
+    idempotency_key = TextField(null=True)
+
+    class Meta:
+        indexes = ((("experiment", "idempotency_key"), True),)
+
+
+class Outcome(Table):
+    """One participant's total in one metric: what makes a user count once."""
+
+    assignment = ForeignKeyField(Assignment, index=False)
+    metric = TextField()
+    events = BigIntegerField()
+    total = Exact(null=True)
+
+    class Meta:
+        primary_key = CompositeKey("assignment", "metric")
+
+
+class Tally(Table):
+    """What one variant has in one metric, kept with the rows that it counts."""
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    variant = TextField()
+    metric = TextField()
+    users = BigIntegerField()
+    events = BigIntegerField()
+    value_users = BigIntegerField()
+    value_sum = Exact()
+    value_sum_squares = Exact()
+    first_at = Utc()
+    last_at = Utc()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "variant", "metric")
+        constraints = [
+            _VARIANT_OF_THE_SAME_EXPERIMENT,
+            Check("users BETWEEN 1 AND events"),
+            Check("value_users BETWEEN 0 AND users"),
+        ]
+
+
+class Refusal(Table):
+    """One conversion that was received and not counted."""
+
+    id = BigAutoField()
+    experiment = ForeignKeyField(Experiment)
+    reason = TextField()
+    received_at = Utc()
+
+
+class RefusalTally(Table):
+    """How many conversions an experiment refused for one reason."""
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    reason = TextField()
+    count = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "reason")
+
+
+TABLES = [
+    Identity,
+    Experiment,
+    Variant,
+    Assignment,
+    Conversion,
+    Outcome,
+    Tally,
+    Refusal,
+    RefusalTally,
+]
+
+
+# ----------------------------------------------------------------------------
+# The connection
+# ----------------------------------------------------------------------------
+
+SQLITE: dict[str, Any] = {
+    "timeout": 5,
+    "lock_type": "IMMEDIATE",  # writers queue; a deferred one fails at once
+    "pragmas": {
+        "synchronous": "full",  # what was acknowledged survives a power cut
+        "foreign_keys": 1,
+        "journal_size_limit": 64 * 1024 * 1024,
+        "secure_delete": 1,
+    },
+}
+# Below, two processes that write to one WAL file can lose a commit (the WAL-reset
+# bug, https://sqlite.org/wal.html#walresetbug); these branches have the mend.
+SQLITE_FIXED = (3, 51, 3)
+SQLITE_MENDED = ((3, 44, 6), (3, 50, 7))
+
+
+class Source(NamedTuple):
+    """Where the database is: its URL, and the file if it is SQLite's."""
+
+    url: str
+    file: Path | None
+
+
+def source(url: str) -> Source:
+    """Return what a URL of playhouse.db_url names; raise NotReady if it is none."""
+    scheme = url.partition(":")[0]
+    if scheme != "sqlite":
+        raise NotReady(f"DATABASE_URL starts with {scheme!r}; it must be sqlite:///….")
+    path = db_url.parse(url)["database"]
+    return Source(url, None if path == ":memory:" else Path(path).absolute())
+
+
+def bind(url: str) -> None:
+    """Point the tables at this database; nothing is opened before it is used."""
+    file = source(url).file
+    if database.obj is not None and not database.is_closed():
+        database.close()
+    # mode=rw: a missing database is an error, never a new and empty one.
+    path = ":memory:" if file is None else f"file:{quote(str(file))}?mode=rw"
+    database.initialize(peewee.SqliteDatabase(path, uri=True, **SQLITE))
+
+
+def _close_before_fork() -> None:
+    if database.obj is not None and not database.is_closed():
+        database.close()
+
+
+# SQLite's locks do not survive a fork: a handle that is open in the parent makes
+# the child lose what it was told is written. So none ever is.
+os.register_at_fork(before=_close_before_fork)
+
+
+@contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """Hold the directory's lock: of several that create at once, one does."""
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def create(url: str) -> bool:
+    """Create the database, or say False where it is there and of this version.
+
+    Safe when several start at once. Raise NotReady where the file is something
+    else, or of a version that this program does not know.
+    """
+    file = source(url).file
+    with _alone(file):
+        if file is not None and not file.exists():
+            file.touch(mode=0o600)
+        bind(url)
+        database.connect()
+        try:
+            if database.get_tables():
+                verify()
+                return False
+            database.pragma("journal_mode", "wal")
+            with database.atomic():
+                database.create_tables(TABLES)
+                Identity.create(schema_version=SCHEMA_VERSION)
+            return True
+        finally:
+            if file is not None:
+                database.close()
+
+
+def verify() -> None:
+    """Raise NotReady unless this is a database of ours that is safe to write."""
+    refuse_affected(peewee.sqlite3.sqlite_version_info)
+    try:
+        database.connect(reuse_if_open=True)
+        found = Identity.select().first() if Identity.table_exists() else None
+        mode = database.pragma("journal_mode")
+        synchronous = database.pragma("synchronous")
+    except peewee.DatabaseError as error:
+        raise NotReady(
+            f"The database cannot be read: {error}. Create it with "
+            "`flask --app wsgi init`, or restore a backup."
+        ) from error
+    if found is None:
+        raise NotReady("The database is not one of Abacus, or was never created.")
+    if found.schema_version != SCHEMA_VERSION:
+        raise NotReady(
+            f"The database has schema {found.schema_version}, this program "
+            f"{SCHEMA_VERSION}: run `flask --app wsgi init` of the right version."
+        )
+    if mode not in ("wal", "memory") or synchronous != 2:
+        raise NotReady(f"journal_mode is {mode}, synchronous {synchronous}.")
+
+
+def refuse_affected(version: tuple[int, ...]) -> None:
+    """Raise NotReady where this version of SQLite can lose a commit."""
+    mended = any(version[:2] == fix[:2] and version >= fix for fix in SQLITE_MENDED)
+    if version < SQLITE_FIXED and not mended:
+        told = ".".join(map(str, version))
+        raise NotReady(f"SQLite {told} can lose commits; install pysqlite3 0.6.1.")

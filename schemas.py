@@ -1,0 +1,700 @@
+"""The shapes on the wire, in and out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import simplejson
+from marshmallow import (
+    Schema,
+    ValidationError,
+    fields,
+    post_load,
+    validate,
+    validates_schema,
+)
+
+import stats
+from models import CONCLUSIONS, FULL, STATUSES, Experiment, Variant, utcnow
+
+# ----------------------------------------------------------------------------
+# JSON
+# ----------------------------------------------------------------------------
+
+DEPTH = 64
+STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+SUSPECT = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
+FORBIDDEN = re.compile("[\0\ud800-\udfff]")
+
+
+class InvalidJson(Exception):
+    """The body is not JSON that every reader reads alike."""
+
+
+def loads(body: bytes) -> Any:
+    """Return what strict JSON in UTF-8 says; numbers are int or Decimal.
+
+    Raise InvalidJson for anything that two readers may read differently: duplicate
+    keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
+    a text that holds NUL or half a surrogate pair.
+    """
+    depth = 0
+    for token in STRUCTURE.finditer(body):
+        if token[0] in (b"[", b"{"):
+            depth += 1
+            if depth > DEPTH:
+                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
+        elif token[0] in (b"]", b"}"):
+            depth -= 1
+    try:
+        document = simplejson.loads(
+            body.decode(),
+            use_decimal=True,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidJson("The body is not UTF-8.") from error
+    except (ValueError, ArithmeticError) as error:
+        raise InvalidJson(f"The body is not JSON: {error}") from error
+    if SUSPECT.search(body) or b"\0" in body:
+        _refuse_forbidden(document)
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    whole = dict(pairs)
+    if len(whole) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidJson(f"The key {twice!a} stands twice in one object.")
+    return whole
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidJson(f"{name} is not JSON.")
+
+
+def _refuse_forbidden(document: Any, path: tuple[str, ...] = ()) -> None:
+    if isinstance(document, str) and FORBIDDEN.search(document):
+        nested: Any = ["A text may hold neither NUL nor half a surrogate pair."]
+        for step in reversed(path):
+            nested = {step: nested}
+        raise ValidationError(nested)
+    if isinstance(document, dict):
+        for key, item in document.items():
+            _refuse_forbidden(key, path)
+            _refuse_forbidden(item, (*path, key))
+    if isinstance(document, list):
+        for place, item in enumerate(document):
+            _refuse_forbidden(item, (*path, str(place)))
+
+
+def dumps(value: Any, **_: Any) -> str:
+    """Return JSON text; Decimals are written digit for digit."""
+    return simplejson.dumps(
+        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=str
+    )
+
+
+def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:
+    """Yield one {path, message} for each of marshmallow's nested messages."""
+    if isinstance(messages, dict):
+        for step, inner in messages.items():
+            named = path if step == "_schema" else (*path, str(step))
+            yield from flattened(inner, named)
+    elif isinstance(messages, list):
+        for inner in messages:
+            yield from flattened(inner, path)
+    else:
+        yield {"path": ".".join(path), "message": str(messages)}
+
+
+# ----------------------------------------------------------------------------
+# Fields
+# ----------------------------------------------------------------------------
+
+NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
+KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
+WHOLE = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+
+
+def is_not_blank(text: str) -> None:
+    if not text.strip():
+        raise ValidationError("A blank text says nothing.")
+
+
+def is_an_id(text: str) -> None:
+    if not text.strip() or text.strip().casefold() in NOT_IDS:
+        raise ValidationError(f"{text!r} is not an id but the mark of a missing one.")
+
+
+def is_a_slug(text: str) -> None:
+    if not KEY.fullmatch(text):
+        raise ValidationError(
+            "A key has 1 to 100 of a-z, 0-9, '_', '.', '-', a letter or digit at "
+            "either end."
+        )
+
+
+def Name(length: int, **options: Any) -> fields.String:
+    """Return a field for a text that people read, and that is not blank."""
+    return fields.String(validate=[validate.Length(1, length), is_not_blank], **options)
+
+
+def Id(**options: Any) -> fields.String:
+    """Return a field for an opaque id of 1 to 255 characters."""
+    return fields.String(validate=[validate.Length(1, 255), is_an_id], **options)
+
+
+class Number(fields.Field[Decimal]):
+    """A JSON number, exact; neither a text nor true."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise ValidationError("Not a number.")
+        return Decimal(value)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return value if value is None else plain(Decimal(value))
+
+
+class Percentage(Number):
+    """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
+        number = super()._deserialize(value, attr, data)
+        if not 0 < number <= 100:
+            raise ValidationError("A percentage is above 0 and at most 100.")
+        if number != number.quantize(Decimal("0.01")):
+            raise ValidationError("A percentage has at most 2 decimals.")
+        return int(number.quantize(Decimal("0.01")) * 100)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return plain(Decimal(value) / 100)
+
+
+class Moment(fields.Field[datetime]):
+    """ISO-8601 with an offset; UTC inside, and with a Z on the wire."""
+
+    FORM = re.compile(
+        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?"
+        r"([Zz]|[+-]\d\d:?\d\d)",
+        re.ASCII,
+    )
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> datetime:
+        found = self.FORM.fullmatch(value) if isinstance(value, str) else None
+        if not found or (found[4] and not found[3]):
+            raise ValidationError(
+                "Not a time in ISO-8601 with an offset, as 2025-02-01T00:00:00Z."
+            )
+        day, minute, second, fraction, offset = found.groups()
+        offset = "+00:00" if offset in "Zz" else f"{offset[:3]}:{offset[-2:]}"
+        text = f"{day}T{minute}{second or ':00'}.{(fraction or '0')[:6]:0<6}{offset}"
+        try:
+            return datetime.fromisoformat(text).astimezone(timezone.utc)
+        except (ValueError, OverflowError) as error:
+            raise ValidationError(f"There is no such time: {error}.") from error
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return value and moment(value)
+
+
+class Whole(fields.Field[int]):
+    """A whole number above 0 that arrives as a string of digits."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> int:
+        if not isinstance(value, str) or not WHOLE.fullmatch(value):
+            raise ValidationError("Not a whole number above 0.")
+        return int(value)
+
+
+class Flag(fields.Field[bool]):
+    """True or false, spelled so."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> bool:
+        if value not in ("true", "false"):
+            raise ValidationError("Neither true nor false.")
+        return bool(value == "true")
+
+
+def plain(number: Decimal) -> int | Decimal:
+    """Return the same number, to the digit, and a whole one as an int."""
+    whole = number.to_integral_value()
+    return int(whole) if number == whole else number
+
+
+def moment(value: datetime) -> str:
+    """Return the time as the wire has it: UTC, with a Z."""
+    return value.isoformat().replace("+00:00", "Z")
+
+
+# ----------------------------------------------------------------------------
+# Shapes
+# ----------------------------------------------------------------------------
+
+
+class Wire(Schema):
+    """Snake case inside, camel case on the wire; an unknown key is an error."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        if field_obj.data_key is None:
+            head, *tail = field_name.split("_")
+            field_obj.data_key = head + "".join(word.title() for word in tail)
+
+
+class Nothing(Wire):
+    """A body that has nothing in it."""
+
+
+class Page(Wire):
+    """Which page of a list."""
+
+    page = Whole(load_default=1)
+    limit = Whole(load_default=20)
+
+    @post_load
+    def _bounded(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if data["limit"] > 100:
+            raise ValidationError("At most 100.", "limit")
+        if data["page"] * data["limit"] > 2**63 - 1:
+            raise ValidationError("No list is that long.", "page")
+        return data
+
+
+class ExperimentPage(Page):
+    """Which page of the experiments, and which of them."""
+
+    status = fields.String(load_default=None, validate=validate.OneOf(STATUSES))
+    archived = Flag(load_default=False)
+
+
+def is_small(config: dict[str, Any]) -> None:
+    size = len(dumps(config).encode())
+    if size > 16 * 1024:
+        raise ValidationError(f"A config has at most 16 KiB, not {size} bytes.")
+
+
+class VariantSchema(Wire):
+    """What some of the users get."""
+
+    id = Id(attribute="key", dump_only=True)
+    name = Name(200, required=True)
+    split_percentage = Percentage(attribute="split", required=True)
+    flow_id = Id(allow_none=True)
+    config = fields.Dict(keys=fields.String(), allow_none=True, validate=is_small)
+
+
+class VariantChangeSchema(VariantSchema):
+    """A variant in a PATCH: one with a known id keeps what it leaves out."""
+
+    id = Id(attribute="key")
+    name = Name(200)
+    split_percentage = Percentage(attribute="split")
+
+
+def splits_sum_to_100(variants: Iterable[Mapping[str, Any]]) -> None:
+    total = sum(variant["split"] for variant in variants)
+    if total != FULL:
+        raise ValidationError(
+            f"The splits must sum to 100, not {plain(Decimal(total) / 100)}."
+        )
+
+
+def names_are_distinct(variants: Iterable[Mapping[str, Any]]) -> None:
+    names = [variant["name"] for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValidationError(f"Two variants have the name {name!r}.")
+
+
+def ids_are_distinct(variants: Iterable[Mapping[str, Any]]) -> None:
+    ids = [variant["key"] for variant in variants if variant.get("key")]
+    if len(ids) != len(set(ids)):
+        raise ValidationError("Two variants have the same id.")
+
+
+WHOLE_LIST = [
+    validate.Length(2, 20, error="An experiment has 2 to 20 variants."),
+    splits_sum_to_100,
+    names_are_distinct,
+]
+
+
+def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the list if it can stand as a whole; raise ValidationError if not.
+
+    What a PATCH leaves out is known only when it has met the stored list.
+    """
+    for place, variant in enumerate(variants):
+        for name, told in (("name", "name"), ("split", "splitPercentage")):
+            if name not in variant:
+                missing = {told: ["Missing data for required field."]}
+                raise ValidationError({"variants": {place: missing}})
+    for rule in (splits_sum_to_100, names_are_distinct):
+        try:
+            rule(variants)
+        except ValidationError as error:
+            raise ValidationError({"variants": error.messages}) from error
+    return variants
+
+
+class Fraction(Number):
+    """A number between two bounds, both excluded."""
+
+    def __init__(self, low: str, high: str, **options: Any) -> None:
+        self.low, self.high = Decimal(low), Decimal(high)
+        super().__init__(**options)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        number = super()._deserialize(value, attr, data)
+        if not self.low < number < self.high:
+            raise ValidationError(f"Must be between {self.low} and {self.high}.")
+        return number
+
+
+class ConfidenceLevel(Number):
+    """0.5 to 0.99: what the intervals hold, and 1 minus the false alarms."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        number = super()._deserialize(value, attr, data)
+        if not Decimal("0.5") <= number <= Decimal("0.99"):
+            raise ValidationError("A confidence level is 0.5 to 0.99.")
+        return number
+
+
+class PlanSchema(Wire):
+    """What the experiment was planned to find."""
+
+    baseline_rate = Fraction("0", "1", required=True)
+    minimum_effect = Fraction(
+        "0", "1", required=True, metadata={"description": "absolute"}
+    )
+    power = Fraction("0", "1", load_default=Decimal("0.8"))
+    confidence_level = ConfidenceLevel(load_default=Decimal("0.95"))
+
+
+def is_ahead(time: datetime) -> None:
+    if time <= utcnow():
+        raise ValidationError("The endDate must be in the future.")
+
+
+class CountSchema(Wire):
+    """The counts of a list item."""
+
+    assignments = fields.Integer()
+
+
+class ExperimentSchema(Wire):
+    """A test of variants against each other."""
+
+    id = fields.String(dump_only=True)
+    key = fields.String(validate=is_a_slug)
+    name = Name(200, required=True)
+    description = fields.String(allow_none=True, validate=validate.Length(max=10_000))
+    hypothesis = fields.String(allow_none=True, validate=validate.Length(max=10_000))
+    type = fields.String(load_default="ab_test", validate=validate.OneOf(["ab_test"]))
+    status = fields.String(dump_only=True, attribute="state")
+    audience_id = Id(allow_none=True)
+    primary_metric = Id(load_default="conversion")
+    plan = fields.Nested(PlanSchema(), allow_none=True)
+    traffic_percentage = Percentage(attribute="traffic", load_default=FULL)
+    start_date = Moment(dump_only=True)
+    end_date = Moment(allow_none=True, validate=is_ahead)
+    completed_at = Moment(dump_only=True)
+    archived_at = Moment(dump_only=True)
+    conclusion = fields.String(dump_only=True)
+    winner_variant_id = fields.String(dump_only=True)
+    note = fields.String(dump_only=True)
+    created_at = Moment(dump_only=True)
+    updated_at = Moment(dump_only=True)
+    variants = fields.List(
+        fields.Nested(VariantSchema()), required=True, validate=WHOLE_LIST
+    )
+    count = fields.Function(
+        lambda experiment: {"assignments": experiment.participants},
+        data_key="_count",
+        dump_only=True,
+        metadata={
+            "type": "object",
+            "properties": {"assignments": {"type": "integer"}},
+        },
+    )
+
+
+class ExperimentChangeSchema(ExperimentSchema):
+    """What a PATCH may hold: only the fields given change."""
+
+    name = Name(200)
+    type = fields.String(validate=validate.OneOf(["ab_test"]))
+    primary_metric = Id()
+    traffic_percentage = Percentage(attribute="traffic")
+    variants = fields.List(
+        fields.Nested(VariantChangeSchema()),
+        validate=[
+            validate.Length(2, 20, error="An experiment has 2 to 20 variants."),
+            ids_are_distinct,
+        ],
+    )
+
+
+class WarningSchema(Wire):
+    """Something that the caller should know and that stops nothing."""
+
+    code = fields.String()
+    message = fields.String()
+
+
+class WarnedExperimentSchema(ExperimentSchema):
+    """An experiment with what its maker should know."""
+
+    warnings = fields.Function(lambda experiment: warnings(experiment), dump_only=True)
+
+
+def warnings(experiment: Experiment) -> list[dict[str, str]]:
+    """Return what the maker of an experiment should know."""
+    if experiment.audience_id is None:
+        return []
+    return [
+        {
+            "code": "AUDIENCE_NOT_DEFINED",
+            "message": f"The audience {experiment.audience_id!r} is not defined "
+            "here: the caller decides who is in.",
+        }
+    ]
+
+
+class ConclusionSchema(Wire):
+    """How an experiment ended."""
+
+    conclusion = fields.String(required=True, validate=validate.OneOf(CONCLUSIONS))
+    winner_variant_id = Id(load_default=None, allow_none=True)
+    note = fields.String(
+        load_default=None, allow_none=True, validate=validate.Length(max=10_000)
+    )
+
+
+class UserSchema(Wire):
+    """A user, and what the caller knows of them."""
+
+    user_id = Id(required=True)
+    attributes = fields.Dict(keys=fields.String(), load_default=dict)
+
+
+def Rows(schema: Schema) -> fields.List:
+    """Return a field for 1 to 10,000 rows."""
+    return fields.List(
+        fields.Nested(schema), required=True, validate=validate.Length(1, 10_000)
+    )
+
+
+class UsersSchema(Wire):
+    """Users to enrol, in one transaction."""
+
+    users = Rows(UserSchema())
+
+
+class DecisionSchema(Wire):
+    """Which variant a user gets, if any, and why."""
+
+    experiment_id = fields.String()
+    user_id = fields.String()
+    enrolled = fields.Function(
+        lambda decision: decision.variant is not None, metadata={"type": "boolean"}
+    )
+    reason = fields.String()
+    variant_id = fields.String(attribute="variant.key", dump_default=None)
+    variant_name = fields.String(attribute="variant.name", dump_default=None)
+    flow_id = fields.String(attribute="variant.flow_id", dump_default=None)
+    config = fields.Raw(attribute="variant.config", dump_default=None)
+    assigned_at = Moment()
+
+
+class MembershipSchema(Wire):
+    """An experiment that a user is in."""
+
+    experiment_id = fields.String()
+    experiment_key = fields.String()
+    experiment_name = fields.String()
+    variant_id = fields.String()
+    variant_name = fields.String()
+    flow_id = fields.String()
+    assigned_at = Moment()
+
+
+DECIMALS = 340  # what it takes to write any double exactly as it is printed
+
+
+class Value(Number):
+    """A number from -1e12 to 1e12."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        number = super()._deserialize(value, attr, data)
+        if not -(10**12) <= number <= 10**12:
+            raise ValidationError("A value is from -1e12 to 1e12.")
+        if int(number.as_tuple().exponent) < -DECIMALS:
+            raise ValidationError(f"A value has at most {DECIMALS} decimals.")
+        return number
+
+
+def is_not_to_come(time: datetime) -> None:
+    if time > utcnow() + timedelta(minutes=5):
+        raise ValidationError("The time is more than 5 minutes ahead.")
+
+
+class EventSchema(Wire):
+    """Something that a user did."""
+
+    user_id = Id(required=True)
+    metric = Id(load_default=None)
+    value = Value(load_default=None, allow_none=True)
+    occurred_at = Moment(load_default=None, allow_none=True, validate=is_not_to_come)
+    idempotency_key = Id(load_default=None, allow_none=True)
+
+
+class ConversionsSchema(Wire):
+    """Conversions to book, in one transaction."""
+
+    conversions = Rows(EventSchema())
+
+
+class EventsSchema(Wire):
+    """Events to book in every experiment that their users are in."""
+
+    events = Rows(EventSchema())
+
+
+class ImportLineSchema(Schema):
+    """One line of an import: an assignment, and the conversion it may carry."""
+
+    user_id = Id(required=True)
+    variant = fields.String(required=True)
+    timestamp = Moment(required=True, validate=is_not_to_come)
+    converted_at = Moment(load_default=None, allow_none=True, validate=is_not_to_come)
+    metric = Id(load_default=None, allow_none=True)
+    value = Value(load_default=None, allow_none=True)
+    idempotency_key = Id(load_default=None, allow_none=True)
+
+    @validates_schema(skip_on_field_errors=True)
+    def _in_order(self, line: dict[str, Any], **_: Any) -> None:
+        converted_at = line["converted_at"]
+        if converted_at is not None and converted_at < line["timestamp"]:
+            raise ValidationError("It is before the timestamp.", "converted_at")
+
+
+class ReceiptSchema(Wire):
+    """What became of an event in one experiment."""
+
+    experiment_id = fields.String()
+    status = fields.String()
+    reason = fields.String()
+    user_id = fields.String()
+    variant_id = fields.String()
+    metric = fields.String()
+    value = Value()
+    occurred_at = Moment()
+    idempotency_key = fields.String()
+
+
+# ----------------------------------------------------------------------------
+# Results
+# ----------------------------------------------------------------------------
+
+
+def results(counts: Any) -> dict[str, Any]:
+    """Return the raw counts of an experiment as the wire has them."""
+    experiment = counts.experiment
+    return {
+        "experimentId": experiment.id,
+        "name": experiment.name,
+        "status": experiment.state,
+        "startDate": experiment.start_date and moment(experiment.start_date),
+        "endDate": experiment.end_date and moment(experiment.end_date),
+        "variants": [
+            {
+                "variantId": variant.key,
+                "variantName": variant.name,
+                "splitPercentage": plain(Decimal(variant.split) / 100),
+                "participants": variant.participants,
+                "results": list(_metrics(counts, variant)),
+            }
+            for variant in experiment.variants
+        ],
+        "quality": quality(counts),
+    }
+
+
+def _metrics(counts: Any, variant: Variant) -> Iterator[dict[str, Any]]:
+    for metric in counts.metrics:
+        tally = counts.tallies.get((variant.key, metric))
+        if tally is None:
+            continue
+        yield {
+            "metric": metric,
+            "primary": metric == counts.experiment.primary_metric,
+            "conversions": tally.users,
+            "events": tally.events,
+            "value": {
+                "count": tally.value_users,
+                "sum": plain(tally.value_sum),
+                "sumSquares": plain(tally.value_sum_squares),
+            },
+            "firstAt": moment(tally.first_at),
+            "lastAt": moment(tally.last_at),
+        }
+
+
+def quality(counts: Any) -> dict[str, int]:
+    """Return what was received and what became of it; the sum closes."""
+    became = {
+        "counted": sum(tally.events for tally in counts.tallies.values()),
+        "duplicates": counts.refusals.get("duplicate", 0),
+        "beforeEnrollment": counts.refusals.get("BEFORE_ENROLLMENT", 0),
+        "notEnrolled": counts.refusals.get("NOT_ENROLLED", 0),
+    }
+    return {"received": sum(became.values()), **became}
+
+
+def computed_results(counts: Any, metric: str) -> dict[str, Any]:
+    """Return each variant's conversion rate with its interval."""
+    variants = []
+    for variant in counts.experiment.variants:
+        rate = stats.conversion_rate(
+            counts.conversions(variant, metric), variant.participants
+        )
+        interval = {
+            "lower": rate.low,
+            "upper": rate.high,
+            "level": 0.95,
+            "method": "wilson",
+        }
+        variants.append(
+            {
+                "variantId": variant.key,
+                "variantName": variant.name,
+                "sampleSize": rate.sample_size,
+                "conversions": rate.conversions,
+                "conversionRate": rate.value,
+                "confidenceInterval": interval,
+            }
+        )
+    return {
+        "experimentId": counts.experiment.id,
+        "metric": metric,
+        "variants": variants,
+    }

@@ -1,0 +1,146 @@
+"""The service in this process, on a database file of its own; and callers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_jwt_extended import create_access_token
+
+import models
+from app import create_app
+
+SECRET = "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u"
+numbers = itertools.count(1)
+
+
+class Caller:
+    """A client with a token; a path without a slash is below /api."""
+
+    def __init__(self, app: Flask, token: str | None) -> None:
+        self.client: FlaskClient = app.test_client()
+        self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    def __call__(self, method: str, path: str, json: Any = None, **options: Any) -> Any:
+        headers = {**self.headers, **options.pop("headers", {})}
+        path = path if path.startswith("/") else f"/api/{path}"
+        if json is not None:
+            options["json"] = json
+        return self.client.open(path, method=method, headers=headers, **options)
+
+    def get(self, path: str, **options: Any) -> Any:
+        return self("GET", path, **options)
+
+    def post(self, path: str, json: Any = None, **options: Any) -> Any:
+        return self("POST", path, json, **options)
+
+    def patch(self, path: str, json: Any) -> Any:
+        return self("PATCH", path, json)
+
+    def delete(self, path: str) -> Any:
+        return self("DELETE", path)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Flask]:
+    made = create_app(
+        {
+            "TESTING": True,
+            "JWT_SECRET_KEY": SECRET,
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'abacus.db'}",
+        }
+    )
+    yield made
+    if not models.database.is_closed():
+        models.database.close()
+
+
+@pytest.fixture
+def token(app: Flask) -> Callable[..., str]:
+    """Return a maker of tokens; extra claims are its arguments."""
+
+    def make(subject: str = "tester", **claims: Any) -> str:
+        with app.app_context():
+            return create_access_token(
+                subject, expires_delta=timedelta(hours=1), additional_claims=claims
+            )
+
+    return make
+
+
+@pytest.fixture
+def api(app: Flask, token: Callable[..., str]) -> Caller:
+    return Caller(app, token())
+
+
+@pytest.fixture
+def anonymous(app: Flask) -> Caller:
+    return Caller(app, None)
+
+
+def two_variants() -> list[dict[str, Any]]:
+    return [
+        {"name": "Control", "splitPercentage": 50, "flowId": "flow_a"},
+        {"name": "Detailed", "splitPercentage": 50, "flowId": "flow_b"},
+    ]
+
+
+@pytest.fixture
+def draft(api: Caller) -> Callable[..., str]:
+    """Return a maker of drafts, which answers the path of each."""
+
+    def make(**fields: Any) -> str:
+        name = f"Onboarding {next(numbers)}"
+        body = {"name": name, "variants": two_variants(), **fields}
+        response = api.post("experiments", body)
+        assert response.status_code == 201, response.text
+        return f"experiments/{response.json['data']['id']}"
+
+    return make
+
+
+@pytest.fixture
+def running(api: Caller, draft: Callable[..., str]) -> Callable[..., str]:
+    """Return a maker of running experiments, which answers the path of each."""
+
+    def make(**fields: Any) -> str:
+        path = draft(**fields)
+        assert api.post(f"{path}/start").status_code == 200
+        return path
+
+    return make
+
+
+@pytest.fixture
+def enrolled(api: Caller) -> Callable[..., list[dict[str, Any]]]:
+    """Return a way to enrol users, which answers the decisions."""
+
+    def enrol(path: str, *user_ids: str) -> list[dict[str, Any]]:
+        users = [{"userId": user_id} for user_id in user_ids]
+        response = api.post(f"{path}/assignments/batch", {"users": users})
+        assert response.status_code == 200, response.text
+        assert all(one["enrolled"] for one in response.json["data"])
+        return list(response.json["data"])
+
+    return enrol
+
+
+def assert_error(response: Any, status: int, code: str) -> dict[str, Any]:
+    """Assert the one shape of every error; return what is in it."""
+    assert response.status_code == status, response.text
+    error = dict(response.json["error"])
+    assert set(error) == {"statusCode", "code", "message", "details", "requestId"}
+    assert (error["statusCode"], error["code"]) == (status, code)
+    assert error["message"]
+    assert error["requestId"] == response.headers["X-Request-ID"]
+    return error
+
+
+def paths(error: dict[str, Any]) -> set[str]:
+    return {detail["path"] for detail in error["details"]}

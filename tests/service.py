@@ -1,0 +1,125 @@
+"""A real service for a test: gunicorn with two workers, on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(instance: Path) -> dict[str, str]:
+    """Return this environment with our settings left out but for the instance."""
+    ours = ("DATABASE_URL", "CORS_ORIGINS")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and not name.startswith("JWT_")
+    }
+    return {**kept, "INSTANCE": str(instance)}
+
+
+def flask(instance: Path, *words: str, check: bool = True) -> Any:
+    """Run an operator's command and return what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "wsgi", *words],
+        cwd=ROOT,
+        env=environment(instance),
+        check=check,
+        capture_output=True,
+        text=True,
+    )
+
+
+class Service:
+    """A running service; called, it answers status and body."""
+
+    def __init__(self, instance: Path) -> None:
+        self.instance = instance
+        flask(instance, "init")
+        self.token = flask(instance, "token", "tester").stdout.strip()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.log = instance / "log"
+        self.start()
+
+    def start(self) -> None:
+        address = f"127.0.0.1:{self.port}"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", address],
+                cwd=ROOT,
+                env=environment(self.instance),
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if self("GET", "/readyz")[0] == 200:
+                    return
+            except OSError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def kill(self) -> None:
+        """Kill master and workers at once, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def __call__(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        path = path if path.startswith("/") else f"/api/{path}"
+        headers = {"Authorization": f"Bearer {self.token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            body = body if isinstance(body, str) else json.dumps(body)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def data(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the data of an answer that must be good."""
+        status, answer = self(method, path, body)
+        assert status < 300, answer
+        return answer["data"]
+
+    def running(self, name: str = "Experiment", **fields: Any) -> str:
+        """Return the path of a new experiment that runs."""
+        variants = [
+            {"name": "Control", "splitPercentage": 50},
+            {"name": "Detailed", "splitPercentage": 50},
+        ]
+        made = self.data(
+            "POST", "experiments", {"name": name, "variants": variants, **fields}
+        )
+        self.data("POST", f"experiments/{made['id']}/start")
+        return f"experiments/{made['id']}"
+
+
+@contextmanager
+def served(instance: Path) -> Iterator[Service]:
+    service = Service(instance)
+    try:
+        yield service
+    finally:
+        service.stop()

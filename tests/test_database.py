@@ -1,0 +1,254 @@
+"""The database: its own rules, its connection, its making."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import peewee
+import pytest
+from conftest import assert_error
+
+import ledger
+import models
+from app import create_app
+from models import Assignment, Conversion, Experiment, Outcome, Tally, Variant
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_connection_keeps_the_contract(api):
+    api.get("experiments")
+
+    def pragmas():
+        models.database.connect(reuse_if_open=True)
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        told = [models.database.pragma(name) for name in names]
+        models.database.close()
+        return told
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(pragmas).result() == ["wal", 2, 1, 5000]
+    assert models.database.pragma("synchronous") == 2
+
+
+def test_the_driver_is_the_one_without_the_lost_commit():
+    assert peewee.sqlite3.__name__.startswith("pysqlite3")
+    models.refuse_affected(peewee.sqlite3.sqlite_version_info)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"),
+    # https://sqlite.org/wal.html#walresetbug
+    [
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 53, 4), False),
+    ],
+)
+def test_an_affected_sqlite_is_refused(version, refused):
+    if refused:
+        with pytest.raises(models.NotReady, match="lose commits"):
+            models.refuse_affected(version)
+    else:
+        models.refuse_affected(version)
+
+
+def rows(api, running, enrolled):
+    path = running()
+    enrolled(path, "u1")
+    body = {"userId": "u1", "idempotencyKey": "k1", "value": 1}
+    assert api.post(f"{path}/conversions", body).status_code == 201
+    return path.removeprefix("experiments/"), Assignment.get(), Conversion.get()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda id, seat, event: Assignment.insert({**seat.__data__, "id": 99}),
+        lambda id, seat, event: Assignment.insert(
+            {**seat.__data__, "id": 99, "user_id": "u2", "variant": "v9"}
+        ),
+        lambda id, seat, event: Conversion.insert({**event.__data__, "id": 99}),
+        lambda id, seat, event: Conversion.insert(
+            {**event.__data__, "id": 99, "idempotency_key": None, "assignment": 99}
+        ),
+        lambda id, seat, event: Outcome.insert(
+            assignment=seat.id, metric="conversion", events=1
+        ),
+        lambda id, seat, event: Experiment.update(status="paused"),
+        lambda id, seat, event: Experiment.update(status="draft"),
+        lambda id, seat, event: Experiment.update(end_date=models.EPOCH),
+        lambda id, seat, event: Variant.update(split=0),
+        lambda id, seat, event: Variant.update(name="Same"),
+        lambda id, seat, event: Variant.update(participants=-1),
+        lambda id, seat, event: Tally.update(users=2),
+        lambda id, seat, event: Tally.update(value_users=2),
+        lambda id, seat, event: Experiment.delete(),
+    ],
+)
+def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, wrong):
+    id, seat, event = rows(api, running, enrolled)
+
+    with pytest.raises(peewee.IntegrityError):
+        wrong(id, seat, event).execute()
+
+    assert (Assignment.select().count(), Conversion.select().count()) == (1, 1)
+    assert list(ledger.discrepancies()) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda: Variant.update(participants=7),
+        lambda: Tally.update(events=7),
+        lambda: Tally.update(value_sum=Decimal(7)),
+        lambda: Outcome.update(total=Decimal(7)),
+        lambda: models.RefusalTally.update(count=7),
+        lambda: Conversion.delete(),
+        lambda: models.Refusal.delete(),
+    ],
+)
+def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, spoil):
+    path, *_ = rows(api, running, enrolled)
+    api.post(f"experiments/{path}/conversions", {"userId": "stranger"})
+    assert list(ledger.discrepancies()) == []
+
+    spoil().execute()
+
+    assert list(ledger.discrepancies())
+
+
+def test_writers_queue_with_begin_immediate(api, running):
+    path = running()
+    statements = []
+    models.database.connection().set_trace_callback(statements.append)
+
+    api.post(f"{path}/assignments", {"userId": "u1"})
+
+    begun = [one for one in statements if one.startswith("BEGIN")]
+    assert begun == ["BEGIN IMMEDIATE"]
+    assert statements.index("BEGIN IMMEDIATE") < statements.index("COMMIT")
+
+
+def test_a_longer_list_costs_no_more_queries(api, draft, running, enrolled):
+    path = running()
+
+    def queries(what):
+        statements = []
+        models.database.connection().set_trace_callback(statements.append)
+        assert api.get(what).status_code == 200
+        models.database.connection().set_trace_callback(None)
+        return len(statements)
+
+    api.get("experiments")
+    lists = ("experiments", f"{path}/assignments", "users/u1/assignments")
+    enrolled(path, "u1")
+    before = [queries(one) for one in lists]
+    for _ in range(10):
+        draft()
+        enrolled(running(), "u1")
+    enrolled(path, *[f"u{number}" for number in range(20)])
+
+    assert [queries(one) for one in lists] == before
+    assert before[0] <= 3
+
+
+def test_a_missing_database_is_never_made_by_a_request(tmp_path, token, app):
+    other = create_app(
+        {
+            "JWT_SECRET_KEY": app.config["JWT_SECRET_KEY"],
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'missing.db'}",
+        }
+    )
+    headers = {"Authorization": f"Bearer {token()}"}
+
+    answer = other.test_client().get("/api/experiments", headers=headers)
+    ready = other.test_client().get("/readyz")
+
+    for response in (answer, ready):
+        assert_error(response, 503, "UNAVAILABLE")
+        assert response.headers["Retry-After"] == "1"
+    assert other.test_client().get("/healthz").status_code == 200
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path):
+    strange = tmp_path / "strange.db"
+    strange.write_bytes(b"")
+    models.bind(f"sqlite:///{strange}")
+    with pytest.raises(models.NotReady, match="never created"):
+        models.verify()
+    models.database.close()
+    strange.write_bytes(b"not a database at all" * 500)
+    with pytest.raises(models.NotReady, match="cannot be read"):
+        models.verify()
+    models.database.close()
+
+
+def test_another_version_of_the_schema_is_refused(app):
+    models.Identity.update(schema_version=99).execute()
+
+    with pytest.raises(models.NotReady, match="schema 99"):
+        models.verify()
+
+
+@pytest.mark.parametrize("round", range(3))
+def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path, round):
+    environment = {**os.environ, "INSTANCE": str(tmp_path / "instance")}
+    for name in ("DATABASE_URL", "JWT_SECRET_KEY"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "flask", "--app", "wsgi", "init"]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    told = [process.communicate(timeout=60)[0] for process in started]
+
+    assert [process.returncode for process in started] == [0] * 4
+    assert (
+        sorted(told) == ["The database is made.\n"] + ["The database is there.\n"] * 3
+    )
+    secret = tmp_path / "instance" / "secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "instance" / "abacus.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_handle_is_open_at_a_fork(app):
+    models.database.connect(reuse_if_open=True)
+
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if models.database.is_closed() else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert models.database.is_closed()
+
+
+def test_an_app_can_be_tested_in_memory_in_three_lines():
+    app = create_app({"TESTING": True, "DATABASE_URL": "sqlite:///:memory:"})
+    assert app.test_client().get("/readyz").status_code == 200
+    models.database.close()
+
+
+def test_two_tests_of_an_embedding_app_do_not_share_a_database():
+    settings = {"TESTING": True, "DATABASE_URL": "sqlite:///:memory:"}
+    create_app(settings)
+    models.Experiment.draft(
+        [{"name": "A", "split": 5000}, {"name": "B", "split": 5000}],
+        name="One",
+        type="ab_test",
+        primary_metric="conversion",
+    )
+    create_app(settings)
+    assert models.Experiment.select().count() == 0
+    models.database.close()

@@ -1,0 +1,188 @@
+"""Enrolment: who gets which variant, once and for good."""
+
+import pytest
+from conftest import assert_error
+
+import assignment
+import ledger
+
+
+@pytest.mark.parametrize(
+    ("user_id", "bucket"),
+    # The contract's published vectors.
+    [("user-1", 3520), ("user-2", 5983), ("Zoë", 8203), ("用户42", 5809)],
+)
+def test_the_hash_is_the_published_one(user_id, bucket):
+    assert assignment.bucket("exp_abc123", user_id) == bucket
+
+
+def test_the_variants_take_consecutive_ranges_of_the_buckets():
+    splits = [3333, 3333, 3334]
+    for number in range(2_000):
+        place = assignment.bucket("exp_1", f"u{number}")
+        wanted = 0 if place < 3333 else 1 if place < 6666 else 2
+        assert assignment.dealt("exp_1", f"u{number}", splits) == wanted
+
+
+def test_the_traffic_draw_says_nothing_about_the_variant():
+    users = [f"u{number}" for number in range(20_000)]
+    inside = [one for one in users if assignment.in_traffic("exp_1", one, 2_000)]
+    first = sum(assignment.dealt("exp_1", one, [5000, 5000]) == 0 for one in inside)
+
+    # Binomial: five standard deviations either way.
+    assert abs(len(inside) - 4_000) < 5 * (20_000 * 0.2 * 0.8) ** 0.5
+    assert abs(first - len(inside) / 2) < 5 * (len(inside) / 4) ** 0.5
+
+
+def test_a_new_user_is_201_and_then_200_with_the_same_variant(api, running):
+    path = running()
+
+    first = api.post(f"{path}/assignments", {"userId": "u1", "attributes": {"a": 1}})
+    again = api.post(f"{path}/assignments", {"userId": "u1"})
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    data = first.json["data"]
+    assert data["reason"] == "NEW_ASSIGNMENT" and data["enrolled"] is True
+    position = assignment.dealt(path.removeprefix("experiments/"), "u1", [5000, 5000])
+    assert data["variantId"] == f"v{position + 1}"
+    assert data["flowId"] == ("flow_a", "flow_b")[position]
+    assert again.json["data"] == {**data, "reason": "EXISTING_ASSIGNMENT"}
+    assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+
+
+def told(api, path, user_id):
+    response = api.post(f"{path}/assignments", {"userId": user_id})
+    assert response.status_code == 200, response.text
+    return response.json["data"]
+
+
+def test_nobody_new_is_enrolled_unless_the_experiment_runs(api, draft, enrolled):
+    path = draft()
+    reasons = [told(api, path, "new")["reason"]]
+    api.post(f"{path}/start")
+    enrolled(path, "old")
+    for move, body in (("stop", None), ("complete", {"conclusion": "lost"})):
+        assert api.post(f"{path}/{move}", body).status_code == 200
+        reasons.append(told(api, path, "new")["reason"])
+        assert told(api, path, "old")["reason"] == "EXISTING_ASSIGNMENT"
+    api.delete(path)
+    answer = told(api, path, "new")
+
+    assert reasons == ["NOT_STARTED", "ENROLLMENT_CLOSED", "ENROLLMENT_CLOSED"]
+    assert answer["reason"] == "ARCHIVED"
+    assert answer["enrolled"] is False
+    nothing = ("variantId", "variantName", "flowId", "config", "assignedAt")
+    assert [answer[name] for name in nothing] == [None] * 5
+    assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+    assert list(ledger.discrepancies()) == []
+
+
+def test_a_user_outside_the_traffic_is_held_out_and_not_stored(api, running):
+    path = running(trafficPercentage=10)
+    id = path.removeprefix("experiments/")
+    users = [f"u{number}" for number in range(300)]
+    body = {"users": [{"userId": one} for one in users]}
+
+    answers = api.post(f"{path}/assignments/batch", body).json["data"]
+
+    for one, answer in zip(users, answers, strict=True):
+        inside = assignment.in_traffic(id, one, 1_000)
+        assert answer["reason"] == ("NEW_ASSIGNMENT" if inside else "HELD_OUT")
+    count = sum(assignment.in_traffic(id, one, 1_000) for one in users)
+    assert api.get(path).json["data"]["_count"] == {"assignments": count}
+
+
+def test_a_batch_answers_in_order_and_enrols_a_repeated_user_once(api, running):
+    path = running()
+    users = ["b", "a", "b", "c", "a"]
+    body = {"users": [{"userId": one} for one in users]}
+
+    answers = api.post(f"{path}/assignments/batch", body).json["data"]
+
+    assert [one["userId"] for one in answers] == users
+    new, old = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
+    assert [one["reason"] for one in answers] == [new, new, old, new, old]
+    assert api.get(path).json["data"]["_count"] == {"assignments": 3}
+
+
+def test_ten_thousand_users_are_enrolled_in_one_call_and_one_more_is_refused(
+    api, running
+):
+    path = running()
+    users = [{"userId": f"u{number}"} for number in range(10_001)]
+
+    refused = api.post(f"{path}/assignments/batch", {"users": users})
+    assert_error(refused, 400, "VALIDATION_ERROR")
+    assert api.get(path).json["data"]["_count"] == {"assignments": 0}
+    taken = api.post(f"{path}/assignments/batch", {"users": users[:-1]})
+
+    assert taken.status_code == 200
+    assert api.get(path).json["data"]["_count"] == {"assignments": 10_000}
+    assert list(ledger.discrepancies()) == []
+
+
+def test_a_wrong_row_refuses_the_whole_batch(api, running):
+    path = running()
+    body = {"users": [{"userId": "good"}, {"userId": 5}, {"userId": "null"}]}
+
+    error = assert_error(
+        api.post(f"{path}/assignments/batch", body), 400, "VALIDATION_ERROR"
+    )
+
+    assert {one["path"] for one in error["details"]} == {
+        "users.1.userId",
+        "users.2.userId",
+    }
+    assert api.get(path).json["data"]["_count"] == {"assignments": 0}
+
+
+@pytest.mark.parametrize(
+    "user_id", ["a/b", "Zoë", "用户42", "a b", "x?y=1&z", "%2F", "'; --", "é" * 255]
+)
+def test_an_id_is_opaque_whatever_it_is_made_of(api, running, enrolled, user_id):
+    from urllib.parse import quote
+
+    path = running()
+    enrolled(path, user_id)
+
+    read = api.get(f"{path}/assignments/{quote(user_id, safe='')}")
+    listed = api.get(f"users/{quote(user_id, safe='')}/assignments").json
+
+    assert read.json["data"]["userId"] == user_id
+    assert read.json["data"]["reason"] == "EXISTING_ASSIGNMENT"
+    assert [f"experiments/{one['experimentId']}" for one in listed["data"]] == [path]
+
+
+def test_reading_enrols_nobody(api, running):
+    path = running()
+
+    assert_error(api.get(f"{path}/assignments/u1"), 404, "NOT_FOUND")
+
+    assert api.get(f"{path}/assignments").json["meta"]["total"] == 0
+
+
+def test_the_enrolled_are_listed_newest_first(api, running, enrolled):
+    path = running()
+    enrolled(path, *[f"u{number}" for number in range(5)])
+
+    page = api.get(f"{path}/assignments?limit=2&page=2").json
+
+    assert [one["userId"] for one in page["data"]] == ["u2", "u1"]
+    assert page["meta"] == {"total": 5, "page": 2, "limit": 2, "totalPages": 3}
+
+
+def test_with_a_winner_everyone_is_given_it_and_nobody_is_enrolled(
+    api, running, enrolled
+):
+    path = running()
+    enrolled(path, *[f"u{number}" for number in range(10)])
+    body = {"conclusion": "won", "winnerVariantId": "v2"}
+    assert api.post(f"{path}/complete", body).status_code == 200
+
+    for user_id in ("u1", "u2", "u3", "stranger"):
+        answer = told(api, path, user_id)
+        assert (answer["reason"], answer["variantId"]) == ("WINNER", "v2")
+        assert (answer["enrolled"], answer["assignedAt"]) == (True, None)
+        read = api.get(f"{path}/assignments/{user_id}").json["data"]
+        assert read["reason"] == "WINNER"
+    assert api.get(path).json["data"]["_count"] == {"assignments": 10}

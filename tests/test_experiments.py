@@ -1,0 +1,372 @@
+"""An experiment: made, read, changed, moved through its life."""
+
+from datetime import timedelta
+
+import pytest
+from conftest import assert_error, paths, two_variants
+
+import models
+
+LIFE = {
+    "draft": [],
+    "running": ["start"],
+    "stopped": ["start", "stop"],
+    "completed": ["start", "stop", "complete"],
+}
+ALLOWED = {
+    "start": {"draft"},
+    "stop": {"running"},
+    "resume": {"stopped"},
+    "complete": {"running", "stopped"},
+    "archive": {"draft", "stopped", "completed"},
+    "revise": {"draft"},
+}
+AFTER = {
+    "start": "running",
+    "stop": "stopped",
+    "resume": "running",
+    "complete": "completed",
+}
+
+
+def move(api, path, name):
+    if name == "archive":
+        return api.delete(path)
+    if name == "revise":
+        return api.patch(path, {"name": "Another name"})
+    body = {"conclusion": "inconclusive"} if name == "complete" else None
+    return api.post(f"{path}/{name}", body)
+
+
+def lived(api, path, status):
+    for name in LIFE[status]:
+        assert move(api, path, name).status_code == 200
+    return path
+
+
+def test_an_experiment_comes_back_as_it_was_created(api):
+    body = {
+        "name": "Onboarding Flow Test",
+        "description": "Compare short vs. detailed onboarding",
+        "type": "ab_test",
+        "hypothesis": "Detail helps",
+        "primaryMetric": "signup",
+        "plan": {"baselineRate": 0.18, "minimumEffect": 0.05},
+        "trafficPercentage": 12.5,
+        "endDate": "2126-01-01T00:00:00+02:00",
+        "variants": [
+            {"name": "A", "splitPercentage": 33.33, "flowId": "a", "config": {"z": 1}},
+            {"name": "B", "splitPercentage": 33.33},
+            {"name": "C", "splitPercentage": 33.34, "config": {}},
+        ],
+    }
+
+    made = api.post("experiments", body)
+
+    assert made.status_code == 201
+    data = made.json["data"]
+    assert data["warnings"] == []
+    for name in ("name", "description", "type", "hypothesis", "primaryMetric"):
+        assert data[name] == body[name]
+    assert data["plan"] == {
+        "baselineRate": 0.18,
+        "minimumEffect": 0.05,
+        "power": 0.8,
+        "confidenceLevel": 0.95,
+    }
+    assert data["trafficPercentage"] == 12.5
+    assert data["endDate"] == "2125-12-31T22:00:00Z"
+    assert [one["id"] for one in data["variants"]] == ["v1", "v2", "v3"]
+    assert [one["splitPercentage"] for one in data["variants"]] == [33.33, 33.33, 33.34]
+    assert [one["config"] for one in data["variants"]] == [{"z": 1}, None, {}]
+    assert data["status"] == "draft"
+    assert data["_count"] == {"assignments": 0}
+    read = api.get(f"experiments/{data['id']}").json["data"]
+    assert read == {name: data[name] for name in data if name != "warnings"}
+
+
+def test_an_audience_that_is_not_defined_here_is_warned_of(api, draft):
+    path = draft(audienceId="aud_xyz")
+
+    started = api.post(f"{path}/start").json["data"]
+
+    assert started["audienceId"] == "aud_xyz"
+    assert [one["code"] for one in started["warnings"]] == ["AUDIENCE_NOT_DEFINED"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"name": " "}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": None}, "name"),
+        ({"description": "x" * 10_001}, "description"),
+        ({"audienceId": "undefined"}, "audienceId"),
+        ({"audienceId": "x" * 256}, "audienceId"),
+        ({"type": "multivariate"}, "type"),
+        ({"id": "exp_mine"}, "id"),
+        ({"key": "Not A Slug"}, "key"),
+        ({"trafficPercentage": 0}, "trafficPercentage"),
+        ({"trafficPercentage": 100.01}, "trafficPercentage"),
+        ({"endDate": "2020-01-01T00:00:00Z"}, "endDate"),
+        ({"endDate": "2126-01-01T00:00:00"}, "endDate"),
+        ({"plan": {"baselineRate": 1, "minimumEffect": 0.1}}, "plan.baselineRate"),
+        ({"plan": {"minimumEffect": 0.1}}, "plan.baselineRate"),
+        ({"variants": []}, "variants"),
+        ({"variants": [{"name": "A", "splitPercentage": 100}]}, "variants"),
+        ({"variants": [None, None]}, "variants.0"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named_and_nothing_is_made(api, fields, path):
+    body = {"name": "Onboarding", "variants": two_variants(), **fields}
+
+    error = assert_error(api.post("experiments", body), 400, "VALIDATION_ERROR")
+
+    assert path in paths(error)
+    assert api.get("experiments").json["meta"]["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        [50, 49],
+        [0, 100],
+        [-50, 150],
+        [33.333, 66.667],
+        [True, 99],
+        ["50", "50"],
+        [50.00, 50.01],
+    ],
+)
+def test_splits_that_do_not_sum_to_100_are_refused(api, splits):
+    variants = [
+        {"name": f"V{n}", "splitPercentage": split} for n, split in enumerate(splits)
+    ]
+
+    response = api.post("experiments", {"name": "Splits", "variants": variants})
+
+    assert response.status_code == 400
+    assert api.get("experiments").json["meta"]["total"] == 0
+
+
+def test_every_field_error_is_told_at_once(api):
+    body = {"name": "", "variants": [{"name": "A"}, {"splitPercentage": "x"}], "no": 1}
+
+    error = assert_error(api.post("experiments", body), 400, "VALIDATION_ERROR")
+
+    assert paths(error) >= {
+        "name",
+        "variants.0.splitPercentage",
+        "variants.1.name",
+        "variants.1.splitPercentage",
+        "no",
+    }
+
+
+def test_a_key_is_made_from_the_name_and_stays_unique(api, draft):
+    keys = [
+        api.get(draft(name="Onboarding: Flow Test!")).json["data"]["key"]
+        for _ in range(3)
+    ]
+
+    assert keys == [
+        "onboarding-flow-test",
+        "onboarding-flow-test-2",
+        "onboarding-flow-test-3",
+    ]
+
+
+def test_an_explicit_key_that_is_taken_is_a_conflict(api, draft):
+    draft(key="checkout")
+    other = draft()
+
+    body = {"name": "Again", "key": "checkout", "variants": two_variants()}
+    assert_error(api.post("experiments", body), 409, "CONFLICT")
+    assert_error(api.patch(other, {"key": "checkout"}), 409, "CONFLICT")
+
+    assert api.get("experiments").json["meta"]["total"] == 2
+    assert api.get(other).json["data"]["key"] != "checkout"
+
+
+def test_experiments_are_listed_newest_first_in_pages(api, draft):
+    made = [draft().removeprefix("experiments/") for _ in range(5)]
+
+    pages = [api.get(f"experiments?page={n}&limit=2").json for n in (1, 2, 3, 4)]
+
+    listed = [[one["id"] for one in page["data"]] for page in pages]
+    assert listed == [made[:-3:-1], made[-3:-5:-1], made[:1], []]
+    assert pages[1]["meta"] == {"total": 5, "page": 2, "limit": 2, "totalPages": 3}
+
+
+@pytest.mark.parametrize("status", LIFE)
+def test_a_list_can_be_of_one_status(api, draft, status):
+    for wanted in LIFE:
+        lived(api, draft(name=wanted), wanted)
+
+    listed = api.get(f"experiments?status={status}").json
+
+    assert [one["name"] for one in listed["data"]] == [status]
+    assert listed["meta"]["total"] == 1
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("status", LIFE)
+def test_every_move_is_made_or_refused_by_its_state(api, draft, status, name):
+    path = lived(api, draft(), status)
+    before = api.get(path).json["data"]
+
+    response = move(api, path, name)
+
+    after = api.get(path).json["data"]
+    if status in ALLOWED[name]:
+        assert response.status_code == 200, response.text
+        assert after["status"] == AFTER.get(name, status)
+    else:
+        error = assert_error(response, 409, "INVALID_STATE")
+        (detail,) = error["details"]
+        assert detail["current"] == status
+        assert set(detail["allowed"]) == ALLOWED[name]
+        assert after == before
+
+
+@pytest.mark.parametrize("name", [name for name in ALLOWED if name != "archive"])
+def test_an_archived_experiment_refuses_every_move(api, draft, name):
+    path = draft()
+    archived = api.delete(path)
+
+    error = assert_error(move(api, path, name), 409, "INVALID_STATE")
+
+    assert error["details"][0]["current"] == "archived"
+    assert api.get(path).json["data"] == archived.json["data"]
+
+
+def test_archiving_hides_keeps_and_is_idempotent(api, draft):
+    path = draft()
+
+    first, second = api.delete(path), api.delete(path)
+
+    assert first.json == second.json
+    assert first.json["data"]["status"] == "draft"
+    assert first.json["data"]["archivedAt"]
+    assert api.get("experiments").json["data"] == []
+    assert len(api.get("experiments?archived=true").json["data"]) == 1
+    assert api.get(path).status_code == 200
+
+
+def test_a_patch_changes_only_what_it_names(api, draft):
+    path = draft(description="As it was", hypothesis="Kept")
+    before = api.get(path).json["data"]
+
+    changed = api.patch(path, {"description": None, "name": "Renamed"}).json["data"]
+
+    assert (changed["name"], changed["description"]) == ("Renamed", None)
+    same = set(before) - {"name", "description", "updatedAt"}
+    assert all(changed[name] == before[name] for name in same)
+
+
+def test_a_patched_variant_keeps_what_it_leaves_out_and_ids_are_never_reused(
+    api, draft
+):
+    path = draft()
+
+    api.patch(
+        path,
+        {
+            "variants": [
+                {"id": "v2", "splitPercentage": 40},
+                {"name": "New", "splitPercentage": 60},
+            ]
+        },
+    )
+    last = api.patch(
+        path,
+        {"variants": [{"id": "v2"}, {"name": "Newest", "splitPercentage": 60}]},
+    ).json["data"]["variants"]
+
+    assert [(one["id"], one["name"], one["splitPercentage"]) for one in last] == [
+        ("v2", "Detailed", 40),
+        ("v4", "Newest", 60),
+    ]
+    assert last[0]["flowId"] == "flow_b"
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [{"id": "v1", "splitPercentage": 45}, {"id": "v2", "splitPercentage": 45}],
+        [{"id": "v1"}, {"id": "v1"}],
+        [{"id": "v1"}, {"id": "v9"}],
+        [{"id": "v1"}, {"name": "Half a variant"}],
+        [{"id": "v1"}, {"splitPercentage": 50}],
+        [{"id": "v1"}, {"id": "v2", "name": "Control"}],
+        [{"id": "v1", "splitPercentage": 100}],
+        [{}, {}],
+        [None, {"id": "v1"}],
+    ],
+)
+def test_a_patch_that_spoils_the_variants_changes_nothing(api, draft, variants):
+    path = draft()
+    before = api.get(path).json["data"]
+
+    assert_error(api.patch(path, {"variants": variants}), 400, "VALIDATION_ERROR")
+
+    assert api.get(path).json["data"] == before
+
+
+def test_a_running_experiment_whose_end_has_passed_is_stopped(api, running):
+    path = running(endDate="2126-01-01T00:00:00Z")
+    past = models.utcnow()
+    models.Experiment.update(
+        end_date=past, start_date=past - timedelta(days=1)
+    ).execute()
+
+    assert api.get(path).json["data"]["status"] == "stopped"
+    assert api.get("experiments?status=running").json["data"] == []
+    assert len(api.get("experiments?status=stopped").json["data"]) == 1
+    user = api.post(f"{path}/assignments", {"userId": "late"}).json["data"]
+    assert user["reason"] == "ENROLLMENT_CLOSED"
+    assert_error(api.post(f"{path}/stop"), 409, "INVALID_STATE")
+    resumed = api.post(f"{path}/resume").json["data"]
+    assert (resumed["status"], resumed["endDate"]) == ("running", None)
+
+
+def test_resuming_keeps_the_start_and_the_variants(api, running):
+    path = running()
+    before = api.get(path).json["data"]
+    assert api.post(f"{path}/stop").json["data"]["endDate"]
+
+    after = api.post(f"{path}/resume").json["data"]
+
+    assert after["startDate"] == before["startDate"]
+    assert after["endDate"] is None
+    assert after["variants"] == before["variants"]
+
+
+def test_a_winner_must_be_one_of_the_variants(api, running):
+    path = running()
+    body = {"conclusion": "won", "winnerVariantId": "v3"}
+
+    error = assert_error(api.post(f"{path}/complete", body), 400, "VALIDATION_ERROR")
+
+    assert paths(error) == {"winnerVariantId"}
+    assert api.get(path).json["data"]["status"] == "running"
+
+
+def test_a_duplicate_is_a_new_draft_of_the_same(api, running):
+    path = running(name="Checkout", endDate="2126-01-01T00:00:00Z", hypothesis="Same")
+
+    copy = api.post(f"{path}/duplicate")
+
+    assert copy.status_code == 201
+    source, data = api.get(path).json["data"], copy.json["data"]
+    assert data["id"] != source["id"] and data["key"] != source["key"]
+    assert (data["status"], data["endDate"]) == ("draft", None)
+    assert (data["name"], data["hypothesis"]) == ("Checkout", "Same")
+    assert data["variants"] == source["variants"]
+
+
+def test_an_experiment_that_is_not_there_is_not_found(api):
+    for path in ("exp_none", "undefined", "a%00b", "%ff%fe"):
+        response = api.get(f"experiments/{path}")
+        assert response.status_code in (400, 404), path
+        assert response.json["error"]["message"]

@@ -1,0 +1,305 @@
+"""The real service: gunicorn, two workers, one database file."""
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+
+import pytest
+import service as real
+
+# The seed's own request bodies, letter for letter.
+CREATE = """{
+"name": "Onboarding Flow Test",
+"description": "Compare short vs. detailed onboarding",
+"type": "ab_test",
+"audienceId": "aud_xyz",
+"variants": [
+{
+"name": "Control",
+"splitPercentage": 50,
+"flowId": "flow_a",
+"config": {}
+},
+{
+"name": "Detailed",
+"splitPercentage": 50,
+"flowId": "flow_b",
+"config": {}
+}
+]
+}"""
+LISTED = {
+    "id",
+    "name",
+    "description",
+    "type",
+    "status",
+    "audienceId",
+    "startDate",
+    "endDate",
+    "createdAt",
+    "updatedAt",
+    "variants",
+    "_count",
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with real.served(tmp_path_factory.mktemp("instance")) as service:
+        yield service
+
+
+def test_every_example_of_the_seed_works_as_written(tmp_path):
+    with real.served(tmp_path / "empty") as service:
+        assert service("GET", "experiments") == (
+            200,
+            {"data": [], "meta": {"total": 0, "page": 1, "limit": 20, "totalPages": 0}},
+        )
+        status, made = service("POST", "experiments", CREATE)
+        assert status == 201
+        sent = json.loads(CREATE)
+        assert {name: made["data"][name] for name in sent if name != "variants"} == {
+            name: sent[name] for name in sent if name != "variants"
+        }
+        for id, given, got in zip(
+            ("v1", "v2"), sent["variants"], made["data"]["variants"], strict=True
+        ):
+            assert got == {"id": id, **given}
+        path = f"experiments/{made['data']['id']}"
+
+        status, listed = service("GET", "experiments?page=1&limit=20&status=draft")
+        assert status == 200
+        assert listed["meta"] == {"total": 1, "page": 1, "limit": 20, "totalPages": 1}
+        assert set(listed["data"][0]) >= LISTED
+        assert listed["data"][0]["_count"] == {"assignments": 0}
+        assert service("GET", path) == (200, {"data": listed["data"][0]})
+
+        changed = service.data("PATCH", path, {"description": "Changed"})
+        assert changed["description"] == "Changed"
+        started = service.data("POST", f"{path}/start")
+        assert started["status"] == "running" and started["startDate"].endswith("Z")
+        assert service("PATCH", path, {"name": "Too late"})[0] == 409
+        arms = {"v1": [], "v2": []}
+        number = 0
+        while min(map(len, arms.values())) < 250:
+            users = [{"userId": f"user-{number + n}"} for n in range(100)]
+            number += 100
+            for one in service.data(
+                "POST", f"{path}/assignments/batch", {"users": users}
+            ):
+                arms[one["variantId"]].append(one["userId"])
+        rows = [
+            {"userId": user_id}
+            for arm, conversions in (("v1", 45), ("v2", 67))
+            for user_id in arms[arm][:conversions]
+        ]
+        service.data("POST", f"{path}/conversions/batch", {"conversions": rows})
+        raw = service.data("GET", f"{path}/results")
+        assert set(raw) >= {
+            "experimentId",
+            "name",
+            "status",
+            "startDate",
+            "endDate",
+            "variants",
+        }
+        assert [
+            (
+                one["variantId"],
+                one["variantName"],
+                one["splitPercentage"],
+                one["participants"],
+                one["results"][0]["conversions"],
+            )
+            for one in raw["variants"]
+        ] == [
+            ("v1", "Control", 50, len(arms["v1"]), 45),
+            ("v2", "Detailed", 50, len(arms["v2"]), 67),
+        ]
+        computed = service.data("POST", f"{path}/compute-results")
+        assert computed["experimentId"] == made["data"]["id"]
+        assert [
+            (one["variantId"], one["sampleSize"], one["conversions"])
+            for one in computed["variants"]
+        ] == [("v1", len(arms["v1"]), 45), ("v2", len(arms["v2"]), 67)]
+        for one in computed["variants"]:
+            assert one["conversionRate"] == one["conversions"] / one["sampleSize"]
+        stopped = service.data("POST", f"{path}/stop")
+        assert stopped["status"] == "stopped" and stopped["endDate"].endswith("Z")
+        kept = service.data("GET", path)["_count"]["assignments"]
+        assert kept == sum(map(len, arms.values()))
+        assert service.data("DELETE", path)["archivedAt"]
+
+
+def test_eight_callers_enrolling_the_same_new_users_make_one_row_each(service):
+    path = service.running()
+    users = [f"same-{number}" for number in range(100)]
+
+    def enrol(_):
+        return [
+            service.data("POST", f"{path}/assignments", {"userId": user})["variantId"]
+            for user in users
+        ]
+
+    with ThreadPoolExecutor(8) as callers:
+        told = list(callers.map(enrol, range(8)))
+
+    assert len({tuple(variants) for variants in told}) == 1
+    assert service.data("GET", path)["_count"] == {"assignments": 100}
+    _, listed = service("GET", f"{path}/assignments?limit=100")
+    stored = {one["userId"]: one["variantId"] for one in listed["data"]}
+    assert stored == dict(zip(users, told[0], strict=True))
+    assert real.flask(service.instance, "check").returncode == 0
+
+
+def test_what_was_told_while_a_stop_raced_is_what_is_stored(service):
+    path = service.running()
+
+    def enrol(number):
+        body = {"userId": f"racer-{number}"}
+        answer = service.data("POST", f"{path}/assignments", body)
+        return answer["userId"] if answer["enrolled"] else None
+
+    with ThreadPoolExecutor(16) as callers:
+        sent = [callers.submit(enrol, number) for number in range(200)]
+        stopped = callers.submit(service.data, "POST", f"{path}/stop")
+        sent += [callers.submit(enrol, number) for number in range(200, 400)]
+        told = {one.result() for one in sent} - {None}
+        assert stopped.result()["status"] == "stopped"
+    late = service.data("POST", f"{path}/assignments", {"userId": "late"})
+
+    assert late["reason"] == "ENROLLMENT_CLOSED"
+    stored = set()
+    for page in range(1, 6):
+        _, listed = service("GET", f"{path}/assignments?limit=100&page={page}")
+        stored |= {one["userId"] for one in listed["data"]}
+    assert stored == told
+    assert 0 < len(told) < 400
+    assert service.data("GET", path)["_count"] == {"assignments": len(told)}
+
+
+def test_of_eight_racing_starts_one_wins(service):
+    made = service.data("POST", "experiments", CREATE)
+
+    def start(_):
+        return service("POST", f"experiments/{made['id']}/start")[0]
+
+    with ThreadPoolExecutor(8) as callers:
+        assert sorted(callers.map(start, range(8))) == [200] + [409] * 7
+
+
+def test_of_eight_same_conversions_one_counts(service):
+    path = service.running()
+    service.data("POST", f"{path}/assignments", {"userId": "u1"})
+    body = {"userId": "u1", "value": 3, "idempotencyKey": "order-1"}
+
+    def convert(_):
+        return service("POST", f"{path}/conversions", body)[0]
+
+    with ThreadPoolExecutor(8) as callers:
+        assert sorted(callers.map(convert, range(8))) == [200] * 7 + [201]
+    assert service.data("GET", f"{path}/results")["quality"] == {
+        "received": 8,
+        "counted": 1,
+        "duplicates": 7,
+        "beforeEnrollment": 0,
+        "notEnrolled": 0,
+    }
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path):
+    with real.served(tmp_path / "killed") as service:
+        path = service.running()
+        told = []
+
+        def enrol(number):
+            body = {"userId": f"u{number}"}
+            status, _ = service("POST", f"{path}/assignments", body)
+            if status == 201:
+                told.append(f"u{number}")
+                if len(told) == 50:
+                    service.kill()
+
+        with ThreadPoolExecutor(8) as callers:
+            for sent in [callers.submit(enrol, number) for number in range(400)]:
+                error = sent.exception()
+                assert error is None or isinstance(error, OSError), error
+        service.start()
+
+        assert len(told) >= 50
+        for user_id in told:
+            assert service("GET", f"{path}/assignments/{user_id}")[0] == 200
+        assert real.flask(service.instance, "check").returncode == 0
+
+
+def test_a_killed_worker_is_replaced(service):
+    children = subprocess.run(
+        ["ps", "--ppid", str(service.process.pid), "-o", "pid="],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+
+    for _ in range(20):
+        assert service("GET", "/readyz")[0] == 200
+
+
+def test_a_request_line_of_8190_bytes_reaches_the_service(service):
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=10)
+    path = "/api/experiments/"
+    path += "x" * (8190 - len(f"GET {path} HTTP/1.1"))
+
+    connection.request("GET", path)
+    answer = connection.getresponse()
+
+    assert answer.status == 401
+    assert json.loads(answer.read())["error"]["code"] == "UNAUTHENTICATED"
+    connection.close()
+
+
+def test_the_log_holds_neither_tokens_nor_users(service):
+    path = service.running()
+    service.data("POST", f"{path}/assignments", {"userId": "marker-user"})
+    service("GET", "users/marker-user/assignments")
+
+    log = service.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+
+    assert {"/api/experiments/<id>/assignments"} <= {
+        line.get("route") for line in lines
+    }
+    assert "marker-user" not in log
+    assert service.token not in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"JWT_SECRET_KEY": "short"}, "at least 32 bytes"),
+        ({"JWT_SECRET_KEY": "change-me" * 6}, "known word"),
+        ({}, "flask --app wsgi init"),
+    ],
+)
+def test_without_a_good_secret_or_a_database_gunicorn_does_not_start(
+    tmp_path, settings, told
+):
+    if settings:
+        real.flask(tmp_path, "init")
+    started = subprocess.run(
+        [real.sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"],
+        cwd=real.ROOT,
+        env={**real.environment(tmp_path), **settings},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert started.returncode != 0
+    assert told in started.stderr
+    assert (tmp_path / "abacus.db").exists() is bool(settings)
