@@ -20,7 +20,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict assignment.py stats.py
+	$(BIN)/mypy --strict assignment.py stats
 	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing:skip-covered
 
 .venv/ready: requirements.txt

@@ -600,10 +600,13 @@ class Counts(NamedTuple):
         found = {metric for _, metric in self.tallies}
         return sorted(found, key=lambda metric: (metric != primary, metric))
 
-    def conversions(self, variant: Variant, metric: str) -> int:
-        """How many participants of the variant converted in the metric."""
-        tally = self.tallies.get((variant.key, metric))
-        return tally.users if tally else 0
+    def has_values(self, metric: str) -> bool:
+        """Tell whether anybody's conversion in the metric had a value."""
+        return any(
+            tally.value_users
+            for tally in self.tallies.values()
+            if tally.metric == metric
+        )
 
 
 def counts(experiment: Experiment) -> Counts:

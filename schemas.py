@@ -243,13 +243,17 @@ def moment(value: datetime) -> str:
 # ----------------------------------------------------------------------------
 
 
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(word.title() for word in tail)
+
+
 class Wire(Schema):
     """Snake case inside, camel case on the wire; an unknown key is an error."""
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         if field_obj.data_key is None:
-            head, *tail = field_name.split("_")
-            field_obj.data_key = head + "".join(word.title() for word in tail)
+            field_obj.data_key = _camel(field_name)
 
 
 class Nothing(Wire):
@@ -384,6 +388,18 @@ class PlanSchema(Wire):
         "0", "1", required=True, metadata={"description": "absolute"}
     )
     power = Fraction("0", "1", load_default=Decimal("0.8"))
+    confidence_level = ConfidenceLevel(load_default=Decimal("0.95"))
+
+    @validates_schema(skip_on_field_errors=True)
+    def _within_one(self, plan: dict[str, Any], **_: Any) -> None:
+        if plan["baseline_rate"] + plan["minimum_effect"] >= 1:
+            raise ValidationError("No rate is above 1.", "minimumEffect")
+
+
+class AnalysisSchema(Wire):
+    """Which metric to analyse, and how wide the intervals shown are."""
+
+    metric = Id(load_default=None, allow_none=True)
     confidence_level = ConfidenceLevel(load_default=Decimal("0.95"))
 
 
@@ -670,31 +686,44 @@ def quality(counts: Any) -> dict[str, int]:
     return {"received": sum(became.values()), **became}
 
 
-def computed_results(counts: Any, metric: str) -> dict[str, Any]:
-    """Return each variant's conversion rate with its interval."""
-    variants = []
-    for variant in counts.experiment.variants:
-        rate = stats.conversion_rate(
-            counts.conversions(variant, metric), variant.participants
+def computed_results(
+    counts: Any, metric: str | None, confidence_level: Decimal
+) -> dict[str, Any]:
+    """Return every figure of one metric, with the verdict and what it rests on."""
+    experiment = counts.experiment
+    metric = metric or experiment.primary_metric
+    analysis = stats.analyse(
+        [_arm(counts, variant, metric) for variant in experiment.variants],
+        plan=stats.Plan(**experiment.plan) if experiment.plan else None,
+        confidence_level=confidence_level,
+        metric=metric,
+        computed_at=moment(utcnow()),
+    )
+    return {"experimentId": experiment.id, **camel(analysis)}
+
+
+def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
+    tally = counts.tallies.get((variant.key, metric))
+    none = stats.ValueSums(0, Decimal(0), Decimal(0))
+    value = none if counts.has_values(metric) else None
+    if tally and value:
+        value = stats.ValueSums(
+            tally.value_users, tally.value_sum, tally.value_sum_squares
         )
-        interval = {
-            "lower": rate.low,
-            "upper": rate.high,
-            "level": 0.95,
-            "method": "wilson",
-        }
-        variants.append(
-            {
-                "variantId": variant.key,
-                "variantName": variant.name,
-                "sampleSize": rate.sample_size,
-                "conversions": rate.conversions,
-                "conversionRate": rate.value,
-                "confidenceInterval": interval,
-            }
-        )
-    return {
-        "experimentId": counts.experiment.id,
-        "metric": metric,
-        "variants": variants,
-    }
+    return stats.Arm(
+        variant.key,
+        variant.name,
+        Decimal(variant.split) / 100,
+        variant.participants,
+        tally.users if tally else 0,
+        value,
+    )
+
+
+def camel(value: Any) -> Any:
+    """Return a tree of named tuples as the wire has it: dicts, in camel case."""
+    if hasattr(value, "_asdict"):
+        return {_camel(name): camel(item) for name, item in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [camel(item) for item in value]
+    return value

@@ -1,36 +1,9 @@
 """Results: what was counted, and the rates."""
 
 import pytest
+from conftest import assert_error
 
-import stats
-
-
-@pytest.mark.parametrize(
-    ("conversions", "sample_size", "low", "high"),
-    [
-        # Newcombe (1998), Table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_matches_newcombe(conversions, sample_size, low, high):
-    rate = stats.conversion_rate(conversions, sample_size)
-
-    assert rate.low == pytest.approx(low, abs=5e-5)
-    assert rate.high == pytest.approx(high, abs=5e-5)
-
-
-@pytest.mark.parametrize(("conversions", "sample_size"), [(2, 1), (-1, 3)])
-def test_impossible_counts_are_refused(conversions, sample_size):
-    with pytest.raises(ValueError, match="impossible"):
-        stats.conversion_rate(conversions, sample_size)
-
-
-def test_the_bounds_are_exact_where_none_or_all_convert():
-    assert stats.conversion_rate(0, 250).low == 0
-    assert stats.conversion_rate(250, 250).high == 1
+import assignment
 
 
 def test_a_draft_answers_with_zeros(api, draft):
@@ -50,33 +23,75 @@ def test_a_draft_answers_with_zeros(api, draft):
         assert (interval["lower"], interval["upper"]) == (0, 1)
 
 
-def test_the_seeds_figures_come_out_of_the_seeds_traffic(api, running):
+def test_the_seeds_figures_come_out_of_the_seeds_traffic(api, running, enrolled):
     """250 and 250 participants, 45 and 67 conversions, 0.18 and 0.268."""
     path = running()
-    wanted = {"v1": 45, "v2": 67}
-    arms = {"v1": [], "v2": []}
-    users = [{"userId": f"u{number}"} for number in range(700)]
-    answers = []
-    while min(map(len, arms.values())) < 250:
-        body = {"users": users[len(answers) : len(answers) + 1]}
-        answers += api.post(f"{path}/assignments/batch", body).json["data"]
-        arms[answers[-1]["variantId"]].append(answers[-1]["userId"])
-    rows = [
-        {"userId": user_id}
-        for variant, number in wanted.items()
-        for user_id in arms[variant][:number]
+    id = path.removeprefix("experiments/")
+    users = [f"u{number}" for number in range(700)]
+    arms = [
+        [one for one in users if assignment.dealt(id, one, [5000, 5000]) == arm][:250]
+        for arm in (0, 1)
     ]
+    enrolled(path, *arms[0], *arms[1])
+    rows = [{"userId": user_id} for user_id in arms[0][:45] + arms[1][:67]]
     sent = api.post(f"{path}/conversions/batch", {"conversions": rows})
     assert {one["status"] for one in sent.json["data"]} == {"accepted"}
 
     computed = api.post(f"{path}/compute-results", {}).json["data"]
 
+    control, detailed = computed["variants"]
+    names = ("variantId", "variantName", "sampleSize", "conversions", "conversionRate")
+    assert [control[name] for name in names] == ["v1", "Control", 250, 45, 0.18]
+    assert [detailed[name] for name in names] == ["v2", "Detailed", 250, 67, 0.268]
+    # statsmodels 0.15.0: proportion_confint(method="wilson"), proportions_ztest.
+    interval = control["confidenceInterval"]
+    assert interval["lower"] == pytest.approx(0.13733343230144174, abs=1e-9)
+    assert interval["upper"] == pytest.approx(0.23235187937564278, abs=1e-9)
+    against = detailed["comparison"]
+    assert against["fixedHorizon"]["pValue"] == pytest.approx(0.018282751455309356)
+    # An independent implementation in mpmath, 22 digits.
+    assert against["sequential"]["pValue"] == pytest.approx(0.3549669477835293)
+    assert control["comparison"] is None
+    assert computed["verdict"]["status"] == "keep_running"
     assert computed["metric"] == "conversion"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"confidenceLevel": 0.995}, {"confidenceLevel": "0.9"}, {"metric": ""}, {"x": 1}],
+)
+def test_an_analysis_that_cannot_be_is_refused(api, draft, body):
+    response = api.post(f"{draft()}/compute-results", body)
+
+    assert_error(response, 400, "VALIDATION_ERROR")
+
+
+def test_a_metric_with_values_has_means_beside_its_rate(api, running, enrolled):
+    path = running(plan={"baselineRate": 0.2, "minimumEffect": 0.05})
+    users = [f"u{number}" for number in range(40)]
+    seats = enrolled(path, *users)
+    rows = [{"userId": one, "metric": "spent", "value": 2.5} for one in users[:20]]
+    api.post(f"{path}/conversions/batch", {"conversions": rows})
+
+    body = {"metric": "spent", "confidenceLevel": 0.9}
+    computed = api.post(f"{path}/compute-results", body).json["data"]
+
+    assert computed["metric"] == "spent"
+    assert computed["analysis"]["confidenceLevel"] == 0.9
     for variant in computed["variants"]:
-        size = len(arms[variant["variantId"]])
-        number = wanted[variant["variantId"]]
-        assert (variant["sampleSize"], variant["conversions"]) == (size, number)
-        assert variant["conversionRate"] == number / size
-        interval = variant["confidenceInterval"]
-        assert interval["lower"] < variant["conversionRate"] < interval["upper"]
-        assert (interval["level"], interval["method"]) == (0.95, "wilson")
+        mine = [
+            one["userId"] for one in seats if one["variantId"] == variant["variantId"]
+        ]
+        converted = sum(one in users[:20] for one in mine)
+        assert variant["conversions"] == variant["value"]["count"] == converted
+        assert variant["value"]["sum"] == 2.5 * converted
+        assert variant["value"]["mean"] == pytest.approx(2.5 * converted / len(mine))
+        assert variant["confidenceInterval"]["level"] == 0.9
+
+
+def test_a_plan_whose_target_is_above_one_is_refused(api, draft):
+    plan = {"baselineRate": 0.9, "minimumEffect": 0.2}
+
+    response = api.patch(draft(), {"plan": plan})
+
+    assert_error(response, 400, "VALIDATION_ERROR")

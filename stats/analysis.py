@@ -1,0 +1,292 @@
+"""The whole answer for one metric: counts in, every figure and a verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats import contrasts, evidence
+from stats.multiplicity import holm
+from stats.numerics import normal_quantile, np
+from stats.planning import planned_centre
+from stats.posterior import Posterior, posterior
+from stats.provenance import input_hash
+from stats.rates import (
+    always_valid_rate_interval,
+    conversion_rate,
+    wilson_interval,
+)
+from stats.results import (
+    Analysis,
+    Arm,
+    Comparison,
+    FixedHorizon,
+    Interval,
+    Level,
+    Method,
+    Number,
+    Plan,
+    Sequential,
+    ValueFigures,
+    VariantFigures,
+    check_counts,
+    check_level,
+    interval,
+)
+from stats.splits import DETECTED, sample_ratio_mismatch
+from stats.values import value_figures
+from stats.verdict import Bounds, verdict, warnings
+
+if TYPE_CHECKING:
+    from stats.contrasts import Limits, Tables
+    from stats.numerics import Floats
+
+METHOD = "always_valid_e_process"
+SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
+MIXTURE = "always_valid_e_process"
+
+
+class _Test(NamedTuple):
+    """What the pairs need, set before any count is looked at, and what came out."""
+
+    tables: Tables
+    shares: Floats
+    centre: float
+    nuisance: float
+    log_e_values: list[float]
+    p_values: list[float]
+    adjusted: list[float]
+
+
+def analyse(
+    arms: Sequence[Arm],
+    *,
+    plan: Plan | None = None,
+    confidence_level: Number = 0.95,
+    metric: str = "conversion",
+    computed_at: str | None = None,
+) -> Analysis:
+    """Return every figure, the verdict and the warnings for one metric.
+
+    The first arm is the control. *confidence_level* (0.5 to 0.99) shapes the
+    intervals shown; significance and verdict use the plan's (0.95 without one).
+    With several variants the always-valid p-values are Holm's, and the intervals
+    of the comparisons hold together: each says its own, higher level.
+
+    The figures of a pair rest on the planned split, as its guarantee demands. If
+    the pair's own split is broken (p < 0.001) they rest on the realised one, and
+    nothing is to be trusted until the cause is found.
+
+    For a metric with values (revenue), `value` has each variant's mean for each of
+    its users, with an exact and an any-time comparison beside the rate's. The
+    verdict still rests on the conversion rate, whose test is exact.
+    """
+    for arm in arms:
+        check_counts(arm.conversions, arm.sample_size)
+    if len(arms) < 2:
+        raise ValueError(f"An analysis needs two variants, not {len(arms)}")
+    shown = Level(check_level(confidence_level), len(arms) - 1)
+    deciding = shown._replace(confidence=_verdict_level(plan))
+    split = sample_ratio_mismatch(
+        [arm.sample_size for arm in arms], [arm.split_percentage for arm in arms]
+    )
+    test = _test(arms, planned_centre(plan))
+    chances = posterior([(arm.conversions, arm.sample_size) for arm in arms])
+    comparisons = _comparisons(arms, test, chances, shown, deciding)
+    values = value_figures(arms, shown, deciding)
+    variants = [
+        _variant(arms, place, chances, comparisons[place], values[place], shown)
+        for place in range(len(arms))
+    ]
+    bounds = _verdict_bounds(test, variants, shown, deciding)
+    return Analysis(
+        metric=metric,
+        variants=variants,
+        analysis=Method(
+            method=METHOD,
+            confidence_level=shown.confidence,
+            verdict_confidence_level=deciding.confidence,
+            correction="holm" if len(arms) > 2 else "none",
+            prior="Beta(1, 1)",
+            centre=test.centre,
+            plan=plan,
+            computed_at=computed_at,
+            input_hash=input_hash(arms, plan, confidence_level, metric),
+        ),
+        sample_ratio_mismatch=split,
+        verdict=verdict(arms, variants, split, plan, bounds),
+        warnings=warnings(
+            arms,
+            split,
+            plan,
+            always_valid_rate_interval(
+                arms[0].conversions, arms[0].sample_size, deciding.confidence
+            ),
+        ),
+        trustworthy=not split.detected,
+    )
+
+
+def _verdict_level(plan: Plan | None) -> float:
+    """Return the confidence level that decides: the plan's, 0.95 without one."""
+    return 0.95 if plan is None else check_level(plan.confidence_level)
+
+
+# ---------------------------------------------------------------------------
+# Rates
+
+
+def _test(arms: Sequence[Arm], centre: float) -> _Test:
+    """Return the always-valid test of each variant against the control."""
+    control, *treatments = arms
+    nuisance = evidence.nuisance_level(len(treatments))
+    tables = contrasts.Tables(
+        np.full(len(treatments), float(control.sample_size)),
+        np.full(len(treatments), float(control.conversions)),
+        np.array([float(arm.sample_size) for arm in treatments]),
+        np.array([float(arm.conversions) for arm in treatments]),
+    )
+    shares = np.array([_pair_share(control, arm) for arm in treatments])
+    log_e_values, p_values = [], []
+    for place, arm in enumerate(treatments):
+        if not (control.sample_size and arm.sample_size):
+            log_e_values.append(0.0)
+            p_values.append(1.0)
+            continue
+        log_e = evidence.log_e_values(
+            tables.rows(np.array([place])), float(shares[place]), centre, nuisance
+        )
+        log_e_values.append(float(log_e[0]))
+        p_values.append(float(evidence.always_valid_p_value(log_e, nuisance)[0]))
+    return _Test(
+        tables, shares, centre, nuisance, log_e_values, p_values, holm(p_values)
+    )
+
+
+def _pair_share(control: Arm, treatment: Arm) -> float:
+    """Return the treatment's planned share of the pair, the realised if that broke."""
+    sizes = [control.sample_size, treatment.sample_size]
+    splits = [Decimal(control.split_percentage), Decimal(treatment.split_percentage)]
+    broken = sample_ratio_mismatch(sizes, splits).p_value < DETECTED
+    if broken and all(sizes):
+        return sizes[1] / sum(sizes)
+    return float(splits[1] / sum(splits))
+
+
+def _comparisons(
+    arms: Sequence[Arm],
+    test: _Test,
+    chances: Posterior,
+    shown: Level,
+    deciding: Level,
+) -> list[Comparison | None]:
+    """Return each variant's comparison with the control; None for the control."""
+    fixed = contrasts.score_limits(test.tables, normal_quantile(1 - shown.alpha / 2))
+    always = evidence.always_valid_limits(
+        test.tables, test.shares, shown.alpha, test.centre, test.nuisance
+    )
+    fixed_p_values = contrasts.fixed_horizon_p_value(test.tables)
+    return [None] + [
+        Comparison(
+            control_variant_id=arms[0].variant_id,
+            difference=_difference(arms[0], arm),
+            lift=_lift(arms[0], arm),
+            probability_to_beat_control=chances.probability_to_beat_control[place + 1],
+            fixed_horizon=FixedHorizon(
+                float(fixed_p_values[place]),
+                *_pair_of_intervals(
+                    fixed, place, shown.each, (SCORE_DIFFERENCE, SCORE_RATIO)
+                ),
+            ),
+            sequential=Sequential(
+                test.p_values[place],
+                test.adjusted[place],
+                test.log_e_values[place],
+                *_pair_of_intervals(always, place, shown.each, (MIXTURE, MIXTURE)),
+                test.adjusted[place] < 1 - deciding.confidence,
+            ),
+        )
+        for place, arm in enumerate(arms[1:])
+    ]
+
+
+def _pair_of_intervals(
+    limits: tuple[Limits, Limits], place: int, level: float, methods: tuple[str, str]
+) -> tuple[Interval, Interval]:
+    """Return the difference's and the lift's interval of one comparison."""
+    difference, ratio = limits
+    return (
+        interval(difference.lower[place], difference.upper[place], level, methods[0]),
+        interval(ratio.lower[place] - 1, ratio.upper[place] - 1, level, methods[1]),
+    )
+
+
+def _verdict_bounds(
+    test: _Test,
+    variants: Sequence[VariantFigures],
+    shown: Level,
+    deciding: Level,
+) -> list[Bounds]:
+    """Return each always-valid difference interval at the level that decides."""
+    if shown == deciding:
+        intervals = [
+            variant.comparison.sequential.difference_interval
+            for variant in variants
+            if variant.comparison
+        ]
+        return [Bounds(one.lower, one.upper) for one in intervals]
+    difference, _ = evidence.always_valid_limits(
+        test.tables, test.shares, deciding.alpha, test.centre, test.nuisance
+    )
+    ends = zip(difference.lower, difference.upper, strict=True)
+    return [Bounds(*interval(low, high, 0.0, "")[:2]) for low, high in ends]
+
+
+def _difference(control: Arm, treatment: Arm) -> float | None:
+    """Return the difference of the rates, None if an arm is empty."""
+    if not (control.sample_size and treatment.sample_size):
+        return None
+    return (
+        treatment.conversions / treatment.sample_size
+        - control.conversions / control.sample_size
+    )
+
+
+def _lift(control: Arm, treatment: Arm) -> float | None:
+    """Return the relative difference; None if an arm is empty or the control at 0."""
+    if not (control.sample_size and treatment.sample_size and control.conversions):
+        return None
+    # In whole numbers up to the last step, so that equal rates are a lift of 0.
+    numerator = treatment.conversions * control.sample_size
+    return numerator / (control.conversions * treatment.sample_size) - 1
+
+
+def _variant(
+    arms: Sequence[Arm],
+    place: int,
+    chances: Posterior,
+    comparison: Comparison | None,
+    value: ValueFigures | None,
+    shown: Level,
+) -> VariantFigures:
+    """Return what is said about one arm."""
+    arm = arms[place]
+    counts = arm.conversions, arm.sample_size
+    level = shown.confidence
+    return VariantFigures(
+        variant_id=arm.variant_id,
+        variant_name=arm.variant_name,
+        sample_size=arm.sample_size,
+        conversions=arm.conversions,
+        conversion_rate=conversion_rate(*counts),
+        is_control=place == 0,
+        confidence_interval=wilson_interval(*counts, confidence_level=level),
+        always_valid_interval=always_valid_rate_interval(
+            *counts, confidence_level=level
+        ),
+        probability_best=chances.probability_best[place],
+        expected_loss=chances.expected_loss[place],
+        comparison=comparison,
+        value=value,
+    )

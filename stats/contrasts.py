@@ -1,0 +1,300 @@
+"""Two arms compared at a planned end: score test, difference and lift.
+
+A null hypothesis is a line ``p_t = ratio * p_c + shift``: a difference is a
+shift at ratio 1, a lift is a ratio at shift 0, and no effect is (1, 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats.numerics import crossings, np, special
+
+if TYPE_CHECKING:
+    from stats.numerics import Flags, Floats, Indices
+
+#: How far rates are kept from 0 and 1 where a logarithm or a division needs it.
+EDGE = 1e-15
+
+#: The farthest ratio looked at; beyond it an interval counts as unbounded.
+FARTHEST = 27.6  # ln(1e12)
+
+#: The farthest difference looked at; if it is accepted, so is 1.
+ALMOST_ONE = 1 - 1e-12
+
+
+class Tables(NamedTuple):
+    """Many two-arm tables side by side: one array a column."""
+
+    control_size: Floats
+    control_conversions: Floats
+    treatment_size: Floats
+    treatment_conversions: Floats
+
+    def rows(self, index: Indices) -> Tables:
+        """Return the tables at these places, in this order."""
+        return Tables(*(column[index] for column in self))
+
+
+class Limits(NamedTuple):
+    """The ends of many intervals; NaN where an end is unbounded or unknown."""
+
+    lower: Floats
+    upper: Floats
+
+
+def project(
+    control_rate: Floats,
+    treatment_rate: Floats,
+    share: Floats,
+    ratio: Floats,
+    shift: Floats,
+) -> Floats:
+    """Return the control rate of the null line's point nearest to these rates.
+
+    Nearest is ``(1-w) KL(p_c || s) + w KL(p_t || ratio s + shift)`` with *w* the
+    treatment's share, so with ``w = n_t / N`` this is the maximum likelihood
+    estimate under the null. The closed form of the cubic (quadratic where the
+    shift is 0) is the start of a safeguarded Newton iteration on the score, which
+    falls all the way, so there is one root and no way past it.
+
+    Miettinen & Nurminen (1985), Stat. Med. 4, p. 213-226.
+    """
+    low = np.maximum(0.0, -shift / ratio)
+    high = np.minimum(1.0, (1 - shift) / ratio)
+    other = 1 - share
+    control_rate = np.clip(control_rate, EDGE, 1 - EDGE)
+    treatment_rate = np.clip(treatment_rate, EDGE, 1 - EDGE)
+    s = _start(control_rate, treatment_rate, share, ratio, shift)
+    s = np.where((s > low) & (s < high), s, (low + high) / 2)
+    low, high = np.broadcast_to(low, s.shape), np.broadcast_to(high, s.shape)
+    for _ in range(100):
+        t = ratio * s + shift
+        control_spread, treatment_spread = s * (1 - s), t * (1 - t)
+        slope = other * (control_rate - s) * treatment_spread
+        slope += share * ratio * (treatment_rate - t) * control_spread
+        curve = other * (control_rate * (1 - 2 * s) + s * s) * treatment_spread**2
+        curve += (
+            share * ratio**2 * (treatment_rate * (1 - 2 * t) + t * t)
+        ) * control_spread**2
+        rising = slope > 0
+        low, high = np.where(rising, s, low), np.where(rising, high, s)
+        with np.errstate(all="ignore"):
+            step = slope * control_spread * treatment_spread / curve
+        moved = s + step
+        moved = np.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
+        # A step this small is the last one that Newton's squaring leaves to do.
+        room = np.minimum(control_spread, treatment_spread / ratio)
+        still = np.abs(moved - s) <= np.maximum(1e-9 * room, 2e-16 * s)
+        s = moved
+        if still.all() or (high - low <= 1e-17).all():
+            break
+    return s
+
+
+def _start(
+    control_rate: Floats,
+    treatment_rate: Floats,
+    share: Floats,
+    ratio: Floats,
+    shift: Floats,
+) -> Floats:
+    """Return the closed-form root, exact but for cancellation."""
+    other = 1 - share
+    linear = other * (1 + ratio * control_rate) + share * (treatment_rate + ratio)
+    constant = other * control_rate + share * treatment_rate
+    inner = np.maximum(linear * linear - 4 * ratio * constant, 0.0)
+    quadratic = 2 * constant / (linear + np.sqrt(inner))
+    if not np.any(shift):
+        return quadratic
+
+    tilt, level = ratio * (1 - 2 * shift), shift * (1 - shift)
+    gap = treatment_rate - shift
+    square = ratio * ratio
+    two = -other * (control_rate * square + tilt) - share * ratio * (gap + ratio)
+    one = other * (control_rate * tilt - level) + share * ratio * gap
+    two, one = two / square, one / square
+    zero = other * control_rate * level / square
+    middle = -two / 3
+    radius = np.sqrt(np.maximum(middle * middle - one / 3, 1e-300))
+    height = ((middle + two) * middle + one) * middle + zero
+    angle = np.arcsin(np.clip(height / (2 * radius**3), -1, 1)) / 3
+    return np.where(shift == 0, quadratic, middle + 2 * radius * np.sin(angle))
+
+
+def score(tables: Tables, ratio: Floats, shift: Floats) -> Floats:
+    """Return the score statistic of each table against its null line.
+
+    Positive where the treatment does better than the null says. Tables without
+    spread carry no evidence: 0.
+
+    Mee (1984), Biometrics 40, p. 1175-1176 (difference); Koopman (1984),
+    Biometrics 40, p. 513-517 (ratio); no continuity correction, no N/(N-1).
+    """
+    control_size, control_conversions, treatment_size, treatment_conversions = tables
+    control_rate = control_conversions / np.maximum(control_size, 1)
+    treatment_rate = treatment_conversions / np.maximum(treatment_size, 1)
+    total = np.maximum(control_size + treatment_size, 1)
+    s = project(control_rate, treatment_rate, treatment_size / total, ratio, shift)
+    t = ratio * s + shift
+    with np.errstate(all="ignore"):
+        variance = t * (1 - t) / treatment_size + ratio**2 * s * (1 - s) / control_size
+        z = (treatment_rate - ratio * control_rate - shift) / np.sqrt(variance)
+    return np.where(np.isfinite(z), z, 0.0)
+
+
+def pooled_score(tables: Tables) -> Floats:
+    """Return the score statistic against "no effect": the pooled z-test.
+
+    The same number as ``score(tables, 1, 0)``, in closed form.
+    """
+    control_size, control_conversions, treatment_size, treatment_conversions = tables
+    total = control_size + treatment_size
+    pooled = (control_conversions + treatment_conversions) / np.maximum(total, 1)
+    with np.errstate(all="ignore"):
+        spread = pooled * (1 - pooled) * (1 / control_size + 1 / treatment_size)
+        difference = (
+            treatment_conversions / treatment_size - control_conversions / control_size
+        )
+        z = difference / np.sqrt(spread)
+    return np.where(np.isfinite(z), z, 0.0)
+
+
+def fixed_horizon_p_value(tables: Tables) -> Floats:
+    """Return the two-sided p-value of one look at the planned end.
+
+    Equal to R's ``prop.test(correct = FALSE)``; 1 where an arm is empty or every
+    user did the same.
+    """
+    return np.asarray(2 * special.ndtr(-np.abs(pooled_score(tables))))
+
+
+def score_limits(tables: Tables, critical: float) -> tuple[Limits, Limits]:
+    """Return the intervals for difference and ratio: all nulls with |z| < critical.
+
+    Both come from the statistic that the p-value comes from, so the three agree:
+    the p-value is below alpha exactly if each interval leaves out "no effect".
+
+    Mee (1984) and Koopman (1984), as in `score`; Newcombe (1998), Stat. Med. 17,
+    p. 873-890, method 5.
+    """
+
+    def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
+        rows = tables.rows(index)
+        none = (ratio == 1) & (shift == 0)
+        z = np.where(none, pooled_score(rows), score(rows, ratio, shift))
+        return np.abs(z) - critical
+
+    return accepted(tables, excess, critical, 1e-11)
+
+
+def accepted(
+    tables: Tables,
+    excess: Callable[[Indices, Floats, Floats], Floats],
+    critical: float,
+    precision: float,
+) -> tuple[Limits, Limits]:
+    """Return all differences and all ratios at which *excess* is negative.
+
+    *excess* is asked for many nulls at once: whose they are, ratios, shifts. The
+    search walks outwards from the estimate, in steps of about *critical* standard
+    errors, and then closes in; "no effect" is always one of the points tried.
+    """
+    count = len(tables.control_size)
+    searches = _searches(tables, critical)
+
+    def at(point: Floats, search: Indices) -> Floats:
+        scaled = searches.on_ratio[search]
+        ratio = np.where(scaled, np.exp(np.where(scaled, point, 0.0)), 1.0)
+        shift = np.where(scaled, 0.0, point)
+        return np.minimum(excess(searches.table[search], ratio, shift), 1e6)
+
+    ends = _walk(searches, at, precision)
+    difference_low, difference_high, ratio_low, ratio_high = ends.reshape(4, count)
+    return (
+        Limits(difference_low, difference_high),
+        Limits(np.exp(ratio_low), np.exp(ratio_high)),
+    )
+
+
+class _Searches(NamedTuple):
+    """The ends to look for: four a table (difference, ratio; lower, upper)."""
+
+    table: Indices
+    on_ratio: Flags
+    sign: Floats
+    start: Floats
+    step: Floats
+    limit: Floats
+    closed: Floats
+    unknown: Flags
+
+
+def _searches(tables: Tables, critical: float) -> _Searches:
+    """Return where each search starts, its first step, and where it must stop."""
+    control_size, control_conversions, treatment_size, treatment_conversions = tables
+    count = len(control_size)
+    empty = (control_size == 0) | (treatment_size == 0)
+    with np.errstate(all="ignore"):
+        control_rate = control_conversions / np.maximum(control_size, 1)
+        treatment_rate = treatment_conversions / np.maximum(treatment_size, 1)
+        logarithm = np.log(treatment_rate) - np.log(control_rate)
+    logarithm = np.nan_to_num(logarithm, nan=0.0, posinf=FARTHEST, neginf=-FARTHEST)
+    smaller = np.maximum(np.minimum(control_size, treatment_size), 1)
+    rough = (treatment_conversions + control_conversions + 1) / (
+        control_size + treatment_size + 2
+    )
+    error = critical * np.sqrt(rough * (1 - rough) / smaller)
+    fewer = np.maximum(np.minimum(control_conversions, treatment_conversions), 0.5)
+    relative = np.maximum(critical * np.sqrt((1 - rough) / fewer), 1e-9)
+    nothing = (control_conversions == 0) & (treatment_conversions == 0)
+    ones = np.ones(count)
+    # A ratio of 0 is a lift of -1, which is an end; an infinite one is none.
+    no_upper = np.where(control_conversions == 0, np.nan, np.inf)
+    return _Searches(
+        table=np.tile(np.arange(count), 4),
+        on_ratio=np.repeat([False, False, True, True], count),
+        sign=np.repeat([-1.0, 1.0, -1.0, 1.0], count),
+        start=np.concatenate([*[treatment_rate - control_rate] * 2, *[logarithm] * 2]),
+        step=np.concatenate([error, error, relative, relative]),
+        limit=np.repeat([-ALMOST_ONE, ALMOST_ONE, -FARTHEST, FARTHEST], count),
+        closed=np.concatenate([-ones, ones, -np.inf * ones, no_upper]),
+        unknown=np.concatenate([empty, empty, empty | nothing, empty | nothing]),
+    )
+
+
+def _walk(
+    searches: _Searches, at: Callable[[Floats, Indices], Floats], precision: float
+) -> Floats:
+    """Return the end that each search finds, NaN where there is none."""
+    ends = np.full(len(searches.start), np.nan)
+    going = np.flatnonzero(~searches.unknown)
+    sign, limit = searches.sign, searches.limit
+    inside = np.clip(searches.start, -np.abs(limit), np.abs(limit))
+    outside = np.full(len(inside), np.nan)
+    ahead = going[(sign * inside < 0)[going]]
+    if len(ahead):
+        rejects = at(np.zeros(len(ahead)), ahead) >= 0
+        outside[ahead[rejects]] = 0.0
+        inside[ahead[~rejects]] = 0.0
+    step = searches.step.copy()
+    walking = going[np.isnan(outside[going])]
+    while len(walking):
+        trial = inside[walking] + sign[walking] * step[walking]
+        past = sign[walking] * (trial - limit[walking]) >= 0
+        trial = np.where(past, limit[walking], trial)
+        rejects = at(trial, walking) >= 0
+        outside[walking[rejects]] = trial[rejects]
+        inside[walking[~rejects]] = trial[~rejects]
+        ends[walking[past & ~rejects]] = searches.closed[walking[past & ~rejects]]
+        step[walking] *= 1.5
+        walking = walking[~rejects & ~past]
+    found = np.flatnonzero(~np.isnan(outside))
+    ends[found] = crossings(
+        lambda point, index: at(point, found[index]),
+        inside[found],
+        outside[found],
+        precision,
+    )
+    return ends

@@ -1,0 +1,332 @@
+"""The always-valid test of two arms: significant at any look, or at none.
+
+The parts are Turner & Grünwald's; their combination (one user a block, a grid of
+bets, Berger-Boos over time) is ours, so the suite proves it exactly for small
+samples and by simulation for large ones.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats.contrasts import Limits, Tables, accepted, project
+from stats.numerics import crossings, np, special
+
+if TYPE_CHECKING:
+    from stats.numerics import Flags, Floats, Indices
+
+#: Where the bets lie if no plan was stored: a log odds ratio of about 20 %.
+CENTRE = 0.2
+
+#: How much of alpha is spent on not knowing the pooled rate.
+NUISANCE = 1e-4
+
+CELLS = 48
+BETS = 28
+LEAST_BET, BET_RANGE, BET_SCALE = 0.005, 600.0, 0.8
+AROUND_NULL = 0.95
+CLIP = 1e-7
+
+
+class Evidence(NamedTuple):
+    """What the counts say against "no effect", however often one looks."""
+
+    p_value: float
+    log_e_value: float
+
+
+def nuisance_level(comparisons: int) -> float:
+    """Return the part of alpha spent on the pooled rate.
+
+    1e-4 for up to two comparisons. With more, each gets only alpha / comparisons,
+    and this part must stay small beside it down to alpha = 0.01: one fiftieth.
+    """
+    return min(NUISANCE, 0.01 / 50 / max(comparisons, 1))
+
+
+def always_valid_p_value(log_e: Floats, nuisance: float = NUISANCE) -> Floats:
+    """Return the p-value that holds at every look: ``beta + 1 / E``, at most 1.
+
+    Berger & Boos (1994), JASA 89, p. 1012-1016; Ville (1939).
+    """
+    return np.asarray(np.minimum(1.0, nuisance + np.exp(-np.maximum(log_e, 0.0))))
+
+
+def log_e_values(
+    tables: Tables,
+    share: float,
+    centre: float = CENTRE,
+    nuisance: float = NUISANCE,
+) -> Floats:
+    """Return the log e-value of each table against "no effect".
+
+    *share* is the treatment's planned share of the pair's users. The product over
+    users depends on the four counts alone, so neither the order of the users nor
+    the number of looks matters, and under the null the chance that it ever passes
+    ``1 / alpha`` is at most alpha. Not knowing the pooled rate, take the least of
+    the cells it may lie in.
+
+    Turner, Ly & Grünwald (2024), JSPI 230, 106116; Turner & Grünwald (2023),
+    arXiv 2203.09785; Berger & Boos (1994), JASA 89, p. 1012-1016.
+    """
+    edges, factors, log_weights = _equality_bets(share, centre)
+    counts = _counts(tables)
+    kept = _kept(tables, edges[:-1], edges[1:], nuisance)
+    least = np.full(len(counts), np.inf)
+    for cell in range(CELLS):
+        index = np.flatnonzero(kept[:, cell])
+        if len(index):
+            products = counts[index] @ factors[cell] + log_weights
+            least[index] = np.minimum(least[index], _log_sum(products))
+    return np.asarray(least)
+
+
+def null_log_e_values(
+    tables: Tables,
+    share: Floats,
+    ratio: Floats,
+    shift: Floats,
+    centre: float = CENTRE,
+    nuisance: float = NUISANCE,
+) -> Floats:
+    """Return the log e-value of each table against its own null line.
+
+    As `log_e_values`, for ``p_t = ratio * p_c + shift``: each bet is set against
+    the point of the line nearest to it, its reverse information projection, which
+    keeps the expectation of every factor at most 1 on the whole line. Where no
+    pooled rate that the line allows is compatible with the counts, the nearest
+    cell is kept all the same: a doubt about the split is no evidence of an effect.
+    """
+    edges = _edges()
+    low, high = _pooled_range(share, ratio, shift)
+    lower = np.maximum(edges[:-1], low[:, None])
+    upper = np.minimum(edges[1:], high[:, None])
+    possible = lower <= upper
+    kept = possible & _kept(tables, edges[:-1], edges[1:], nuisance)
+    kept |= _nearest(tables, lower, upper, possible) & ~kept.any(axis=1, keepdims=True)
+    row, cell = np.nonzero(kept)
+    values = np.full(kept.shape, np.inf)
+    values[row, cell] = _null_products(
+        _counts(tables)[row],
+        _middle(lower[row, cell], upper[row, cell]),
+        _middle(edges[:-1], edges[1:])[cell],
+        _Line(share[row, None], ratio[row, None], shift[row, None]),
+        centre,
+    )
+    return np.asarray(values.min(axis=1))
+
+
+def always_valid_limits(
+    tables: Tables,
+    share: Floats,
+    alpha: float,
+    centre: float = CENTRE,
+    nuisance: float = NUISANCE,
+) -> tuple[Limits, Limits]:
+    """Return the always-valid intervals for difference and ratio.
+
+    All nulls with ``E < 1 / (alpha - beta)``: they leave out "no effect" exactly if
+    the always-valid p-value is below alpha.
+    """
+    threshold = -np.log(alpha - nuisance)
+
+    def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
+        values = null_log_e_values(
+            tables.rows(index), share[index], ratio, shift, centre, nuisance
+        )
+        return np.asarray(values - threshold)
+
+    return accepted(tables, excess, 3.3, 1e-8)
+
+
+def _counts(tables: Tables) -> Floats:
+    """Return converted and not, control then treatment, one row a table."""
+    control_size, control_conversions, treatment_size, treatment_conversions = tables
+    return np.column_stack(
+        [
+            control_conversions,
+            control_size - control_conversions,
+            treatment_conversions,
+            treatment_size - treatment_conversions,
+        ]
+    ).astype(float)
+
+
+def _edges() -> Floats:
+    """Return the edges of the cells of the pooled rate, even in arcsine scale."""
+    edges = np.sin(np.linspace(0, np.pi / 2, CELLS + 1)) ** 2
+    edges[-1] = 1.0
+    return np.asarray(edges)
+
+
+def _middle(lower: Floats, upper: Floats) -> Floats:
+    """Return the rate halfway between two rates in arcsine scale."""
+    halfway = (np.arcsin(np.sqrt(lower)) + np.arcsin(np.sqrt(upper))) / 2
+    return np.asarray(np.sin(halfway) ** 2)
+
+
+def _kept(tables: Tables, lower: Floats, upper: Floats, nuisance: float) -> Flags:
+    """Tell which cells the confidence sequence of the pooled rate meets.
+
+    The beta-binomial likelihood ratio falls towards the observed rate and rises
+    beyond it, so a cell meets the sequence if its nearest point does.
+
+    Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409.
+    """
+    total = (tables.control_size + tables.treatment_size)[:, None]
+    converted = (tables.control_conversions + tables.treatment_conversions)[:, None]
+    nearest = np.clip(converted / np.maximum(total, 1), lower, upper)
+    ratio = special.betaln(converted + 0.5, total - converted + 0.5)
+    ratio = ratio - special.betaln(0.5, 0.5)
+    ratio = ratio - special.xlogy(converted, nearest)
+    ratio = ratio - special.xlog1py(total - converted, -nearest)
+    return np.asarray(ratio < -np.log(nuisance))
+
+
+def _nearest(tables: Tables, lower: Floats, upper: Floats, possible: Flags) -> Flags:
+    """Tell which possible cell is nearest to the observed pooled rate."""
+    total = tables.control_size + tables.treatment_size
+    converted = tables.control_conversions + tables.treatment_conversions
+    rate = (converted / np.maximum(total, 1))[:, None]
+    distance = np.maximum(lower - rate, rate - upper)
+    distance = np.where(possible, distance, np.inf)
+    return np.asarray(np.arange(CELLS) == distance.argmin(axis=1)[:, None])
+
+
+def bets(centre: float) -> tuple[Floats, Floats]:
+    """Return the bets on the log odds ratio and the logs of their weights."""
+    sizes = LEAST_BET * BET_RANGE ** (np.arange(BETS) / (BETS - 1))
+    weights = 1 / (1 + (np.log(sizes / centre) / BET_SCALE) ** 2)
+    weights = np.concatenate([weights, weights])
+    return np.concatenate([-sizes, sizes]), np.log(weights / weights.sum())
+
+
+def alternatives(pooled: Floats, share: Floats, odds: Floats) -> tuple[Floats, Floats]:
+    """Return control's and treatment's rate with this pooled rate and odds ratio."""
+    quadratic = (1 - share) * (odds - 1)
+    linear = 1 + (odds - 1) * (share - pooled)
+    root = np.sqrt(np.maximum(linear**2 + 4 * quadratic * pooled, 0.0))
+    with np.errstate(all="ignore"):
+        control = np.where(
+            linear > 0, 2 * pooled / (linear + root), (root - linear) / (2 * quadratic)
+        )
+    treatment = odds * control / (1 - control + odds * control)
+    return np.clip(control, CLIP, 1 - CLIP), np.clip(treatment, CLIP, 1 - CLIP)
+
+
+@lru_cache(maxsize=64)
+def _equality_bets(share: float, centre: float) -> tuple[Floats, Floats, Floats]:
+    """Return the cells' edges, each cell's (4, 56) log factors, the log weights."""
+    edges = _edges()
+    pooled = _middle(edges[:-1], edges[1:])[:, None]
+    sizes, log_weights = bets(centre)
+    control, treatment = alternatives(pooled, np.asarray(share), np.exp(sizes))
+    null = share * treatment + (1 - share) * control
+    factors = _log_factors(control, null) + _log_factors(treatment, null)
+    return edges, np.stack(factors, axis=1), log_weights
+
+
+def _log_factors(rate: Floats, null: Floats) -> tuple[Floats, Floats]:
+    """Return what a conversion, and none, multiplies the product by, as logs."""
+    null = np.clip(null, 1e-300, 1 - 1e-16)
+    return (
+        np.log1p((rate - null) / null),
+        np.log1p((null - rate) / (1 - null)),
+    )
+
+
+def _pooled_range(share: Floats, ratio: Floats, shift: Floats) -> tuple[Floats, Floats]:
+    """Return the pooled rates that are possible on the null line."""
+    low = np.maximum(0.0, -shift / ratio)
+    high = np.minimum(1.0, (1 - shift) / ratio)
+    slope = 1 - share + share * ratio
+    ends = low * slope + share * shift, high * slope + share * shift
+    return np.clip(ends[0], 0, 1), np.clip(ends[1], 0, 1)
+
+
+class _Line(NamedTuple):
+    """A null line for each (table, cell), with the pair's share: columns."""
+
+    share: Floats
+    ratio: Floats
+    shift: Floats
+
+
+def _null_products(
+    counts: Floats,
+    possible_rate: Floats,
+    middle_rate: Floats,
+    line: _Line,
+    centre: float,
+) -> Floats:
+    """Return the log of the mixture of products, one for each (table, cell).
+
+    Most of the weight lies on bets around the null's own point at the middle of
+    the cell's possible part, the rest around equality at the middle of the cell.
+    """
+    share, ratio, shift = line
+    sizes, log_weights = bets(centre)
+    control_null = (possible_rate[:, None] - share * shift) / (
+        1 - share + share * ratio
+    )
+    treatment_null = np.clip(ratio * control_null + shift, CLIP, 1 - CLIP)
+    control_null = np.clip(control_null, CLIP, 1 - CLIP)
+    odds = treatment_null * (1 - control_null) / ((1 - treatment_null) * control_null)
+    near = alternatives(possible_rate[:, None], share, odds * np.exp(sizes))
+    equal = alternatives(middle_rate[:, None], share, np.exp(sizes))
+    control, treatment = np.hstack([near[0], equal[0]]), np.hstack([near[1], equal[1]])
+    s = project(control, treatment, share, ratio, shift)
+    factors = _log_factors(control, s) + _log_factors(treatment, ratio * s + shift)
+    products = np.concatenate(
+        [log_weights + np.log(AROUND_NULL), log_weights + np.log1p(-AROUND_NULL)]
+    )
+    for column, factor in enumerate(factors):
+        products = products + counts[:, column, None] * factor
+    return _log_sum(products)
+
+
+def _log_sum(logarithms: Floats) -> Floats:
+    """Return the log of each row's sum of exponentials."""
+    top = logarithms.max(axis=-1)
+    rest = np.exp(logarithms - top[..., None]).sum(axis=-1)
+    return np.asarray(top + np.log(rest))
+
+
+# ---------------------------------------------------------------------------
+# The normal approximation: planning, and means
+
+
+def normal_log_e_value(z: float, information: float, centre: float = CENTRE) -> float:
+    """Return the log e-value of a z statistic: the same bets, asymptotically.
+
+    *information* is what a squared unit of log odds ratio weighs in z squared:
+    ``n_c n_t / N * p (1 - p)`` for two rates. No guarantee in small samples.
+
+    Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409; Johari, Koomen, Pekelis &
+    Walsh (2022), Oper. Res. 70, p. 1806-1821.
+    """
+    sizes, log_weights = bets(centre)
+    drift = sizes * np.sqrt(information)
+    return float(_log_sum((log_weights + drift * z - drift**2 / 2)[None])[0])
+
+
+def critical_score(
+    information: float, alpha: float, centre: float = CENTRE
+) -> float | None:
+    """Return the |z| that is significant at any look, or None if none is.
+
+    Without information no statistic is: the mixture has not moved from 1.
+    """
+    drift = np.abs(bets(centre)[0]) * np.sqrt(information)
+    if not drift.max() > 1e-6:
+        return None
+
+    def excess(z: Floats, _: Indices) -> Floats:
+        values = [normal_log_e_value(float(each), information, centre) for each in z]
+        return np.asarray(np.minimum(np.array(values) + np.log(alpha), 1e6))
+
+    highest = 4.0
+    while excess(np.array([highest]), np.array([0]))[0] < 0:
+        highest *= 2
+    return float(crossings(excess, np.array([0.0]), np.array([highest]))[0])

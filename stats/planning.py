@@ -1,0 +1,245 @@
+"""How many users, how long, and what could be found: before the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil, exp, log, sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats.evidence import CENTRE, critical_score, nuisance_level
+from stats.numerics import crossings, normal_quantile, np, special
+from stats.results import Number, Plan, check_level
+from stats.splits import shares
+
+if TYPE_CHECKING:
+    from stats.numerics import Floats, Indices
+
+
+class Size(NamedTuple):
+    """Users needed, in the order of the variants; days if the traffic is known."""
+
+    users_per_variant: list[int]
+    total: int
+    days: int | None
+
+
+class PlannedSize(NamedTuple):
+    """The same effect found by one look at the end, and by looking at any time."""
+
+    baseline_rate: float
+    target_rate: float
+    fixed_horizon: Size
+    always_valid: Size
+
+
+def plan_sample_size(
+    baseline_rate: Number,
+    minimum_effect: Number | None = None,
+    *,
+    relative_effect: Number | None = None,
+    power: Number = 0.8,
+    confidence_level: Number = 0.95,
+    splits: Sequence[Number] = (50, 50),
+    users_per_day: Number | None = None,
+) -> PlannedSize:
+    """Return the users and days that a plan needs, one look and any look.
+
+    Give the effect either absolutely (0.02 on 0.10) or relatively (0.2). Several
+    variants share alpha evenly, and the one with the smallest split decides. The
+    figure for any look is the size by which the planned power is reached; most
+    such tests stop well before it.
+    """
+    if (minimum_effect is None) == (relative_effect is None):
+        raise ValueError("Give either the minimum effect or the relative effect")
+    if minimum_effect is None:
+        minimum_effect = float(baseline_rate) * float(relative_effect or 0)
+    plan = Plan(baseline_rate, minimum_effect, power, confidence_level)
+    baseline, target = planned_rates(plan)
+    return PlannedSize(
+        baseline_rate=baseline,
+        target_rate=target,
+        fixed_horizon=_size(planned_total(plan, splits), splits, users_per_day),
+        always_valid=_size(_always_valid_total(plan, splits), splits, users_per_day),
+    )
+
+
+def planned_rates(plan: Plan) -> tuple[float, float]:
+    """Return baseline and target rate, or refuse a plan that cannot be.
+
+    The effect is a rise; with a negative one the target lies below the baseline.
+    """
+    baseline, effect = float(plan.baseline_rate), float(plan.minimum_effect)
+    check_level(plan.confidence_level)
+    if not (0 < baseline < 1 and 0 < baseline + effect < 1 and effect):
+        raise ValueError(
+            f"Rates lie between 0 and 1: baseline {baseline}, effect {effect}"
+        )
+    if not 0 < plan.power < 1:
+        raise ValueError(f"Power lies between 0 and 1: {plan.power}")
+    return baseline, baseline + effect
+
+
+def planned_centre(plan: Plan | None) -> float:
+    """Return the log odds ratio that the plan's effect implies; 0.2 without one."""
+    if plan is None:
+        return CENTRE
+    baseline, target = planned_rates(plan)
+    return abs(log(target / (1 - target)) - log(baseline / (1 - baseline)))
+
+
+def planned_total(plan: Plan, splits: Sequence[Number]) -> float:
+    """Return the users in all variants that one look at the end needs."""
+    baseline, target = planned_rates(plan)
+    parts = shares(splits)
+    comparisons = max(len(parts) - 1, 1)
+    alpha = (1 - float(plan.confidence_level)) / comparisons
+    return max(
+        sample_size(baseline, target, alpha, float(plan.power), part / parts[0])
+        / parts[0]
+        for part in parts[1:]
+    )
+
+
+def sample_size(
+    baseline_rate: float,
+    target_rate: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    ratio: float = 1.0,
+) -> float:
+    """Return the control's users that find this effect with this power, in one look.
+
+    *ratio* is treatment users for each control user. Pooled variance under the
+    null, unpooled under the alternative, two-sided; equal to R's
+    ``power.prop.test``. Not rounded.
+
+    Fleiss, Levin & Paik (2003), "Statistical Methods for Rates and Proportions",
+    3rd ed., section 4.2.
+    """
+    critical = normal_quantile(1 - alpha / 2)
+    return _size_at(baseline_rate, target_rate, critical, power, ratio)
+
+
+def power_at(
+    baseline_rate: float,
+    target_rate: float,
+    users_per_arm: float,
+    alpha: float = 0.05,
+    ratio: float = 1.0,
+) -> float:
+    """Return how often this effect is found by one look at this many control users."""
+    critical = normal_quantile(1 - alpha / 2)
+    null, alternative = _spreads(baseline_rate, target_rate, ratio)
+    signal = abs(target_rate - baseline_rate) * sqrt(users_per_arm)
+    return float(special.ndtr((signal - critical * null) / alternative))
+
+
+def minimum_detectable_effect(
+    baseline_rate: float,
+    users_per_arm: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    ratio: float = 1.0,
+) -> float | None:
+    """Return the smallest absolute rise found with this power; None if none is."""
+
+    def excess(effects: Floats, _: Indices) -> Floats:
+        found = [
+            power_at(baseline_rate, baseline_rate + each, users_per_arm, alpha, ratio)
+            for each in effects
+        ]
+        return np.array(found) - power
+
+    largest = (1 - baseline_rate) * (1 - 1e-12)
+    if excess(np.array([largest]), np.array([0]))[0] < 0:
+        return None
+    least = np.array([largest * 1e-12])
+    return float(crossings(excess, least, np.array([largest]), 1e-13)[0])
+
+
+def always_valid_sample_size(
+    baseline_rate: float,
+    target_rate: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    ratio: float = 1.0,
+    centre: float | None = None,
+    nuisance: float = 1e-4,
+) -> float:
+    """Return the control's users by which looking at any time has this power.
+
+    The same formula with the critical |z| of the always-valid test at that size in
+    the place of 1.96, which is about twice the size; the test stops at about 1.1
+    times the size for one look on average, if the effect is as planned.
+    """
+    plan = Plan(baseline_rate, target_rate - baseline_rate)
+    middle = planned_centre(plan) if centre is None else centre
+    pooled = (baseline_rate + ratio * target_rate) / (1 + ratio)
+
+    def needed(users: float) -> float:
+        information = users * ratio / (1 + ratio) * pooled * (1 - pooled)
+        critical = critical_score(information, alpha - nuisance, middle)
+        if critical is None:
+            return float("inf")
+        return _size_at(baseline_rate, target_rate, critical, power, ratio)
+
+    least = sample_size(baseline_rate, target_rate, alpha, power, ratio)
+    return _fixed_point(needed, least)
+
+
+def _fixed_point(needed: Callable[[float], float], least: float) -> float:
+    """Return the size that is as large as it needs to be: the last such one."""
+
+    def excess(logs: Floats, _: Indices) -> Floats:
+        return np.array([each - log(needed(exp(each))) for each in logs])
+
+    low = high = log(least)
+    while excess(np.array([high]), np.array([0]))[0] < 0:
+        low, high = high, high + log(2)
+    if low == high:
+        return least
+    return exp(float(crossings(excess, np.array([low]), np.array([high]), 1e-9)[0]))
+
+
+def _spreads(baseline: float, target: float, ratio: float) -> tuple[float, float]:
+    """Return the standard deviations under the null and under the alternative."""
+    pooled = (baseline + ratio * target) / (1 + ratio)
+    null = sqrt(pooled * (1 - pooled) * (1 + 1 / ratio))
+    return null, sqrt(baseline * (1 - baseline) + target * (1 - target) / ratio)
+
+
+def _size_at(
+    baseline: float, target: float, critical: float, power: float, ratio: float
+) -> float:
+    null, alternative = _spreads(baseline, target, ratio)
+    signal = critical * null + normal_quantile(power) * alternative
+    return (signal / (target - baseline)) ** 2
+
+
+def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
+    """Return the users in all variants by which any look has the planned power."""
+    baseline, target = planned_rates(plan)
+    parts = shares(splits)
+    comparisons = max(len(parts) - 1, 1)
+    alpha = (1 - float(plan.confidence_level)) / comparisons
+    return max(
+        always_valid_sample_size(
+            baseline,
+            target,
+            alpha,
+            float(plan.power),
+            part / parts[0],
+            nuisance=nuisance_level(comparisons),
+        )
+        / parts[0]
+        for part in parts[1:]
+    )
+
+
+def _size(total: float, splits: Sequence[Number], users_per_day: Number | None) -> Size:
+    """Return whole users for each variant, and whole days."""
+    if users_per_day is not None and not users_per_day > 0:
+        raise ValueError(f"Users a day must be above 0, not {users_per_day}")
+    users = [ceil(total * part - 1e-9) for part in shares(splits)]
+    days = None if users_per_day is None else ceil(sum(users) / float(users_per_day))
+    return Size(users, sum(users), days)

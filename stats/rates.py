@@ -1,0 +1,84 @@
+"""One variant's conversion rate and its two intervals."""
+
+from __future__ import annotations
+
+from math import log, sqrt
+from typing import TYPE_CHECKING
+
+from stats.numerics import crossings, normal_quantile, np, special
+from stats.results import Interval, check_counts
+
+if TYPE_CHECKING:
+    from stats.numerics import Floats, Indices
+
+
+def conversion_rate(conversions: int, sample_size: int) -> float:
+    """Return the share that converted; 0 with nobody enrolled."""
+    check_counts(conversions, sample_size)
+    return conversions / sample_size if sample_size else 0.0
+
+
+def wilson_interval(
+    conversions: int, sample_size: int, confidence_level: float = 0.95
+) -> Interval:
+    """Return the Wilson score interval of a rate, for one look.
+
+    With nobody enrolled it is the whole range, which says that nothing is known.
+    It ends at exactly 0 if nobody converted and at exactly 1 if everybody did.
+
+    Wilson (1927), JASA 22, p. 209-212; Newcombe (1998), Stat. Med. 17, p. 857-872.
+    """
+    check_counts(conversions, sample_size)
+    if sample_size == 0:
+        return Interval(0.0, 1.0, confidence_level, "wilson")
+
+    z = normal_quantile((1 + confidence_level) / 2)
+    p = conversions / sample_size
+    shrink = 1 + z**2 / sample_size
+    centre = (p + z**2 / (2 * sample_size)) / shrink
+    spread = z * sqrt(p * (1 - p) / sample_size + (z / (2 * sample_size)) ** 2) / shrink
+    lower = 0.0 if conversions == 0 else max(0.0, centre - spread)
+    upper = 1.0 if conversions == sample_size else min(1.0, centre + spread)
+    return Interval(lower, upper, confidence_level, "wilson")
+
+
+def always_valid_rate_interval(
+    conversions: int, sample_size: int, confidence_level: float = 0.95
+) -> Interval:
+    """Return the interval of a rate that holds at every look at once.
+
+    All rates against which a Beta(1/2, 1/2) mixture has not yet won by
+    ``1 / alpha``.
+
+    Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409; Howard, Ramdas, McAuliffe &
+    Sekhon (2021), Ann. Stat. 49, p. 1055-1080.
+    """
+    check_counts(conversions, sample_size)
+    if sample_size == 0:
+        return Interval(0.0, 1.0, confidence_level, "beta_binomial_mixture")
+
+    n, p = sample_size, conversions / sample_size
+    failures = n - conversions
+    evidence = special.betaln(conversions + 0.5, failures + 0.5)
+    evidence += log(1 - confidence_level) - special.betaln(0.5, 0.5)
+
+    def excess(rate: Floats, _: Indices) -> Floats:
+        likelihood = special.xlogy(conversions, rate)
+        likelihood = likelihood + special.xlog1py(failures, -rate)
+        return np.asarray(np.minimum(evidence - likelihood, 1e6))
+
+    # Beyond these points the divergence from p alone is enough: KL(p || q) is at
+    # least (q - p)^2 / 2 max(q, p), and the same for 1 - p.
+    spare = special.xlogy(conversions, p) + special.xlog1py(failures, -p) - evidence
+    far = 1.001 * max(float(spare), 0.0) / n
+    lowest = max(0.0, p - far - sqrt(far * far + 2 * (1 - p) * far))
+    highest = min(1.0, p + far + sqrt(far * far + 2 * p * far))
+    lower, upper = crossings(
+        excess, np.array([p, p]), np.array([lowest, highest]), 1e-12
+    )
+    return Interval(
+        0.0 if conversions == 0 else float(lower),
+        1.0 if failures == 0 else float(upper),
+        confidence_level,
+        "beta_binomial_mixture",
+    )

@@ -1,0 +1,224 @@
+"""What goes in and what comes out: the named tuples of an analysis.
+
+Field names are the wire's names in snake case. An unknown number is None, never
+NaN and never infinite; an interval that is unbounded on a side has None there.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from math import isfinite
+from typing import NamedTuple, TypeAlias
+
+Number: TypeAlias = int | float | Decimal
+
+
+class ValueSums(NamedTuple):
+    """Exact totals of a value metric: per-user totals, their sum and squares' sum.
+
+    *count* says how many users have a value; the others count as 0.
+    """
+
+    count: int  # type: ignore[assignment]  # the wire's word, though tuples have it
+    sum: Number
+    sum_squares: Number
+
+
+class Arm(NamedTuple):
+    """One variant's counts; the first arm of an analysis is the control."""
+
+    variant_id: str
+    variant_name: str
+    split_percentage: Decimal
+    sample_size: int
+    conversions: int
+    value: ValueSums | None = None
+
+
+class Plan(NamedTuple):
+    """What was declared before the start: the effect worth finding, and how surely.
+
+    *minimum_effect* is absolute: 0.02 on a baseline of 0.10 means 0.12.
+    """
+
+    baseline_rate: Number
+    minimum_effect: Number
+    power: Number = 0.8
+    confidence_level: Number = 0.95
+
+
+class Interval(NamedTuple):
+    """An interval at its own level; None where it is unbounded or unknown."""
+
+    lower: float | None
+    upper: float | None
+    level: float
+    method: str
+
+
+class Level(NamedTuple):
+    """How sure the reader wants to be, of each comparison and of all together."""
+
+    confidence: float
+    comparisons: int
+
+    @property
+    def alpha(self) -> float:
+        """Return the error that one comparison may make, so that all keep theirs."""
+        return (1 - self.confidence) / self.comparisons
+
+    @property
+    def each(self) -> float:
+        """Return the level of one comparison's interval."""
+        return 1 - self.alpha
+
+
+class FixedHorizon(NamedTuple):
+    """For one look at the planned end, and for no other."""
+
+    p_value: float | None
+    difference_interval: Interval
+    lift_interval: Interval
+
+
+class Sequential(NamedTuple):
+    """For looks at any time; this decides significance."""
+
+    p_value: float
+    adjusted_p_value: float
+    log_e_value: float
+    difference_interval: Interval
+    lift_interval: Interval
+    is_significant: bool
+
+
+class Comparison(NamedTuple):
+    """One variant against the control: treatment minus control throughout."""
+
+    control_variant_id: str
+    difference: float | None
+    lift: float | None
+    probability_to_beat_control: float
+    fixed_horizon: FixedHorizon
+    sequential: Sequential
+
+
+class ValueFixedHorizon(NamedTuple):
+    """Welch's test of two means, for one look at the planned end."""
+
+    p_value: float | None
+    t: float | None
+    degrees_of_freedom: float | None
+    difference_interval: Interval
+    lift_interval: Interval
+
+
+class ValueComparison(NamedTuple):
+    """A variant's mean value against the control's."""
+
+    control_variant_id: str
+    difference: float | None
+    lift: float | None
+    fixed_horizon: ValueFixedHorizon
+    sequential: Sequential
+
+
+class ValueFigures(NamedTuple):
+    """The value metric of one variant: a mean for each of its users."""
+
+    count: int  # type: ignore[assignment]  # the wire's word, though tuples have it
+    sum: float
+    mean: float | None
+    confidence_interval: Interval
+    always_valid_interval: Interval
+    comparison: ValueComparison | None
+
+
+class VariantFigures(NamedTuple):
+    """All that is said about one variant."""
+
+    variant_id: str
+    variant_name: str
+    sample_size: int
+    conversions: int
+    conversion_rate: float
+    is_control: bool
+    confidence_interval: Interval
+    always_valid_interval: Interval
+    probability_best: float
+    expected_loss: float
+    comparison: Comparison | None
+    value: ValueFigures | None
+
+
+class Method(NamedTuple):
+    """How the figures were made, enough to make them again."""
+
+    method: str
+    confidence_level: float
+    verdict_confidence_level: float
+    correction: str
+    prior: str
+    centre: float
+    plan: Plan | None
+    computed_at: str | None
+    input_hash: str
+
+
+class SampleRatioMismatch(NamedTuple):
+    """Whether the users fell as the split says."""
+
+    p_value: float
+    chi_square: float
+    chi_square_p_value: float
+    expected: list[float]
+    detected: bool
+
+
+class Verdict(NamedTuple):
+    """The one sentence, and what it says in a word."""
+
+    status: str
+    variant_id: str | None
+    sentence: str
+
+
+class Caution(NamedTuple):
+    """Something the reader should know before believing the figures."""
+
+    code: str
+    message: str
+
+
+class Analysis(NamedTuple):
+    """The whole answer for one metric of one experiment."""
+
+    metric: str
+    variants: list[VariantFigures]
+    analysis: Method
+    sample_ratio_mismatch: SampleRatioMismatch
+    verdict: Verdict
+    warnings: list[Caution]
+    trustworthy: bool
+
+
+def interval(lower: float, upper: float, level: float, method: str) -> Interval:
+    """Return an interval, with None for an end that is not a finite number."""
+    low, high = (float(end) if isfinite(end) else None for end in (lower, upper))
+    return Interval(low, high, level, method)
+
+
+def check_counts(conversions: int, sample_size: int) -> None:
+    """Refuse counts that no experiment can have."""
+    for count in (conversions, sample_size):
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ValueError(f"A count is a whole number, not {count!r}")
+    if not 0 <= conversions <= sample_size:
+        raise ValueError(f"{conversions} conversions of {sample_size} is impossible")
+
+
+def check_level(confidence_level: Number) -> float:
+    """Return the confidence level as a float, or refuse what is not 0.5 to 0.99."""
+    if not 0.5 <= confidence_level <= 0.99:
+        raise ValueError(f"A confidence level is 0.5 to 0.99, not {confidence_level}")
+    return float(confidence_level)

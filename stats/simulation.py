@@ -1,0 +1,177 @@
+"""A rehearsal: how the production statistics behave on experiments of your size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats.contrasts import Tables, fixed_horizon_p_value
+from stats.evidence import (
+    CENTRE,
+    always_valid_p_value,
+    log_e_values,
+    nuisance_level,
+)
+from stats.numerics import np
+from stats.results import Number, check_level
+from stats.splits import shares
+
+if TYPE_CHECKING:
+    from stats.numerics import Flags, Floats, Indices
+
+#: (salt, user id) to the place of the variant that the user is given.
+Assign = Callable[[str, str], int]
+
+
+class Share(NamedTuple):
+    """A share of the runs, with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class Simulation(NamedTuple):
+    """What came of the runs that the budget allowed.
+
+    A false alarm is a run without any effect in which some look was significant;
+    power is the share of the runs with the effect in which some look was. Beside
+    each, the ordinary z-test: looked at as often, and looked at once at the end.
+    *mean_stop* is the users at the first significant look, or all, on average.
+    """
+
+    runs: int
+    evaluations: int
+    achieved_split: list[float]
+    false_alarms: Share
+    naive_false_alarms: Share
+    single_look_false_alarms: Share
+    power: Share
+    naive_power: Share
+    single_look_power: Share
+    mean_stop: float
+
+
+def simulate(
+    *,
+    participants: int,
+    baseline_rate: float,
+    effect: float,
+    looks: int = 50,
+    runs: int = 1000,
+    splits: Sequence[Number] = (50, 50),
+    seed: int = 0,
+    assign: Assign | None = None,
+    confidence_level: float = 0.95,
+    centre: float = CENTRE,
+    budget: int = 50_000_000,
+) -> Simulation:
+    """Return false alarms and power of the production test, and the z-test's beside.
+
+    *assign* is the production hash, called with a salt for each run and a user id;
+    without it users are dealt at random. *budget* is the work allowed, in users
+    dealt; what does not fit is left out, by whole runs, so that the same arguments
+    always give the same answer. Every treatment has *effect* added to its rate.
+    """
+    parts = shares(splits)
+    if not 1 <= looks <= participants:
+        raise ValueError(f"{looks} looks at {participants} participants is impossible")
+    if not (0 <= baseline_rate <= 1 and 0 <= baseline_rate + effect <= 1):
+        raise ValueError(f"Rates lie between 0 and 1: {baseline_rate}, {effect}")
+    runs = min(runs, budget // participants)
+    if runs < 1:
+        raise ValueError(f"A budget of {budget} allows no run of {participants} users")
+    draw = np.random.default_rng(seed)
+    ends = np.linspace(0, participants, looks + 1).round().astype(int)[1:]
+    rates = baseline_rate, baseline_rate + effect
+    sizes = np.zeros((runs, looks, len(parts)))
+    null, real = np.zeros_like(sizes), np.zeros_like(sizes)
+    for run in range(runs):
+        dealt = _dealt(draw, parts, participants, f"simulation-{seed}-{run}", assign)
+        luck = draw.random(participants)
+        sizes[run] = _cumulative(dealt, np.ones(participants, bool), ends, len(parts))
+        null[run] = _cumulative(dealt, luck < rates[0], ends, len(parts))
+        better = luck < np.where(dealt == 0, rates[0], rates[1])
+        real[run] = _cumulative(dealt, better, ends, len(parts))
+    alpha = 1 - check_level(confidence_level)
+    alarms = _significant(sizes, null, parts, alpha, centre)
+    found = _significant(sizes, real, parts, alpha, centre)
+    first = np.where(found[0].any(axis=1), found[0].argmax(axis=1), looks - 1)
+    return Simulation(
+        runs=runs,
+        evaluations=runs * participants,
+        achieved_split=[
+            float(count) for count in sizes[:, -1].sum(axis=0) / (runs * participants)
+        ],
+        false_alarms=_share(_ever(alarms[0])),
+        naive_false_alarms=_share(_ever(alarms[1])),
+        single_look_false_alarms=_share(alarms[1][:, -1]),
+        power=_share(_ever(found[0])),
+        naive_power=_share(_ever(found[1])),
+        single_look_power=_share(found[1][:, -1]),
+        mean_stop=float(ends[first].mean()),
+    )
+
+
+def _dealt(
+    draw: np.random.Generator,
+    parts: Sequence[float],
+    participants: int,
+    salt: str,
+    assign: Assign | None,
+) -> Indices:
+    """Return the place of each user's variant, by the hash or at random."""
+    if assign is None:
+        return draw.choice(len(parts), size=participants, p=parts).astype(np.intp)
+    places = (assign(salt, f"user-{user}") for user in range(participants))
+    return np.fromiter(places, dtype=np.intp, count=participants)
+
+
+def _cumulative(dealt: Indices, chosen: Flags, ends: Indices, arms: int) -> Floats:
+    """Return how many chosen users each arm has at each look."""
+    look = np.searchsorted(ends, np.arange(len(dealt)), side="right")
+    places = look[chosen] * arms + dealt[chosen]
+    counts = np.bincount(places, minlength=len(ends) * arms)
+    return np.asarray(counts.reshape(len(ends), arms).cumsum(axis=0), dtype=float)
+
+
+def _significant(
+    sizes: Floats,
+    conversions: Floats,
+    parts: Sequence[float],
+    alpha: float,
+    centre: float,
+) -> tuple[Flags, Flags]:
+    """Tell at which looks the production test, and the z-test, is significant.
+
+    Of several comparisons one is significant after Holm's adjustment exactly if
+    the smallest p-value passes Bonferroni's bound.
+    """
+    comparisons = len(parts) - 1
+    nuisance = nuisance_level(comparisons)
+    shape = sizes.shape[:2]
+    always, naive = np.zeros(shape, bool), np.zeros(shape, bool)
+    for place in range(1, len(parts)):
+        tables = Tables(
+            sizes[..., 0].ravel(),
+            conversions[..., 0].ravel(),
+            sizes[..., place].ravel(),
+            conversions[..., place].ravel(),
+        )
+        share = parts[place] / (parts[0] + parts[place])
+        log_e = log_e_values(tables, share, centre, nuisance)
+        p_values = always_valid_p_value(log_e, nuisance).reshape(shape)
+        always |= p_values < alpha / comparisons
+        naive |= fixed_horizon_p_value(tables).reshape(shape) < alpha
+    return always, naive
+
+
+def _ever(hits: Flags) -> Flags:
+    """Tell which runs were significant at some look."""
+    return np.asarray(hits.any(axis=1))
+
+
+def _share(hits: Flags) -> Share:
+    """Return the share of hits with its binomial standard error."""
+    value = float(hits.mean())
+    return Share(value, sqrt(value * (1 - value) / len(hits)))

@@ -1,0 +1,73 @@
+"""Whether the users fell as the split says: sample ratio mismatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from stats.numerics import np, special
+from stats.results import Number, SampleRatioMismatch
+
+if TYPE_CHECKING:
+    from stats.numerics import Floats
+
+#: Below the first a mismatch is a fact, below the second a suspicion.
+DETECTED, SUSPECTED = 0.001, 0.01
+
+#: Concentrations of the Dirichlet alternatives; each is sensitive at its own size.
+CONCENTRATIONS = (10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
+
+
+def shares(splits: Sequence[Number]) -> list[float]:
+    """Return the splits as parts of 1, or refuse any that is not above 0."""
+    exact = [Fraction(split) for split in splits]
+    if not exact or min(exact) <= 0:
+        raise ValueError(f"Every split must be above 0: {[str(s) for s in splits]}")
+    return [float(split / sum(exact)) for split in exact]
+
+
+def sample_ratio_mismatch(
+    counts: Sequence[int], splits: Sequence[Number]
+) -> SampleRatioMismatch:
+    """Return the split's sequential p-value, with the chi-square test beside it.
+
+    The first holds at every look: it mixes five Dirichlet alternatives, each an
+    exact Bayes factor against the planned split. The second is for one look.
+
+    Lindon & Malek (2022), NeurIPS 35 (arXiv 2011.03567); Pearson (1900).
+    """
+    planned = np.array(shares(splits))
+    observed = np.array([float(count) for count in counts])
+    total = float(observed.sum())
+    expected = planned * total
+    chi_square = 0.0
+    if total:
+        chi_square = float(((observed - expected) ** 2 / expected).sum())
+    p_value = min(1.0, float(np.exp(-_log_bayes_factor(observed, planned))))
+    return SampleRatioMismatch(
+        p_value=p_value,
+        chi_square=chi_square,
+        chi_square_p_value=float(special.chdtrc(len(planned) - 1, chi_square)),
+        expected=[float(count) for count in expected],
+        detected=p_value < DETECTED,
+    )
+
+
+def mismatch_e_value(counts: Sequence[int], splits: Sequence[Number]) -> float | None:
+    """Return the e-value against the planned split; None beyond a float's range."""
+    planned = np.array(shares(splits))
+    log_e = _log_bayes_factor(np.array([float(n) for n in counts]), planned)
+    return float(np.exp(log_e)) if log_e < 700 else None
+
+
+def _log_bayes_factor(counts: Floats, parts: Floats) -> float:
+    """Return the log of the mean Bayes factor over the concentrations."""
+    concentration = np.array(CONCENTRATIONS)
+    prior = concentration[:, None] * parts
+    logs = special.gammaln(concentration) - special.gammaln(
+        concentration + counts.sum()
+    )
+    logs = logs + (special.gammaln(prior + counts) - special.gammaln(prior)).sum(axis=1)
+    logs = logs - special.xlogy(counts, parts).sum()
+    return float(special.logsumexp(logs) - np.log(len(CONCENTRATIONS)))

@@ -1,0 +1,314 @@
+"""The one sentence a product manager reads, and what to know before believing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from stats.planning import planned_total
+from stats.results import (
+    Arm,
+    Caution,
+    Comparison,
+    Interval,
+    Number,
+    Plan,
+    SampleRatioMismatch,
+    VariantFigures,
+    Verdict,
+)
+from stats.splits import DETECTED, SUSPECTED
+
+#: Below this many expected users in any cell the fixed-horizon p is approximate.
+LEAST_EXPECTED = 5
+
+
+class Bounds(NamedTuple):
+    """A difference's always-valid ends at the level that decides."""
+
+    lower: float | None
+    upper: float | None
+
+
+class _Pair(NamedTuple):
+    """A variant with its comparison and the bounds of its difference."""
+
+    variant: VariantFigures
+    comparison: Comparison
+    bounds: Bounds
+
+    @property
+    def difference(self) -> float:
+        return self.comparison.difference or 0.0
+
+    @property
+    def is_significant(self) -> bool:
+        return self.comparison.sequential.is_significant
+
+
+def verdict(
+    arms: Sequence[Arm],
+    variants: Sequence[VariantFigures],
+    split: SampleRatioMismatch,
+    plan: Plan | None,
+    bounds: Sequence[Bounds],
+) -> Verdict:
+    """Return what to do now, in a word and in a sentence.
+
+    The first of these that holds:
+
+    - `broken_split`: the users did not fall as planned; no winner is named.
+    - `not_enough_data`: a variant has no user yet.
+    - `variant_wins`: a variant is significantly better than the control at any
+      look (Holm's always-valid p); of several, the one with the highest rate.
+    - `control_wins`: a variant is significantly worse, and no other can still win:
+      each is significantly worse too, or its always-valid difference interval
+      leaves no room for the planned effect (for any rise, without a plan).
+    - `no_difference`: with a plan, either every always-valid difference interval
+      lies inside plus or minus the planned effect, or twice the planned users came
+      without a winner.
+    - `keep_running`: none of these.
+
+    It rests on conversion rates, also where the metric has values.
+    """
+    control = variants[0]
+    pairs = [
+        _Pair(variant, variant.comparison, one)
+        for variant, one in zip(variants[1:], bounds, strict=True)
+        if variant.comparison
+    ]
+    better = [pair for pair in pairs if pair.is_significant and pair.difference > 0]
+    worse = [pair for pair in pairs if pair.is_significant and pair.difference < 0]
+    effect = abs(float(plan.minimum_effect)) if plan else 0.0
+    if split.detected:
+        return _broken_split(arms, split)
+    if any(arm.sample_size == 0 for arm in arms):
+        return _not_enough_data(arms)
+    if better:
+        best = max(better, key=lambda pair: pair.variant.conversion_rate)
+        return _winner(best, control)
+    if worse and all(pair in worse or _is_hopeless(pair, effect) for pair in pairs):
+        return _control_wins(worse, control)
+    if plan and all(_lies_inside(pair.bounds, effect) for pair in pairs):
+        return _equivalent(pairs, effect)
+    open_pairs = [pair for pair in pairs if not pair.is_significant]
+    total = sum(arm.sample_size for arm in arms)
+    if plan:
+        planned = planned_total(plan, [arm.split_percentage for arm in arms])
+        if total >= 2 * planned:
+            return _exhausted(open_pairs, control, total, planned)
+    return _keep_running(open_pairs, control)
+
+
+def warnings(
+    arms: Sequence[Arm],
+    split: SampleRatioMismatch,
+    plan: Plan | None,
+    control_interval: Interval,
+) -> list[Caution]:
+    """Return what the reader should know first, each with its figures.
+
+    `NOT_TO_PLAN` says that the plan's baseline lies outside the control's
+    always-valid interval (*control_interval*): the planned size is then wrong, and
+    perhaps the metric is not what was planned.
+    """
+    found = []
+    empty = [arm.variant_name for arm in arms if arm.sample_size == 0]
+    if empty:
+        found.append(
+            Caution("NO_DATA", f"No user has been enrolled yet in {_listed(empty)}.")
+        )
+    if arms[0].sample_size and not arms[0].conversions:
+        found.append(
+            Caution(
+                "ZERO_CONTROL_CONVERSIONS",
+                f"Nobody of {arms[0].sample_size:,} converted in "
+                f"{arms[0].variant_name}: a lift has no value, a difference has.",
+            )
+        )
+    smallest = min(_expected(arms[0], arm) for arm in arms[1:])
+    if smallest < LEAST_EXPECTED:
+        found.append(
+            Caution(
+                "SMALL_SAMPLE",
+                f"An expected count is {smallest:.2g}, below {LEAST_EXPECTED}: the "
+                "fixed-horizon p-value is approximate, the always-valid one is not.",
+            )
+        )
+    found.extend(_split_warnings(split))
+    if plan and arms[0].sample_size:
+        found.extend(_plan_warnings(arms[0], plan, control_interval))
+    return found
+
+
+# ---------------------------------------------------------------------------
+# Sentences
+
+
+def _broken_split(arms: Sequence[Arm], split: SampleRatioMismatch) -> Verdict:
+    far = [
+        abs(arm.sample_size - expected) / expected**0.5
+        for arm, expected in zip(arms, split.expected, strict=True)
+    ]
+    place = far.index(max(far))
+    return Verdict(
+        "broken_split",
+        None,
+        f"The split is broken, so no winner is named: {arms[place].variant_name} has "
+        f"{arms[place].sample_size:,} users where {split.expected[place]:,.0f} were "
+        f"planned ({_p_value(split.p_value)}). Find the cause first.",
+    )
+
+
+def _not_enough_data(arms: Sequence[Arm]) -> Verdict:
+    empty = [arm.variant_name for arm in arms if arm.sample_size == 0]
+    return Verdict(
+        "not_enough_data",
+        None,
+        f"There is not enough data: nobody has been enrolled yet in {_listed(empty)}.",
+    )
+
+
+def _winner(best: _Pair, control: VariantFigures) -> Verdict:
+    return Verdict(
+        "variant_wins",
+        best.variant.variant_id,
+        f"{best.variant.variant_name} wins: {_against(best, control)}, and that "
+        f"holds however often you look ({_adjusted(best)}).",
+    )
+
+
+def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
+    nearest = max(worse, key=lambda pair: pair.variant.conversion_rate)
+    return Verdict(
+        "control_wins",
+        control.variant_id,
+        f"{control.variant_name} wins: {_against(nearest, control)}, and that holds "
+        f"however often you look ({_adjusted(nearest)}).",
+    )
+
+
+def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
+    lower = min(pair.bounds.lower or 0.0 for pair in pairs)
+    upper = max(pair.bounds.upper or 0.0 for pair in pairs)
+    return Verdict(
+        "no_difference",
+        None,
+        f"No difference that matters: it lies between {_points(lower)} and "
+        f"{_points(upper)}, inside the planned {_points(effect)} either way.",
+    )
+
+
+def _exhausted(
+    pairs: Sequence[_Pair], control: VariantFigures, total: int, planned: float
+) -> Verdict:
+    best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+    return Verdict(
+        "no_difference",
+        None,
+        f"No difference was found: {_against(best, control)}, which may be chance "
+        f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned.",
+    )
+
+
+def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:
+    best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+    return Verdict(
+        "keep_running",
+        None,
+        f"Keep running: {_against(best, control)}, which may still be "
+        f"chance ({_adjusted(best)}).",
+    )
+
+
+def _against(pair: _Pair, control: VariantFigures) -> str:
+    """Return both rates in words, with the counts they rest on."""
+    one = pair.variant
+    return (
+        f"{one.variant_name} converts {_percent(one.conversion_rate)} of "
+        f"{one.sample_size:,} users, {control.variant_name} "
+        f"{_percent(control.conversion_rate)} of {control.sample_size:,}"
+    )
+
+
+def _adjusted(pair: _Pair) -> str:
+    return "always-valid " + _p_value(pair.comparison.sequential.adjusted_p_value)
+
+
+def _p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _percent(rate: Number) -> str:
+    """Return a rate in percent, to three digits, or all that a whole one has."""
+    return f"{float(rate) * 100:.3g} %"
+
+
+def _points(difference: float) -> str:
+    return f"{difference * 100:.2g} percentage points"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+# ---------------------------------------------------------------------------
+# Conditions
+
+
+def _is_hopeless(pair: _Pair, effect: float) -> bool:
+    """Tell whether the variant can no longer be better by the planned effect."""
+    return pair.bounds.upper is not None and pair.bounds.upper <= effect
+
+
+def _lies_inside(bounds: Bounds, effect: float) -> bool:
+    """Tell whether both ends are nearer to 0 than the effect."""
+    if bounds.lower is None or bounds.upper is None:
+        return False
+    return -effect < bounds.lower and bounds.upper < effect
+
+
+def _expected(control: Arm, treatment: Arm) -> float:
+    """Return the smallest count that "no effect" expects in the pair's table."""
+    total = control.sample_size + treatment.sample_size
+    if total == 0:
+        return 0.0
+    converted = control.conversions + treatment.conversions
+    smaller = min(control.sample_size, treatment.sample_size)
+    return smaller * min(converted, total - converted) / total
+
+
+def _split_warnings(split: SampleRatioMismatch) -> list[Caution]:
+    if split.p_value < DETECTED:
+        return [
+            Caution(
+                "SRM",
+                f"The users did not fall as the split says ({_p_value(split.p_value)}):"
+                " no figure here is trustworthy until the cause is found.",
+            )
+        ]
+    if split.p_value < SUSPECTED:
+        return [
+            Caution(
+                "SRM_SUSPECTED",
+                "The users may not have fallen as the split says "
+                f"({_p_value(split.p_value)}; below {DETECTED} it is a fact).",
+            )
+        ]
+    return []
+
+
+def _plan_warnings(
+    control: Arm, plan: Plan, control_interval: Interval
+) -> list[Caution]:
+    lower, upper = control_interval.lower, control_interval.upper
+    if lower is None or upper is None or lower <= plan.baseline_rate <= upper:
+        return []
+    return [
+        Caution(
+            "NOT_TO_PLAN",
+            f"{control.variant_name} converts between {_percent(lower)} and "
+            f"{_percent(upper)}, the plan says {_percent(plan.baseline_rate)}: the "
+            "planned number of users is wrong.",
+        )
+    ]
