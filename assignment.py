@@ -14,8 +14,8 @@ BUCKETS = 10_000
 def bucket(salt: str, user_id: str) -> int:
     """Return the bucket, 0 to 9,999, that *salt* deals to this user.
 
-    SHA-256 of ``salt:userId`` in UTF-8; its first 13 hex digits are 52 bits, which
-    every language can multiply by 10,000 without rounding.
+    SHA-256 of ``salt:userId`` in UTF-8; of its hex digits the first 13, 52 bits. The
+    product takes 66 bits: where integers have 64, ``(digits * 625) >> 48`` is the same.
     """
     digest = sha256(f"{salt}:{user_id}".encode()).hexdigest()
     return int(digest[:13], 16) * BUCKETS // 16**13

@@ -1,10 +1,15 @@
 """Enrolment: who gets which variant, once and for good."""
 
+import json
+from pathlib import Path
+
 import pytest
 from conftest import assert_error
 
 import assignment
 import ledger
+
+CASES = Path(__file__).parent / "cases" / "buckets.json"
 
 
 @pytest.mark.parametrize(
@@ -14,6 +19,16 @@ import ledger
 )
 def test_the_hash_is_the_published_one(user_id, bucket):
     assert assignment.bucket("exp_abc123", user_id) == bucket
+
+
+def test_the_hash_agrees_with_nodes_on_320_vectors_in_many_scripts():
+    # Made by tests/cases/buckets.mjs with node's crypto and BigInt.
+    vectors = json.loads(CASES.read_text(encoding="utf-8"))
+
+    assert len(vectors) == 320
+    for one in vectors:
+        assert assignment.bucket(one["salt"], one["userId"]) == one["bucket"], one
+        assert int(one["sha256"][:13], 16) * 625 >> 48 == one["bucket"], one
 
 
 def test_the_variants_take_consecutive_ranges_of_the_buckets():
