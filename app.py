@@ -29,6 +29,7 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
     UnsupportedMediaType,
 )
+from werkzeug.routing import PathConverter
 
 import auth
 import cli
@@ -119,6 +120,13 @@ def envelope(schema: Schema) -> type[Schema]:
         made = Schema.from_dict({"data": held}, name=f"{name}s" if many else name)
         _envelopes[type(schema), many] = made
     return _envelopes[type(schema), many]
+
+
+class Opaque(PathConverter):
+    """Werkzeug's path, also one that begins with a slash: an id is opaque."""
+
+    regex = ".+?"
+    part_isolating = False
 
 
 class Meta(Schema):
@@ -311,13 +319,15 @@ PAGE = schemas.Page()
 @api.before_request
 def guard() -> None:
     """Know who asks, refuse ids that cannot be, and open the database."""
+    if request.method == "OPTIONS":  # a preflight carries no token, and asks nothing
+        return
     auth.authenticate()
     for name, value in (request.view_args or {}).items():
         if "\0" in value:
             raise ValidationError({name: ["An id holds no NUL."]})
         if name == "user_id":
             schemas.Id().deserialize(value, "userId", {"userId": value})
-    models.database.connect(reuse_if_open=True)
+    models.connect()
 
 
 def find(id: str) -> Experiment:
@@ -650,6 +660,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     if app.testing:
         models.create(app.config["DATABASE_URL"])
     auth.install(app)
+    app.url_map.converters["path"] = Opaque
+    app.url_map.merge_slashes = False
 
     app.before_request(note_arrival)
     app.after_request(note_departure)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import peewee
 import simplejson
@@ -27,6 +28,7 @@ from peewee import (
     IntegerField,
     Model,
     TextField,
+    fn,
 )
 from playhouse import db_url
 
@@ -360,7 +362,10 @@ class Experiment(Table):
         if winner_variant_id and not self.variant(winner_variant_id):
             message = f"The experiment has no variant {winner_variant_id!r}."
             raise Invalid("winnerVariantId", message)
-        over = self.end_date if self.state == STOPPED else self._not_before_start()
+        now = utcnow()
+        running = Experiment._status_at(now) == RUNNING
+        ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
+        over = Case(None, [(running, ends)], Experiment.end_date)
         self._move(
             [RUNNING, STOPPED],
             status=COMPLETED,
@@ -376,7 +381,8 @@ class Experiment(Table):
         if not self.archived_at:
             allowed = [DRAFT, STOPPED, COMPLETED]
             # Status is kept, but an end that has passed is written down.
-            self._move(allowed, archived_at=utcnow(), status=self.state)
+            now = utcnow()
+            self._move(allowed, archived_at=now, status=Experiment._status_at(now))
 
     def _not_before_start(self) -> datetime:
         return max(utcnow(), self.start_date) if self.start_date else utcnow()
@@ -584,6 +590,9 @@ def source(url: str) -> Source:
     return Source(url, None if path == ":memory:" else Path(path).absolute())
 
 
+_opened = threading.local()  # which file this thread's handle is of
+
+
 def bind(url: str) -> None:
     """Point the tables at this database; nothing is opened before it is used."""
     file = source(url).file
@@ -592,6 +601,27 @@ def bind(url: str) -> None:
     # mode=rw: a missing database is an error, never a new and empty one.
     path = ":memory:" if file is None else f"file:{quote(str(file))}?mode=rw"
     database.initialize(peewee.SqliteDatabase(path, uri=True, **SQLITE))
+    _opened.file = None
+
+
+def connect() -> None:
+    """Open the database, anew where the open file is no longer the one at its path."""
+    if not database.is_closed() and _identity() != getattr(_opened, "file", None):
+        database.close()
+    if database.connect(reuse_if_open=True):
+        _opened.file = _identity()
+
+
+def _identity() -> tuple[int, int] | None:
+    """Return what tells the file at the database's path from any other."""
+    name = database.database.removeprefix("file:").partition("?")[0]
+    if name == ":memory:":
+        return None
+    try:
+        told = Path(unquote(name)).stat()
+    except FileNotFoundError:
+        return None
+    return told.st_dev, told.st_ino
 
 
 def _close_before_fork() -> None:
@@ -649,7 +679,7 @@ def verify() -> None:
     """Raise NotReady unless this is a database of ours that is safe to write."""
     refuse_affected(peewee.sqlite3.sqlite_version_info)
     try:
-        database.connect(reuse_if_open=True)
+        connect()
         found = Identity.select().first() if Identity.table_exists() else None
         mode = database.pragma("journal_mode")
         synchronous = database.pragma("synchronous")

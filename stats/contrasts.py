@@ -43,6 +43,12 @@ class Limits(NamedTuple):
     lower: Floats
     upper: Floats
 
+    def with_all_of(self, other: Limits) -> Limits:
+        """Return the intervals widened to hold the other ones too."""
+        return Limits(
+            np.minimum(self.lower, other.lower), np.maximum(self.upper, other.upper)
+        )
+
 
 def project(
     control_rate: Floats,

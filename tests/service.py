@@ -44,8 +44,8 @@ def flask(instance: Path, *words: str, check: bool = True) -> Any:
 class Service:
     """A running service; called, it answers status and body."""
 
-    def __init__(self, instance: Path) -> None:
-        self.instance = instance
+    def __init__(self, instance: Path, **settings: str) -> None:
+        self.instance, self.settings = instance, settings
         flask(instance, "init")
         self.token = flask(instance, "token", "tester").stdout.strip()
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -59,10 +59,18 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", address],
                 cwd=ROOT,
-                env=environment(self.instance),
+                env={**environment(self.instance), **self.settings},
                 stderr=log,
                 start_new_session=True,
             )
+        try:
+            self._wait()
+        except BaseException:
+            if self.process.poll() is None:
+                self.kill()  # nobody else could
+            raise
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -117,8 +125,9 @@ class Service:
 
 
 @contextmanager
-def served(instance: Path) -> Iterator[Service]:
-    service = Service(instance)
+def served(instance: Path, **settings: str) -> Iterator[Service]:
+    """Yield a service with these settings in its environment; stop it at the end."""
+    service = Service(instance, **settings)
     try:
         yield service
     finally:

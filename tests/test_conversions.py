@@ -8,6 +8,7 @@ import pytest
 from conftest import assert_error
 
 import ledger
+import models
 
 
 def results(api, path):
@@ -340,3 +341,71 @@ def test_a_batch_of_events_answers_a_list_an_event_in_order(api, running, enroll
     ]
     assert totals(api, one)[:2] == (2, 3)
     assert totals(api, two)[:2] == (1, 2)
+
+
+def test_an_event_that_is_sent_twice_counts_once_everywhere(api, running, enrolled):
+    paths = [running(), running()]
+    for path in paths:
+        enrolled(path, "u1")
+    body = {"userId": "u1", "value": 0.1, "idempotencyKey": "e1"}
+
+    first = api.post("events", body).json["data"]
+    again = api.post("events", body).json["data"]
+
+    assert [one["status"] for one in first] == ["accepted", "accepted"]
+    assert [one["status"] for one in again] == ["duplicate", "duplicate"]
+    for path in paths:
+        assert totals(api, path)[:4] == (1, 1, 1, 0.1)
+        assert quality(api, path) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "rows"), [("events/batch", "events"), ("conversions/batch", "conversions")]
+)
+@pytest.mark.parametrize(
+    "wrong", [[], None, {}, [{"userId": "u1"}, None], [[]], ["u1"]]
+)
+def test_a_batch_that_is_no_list_of_events_books_nothing(
+    api, running, enrolled, path, rows, wrong
+):
+    place = running()
+    enrolled(place, "u1")
+    where = path if rows == "events" else f"{place}/{path}"
+
+    assert_error(api.post(where, {rows: wrong}), 400, "VALIDATION_ERROR")
+
+    assert quality(api, place) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(4, 201), (6, 400)])
+def test_a_clock_may_be_five_minutes_ahead(api, running, enrolled, ahead, status):
+    path = running()
+    enrolled(path, "u1")
+    at = models.utcnow() + timedelta(minutes=ahead)
+    body = {"userId": "u1", "occurredAt": at.isoformat()}
+
+    assert api.post(f"{path}/conversions", body).status_code == status
+    assert quality(api, path) == (int(status == 201), 0, 0, 0)
+
+
+@pytest.mark.parametrize("offset", ["Z", "+00:00", "+05:30", "-0800"])
+def test_a_time_with_any_offset_is_the_same_time_in_utc(api, running, enrolled, offset):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    at = datetime.fromisoformat(seat["assignedAt"].replace("Z", "+00:00"))
+    hours = {"Z": 0, "+00:00": 0, "+05:30": 5.5, "-0800": -8}[offset]
+    local = (at + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+    body = {"userId": "u1", "occurredAt": local + offset}
+    booked = api.post(f"{path}/conversions", body)
+
+    assert booked.status_code == 201, booked.text
+    assert booked.json["data"]["occurredAt"] == seat["assignedAt"]
+
+
+def test_an_experiment_that_is_not_there_takes_no_conversions(api):
+    for path in ("conversions", "conversions/batch"):
+        body = {"userId": "u1"}
+        body = {"conversions": [body]} if path.endswith("batch") else body
+        response = api.post(f"experiments/exp_none/{path}", body)
+        assert_error(response, 404, "NOT_FOUND")

@@ -200,8 +200,7 @@ def test_another_version_of_the_schema_is_refused(app):
         models.verify()
 
 
-@pytest.mark.parametrize("round", range(3))
-def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path, round):
+def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path):
     environment = {**os.environ, "INSTANCE": str(tmp_path / "instance")}
     for name in ("DATABASE_URL", "JWT_SECRET_KEY"):
         environment.pop(name, None)
@@ -251,4 +250,98 @@ def test_two_tests_of_an_embedding_app_do_not_share_a_database():
     )
     create_app(settings)
     assert models.Experiment.select().count() == 0
+    models.database.close()
+
+
+def full():
+    return f"PRAGMA max_page_count = {models.database.pragma('page_count')}"
+
+
+@pytest.mark.parametrize(
+    "trouble", [lambda: "PRAGMA query_only = 1", full], ids=["read-only", "full"]
+)
+def test_what_cannot_be_written_is_503_and_not_half_written(api, running, trouble):
+    path = running()
+    models.database.execute_sql(trouble())
+    users = [{"userId": f"u{number}-{'x' * 200}"} for number in range(2_000)]
+
+    response = api.post(f"{path}/assignments/batch", {"users": users})
+
+    assert_error(response, 503, "UNAVAILABLE")
+    assert response.headers["Retry-After"] == "1"
+    models.database.close()
+    assert api.get(path).json["data"]["_count"] == {"assignments": 0}
+    assert list(ledger.discrepancies()) == []
+    assert api.post(f"{path}/assignments", {"userId": "u1"}).status_code == 201
+
+
+def test_a_database_that_another_writer_holds_is_503_and_still_read(api, running):
+    path = running()
+    models.database.pragma("busy_timeout", 0)
+
+    def hold():
+        models.database.connect(reuse_if_open=True)
+        models.database.begin("IMMEDIATE")
+
+    def let_go():
+        models.database.rollback()
+        models.database.close()
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(hold).result()
+        response = api.post(f"{path}/assignments", {"userId": "u1"})
+        read = api.get(path)
+        other.submit(let_go).result()
+
+    assert_error(response, 503, "UNAVAILABLE")
+    assert read.json["data"]["_count"] == {"assignments": 0}
+    assert api.post(f"{path}/assignments", {"userId": "u1"}).status_code == 201
+
+
+@pytest.mark.parametrize("put_back", [False, True], ids=["gone", "another's"])
+def test_nothing_is_acknowledged_into_a_file_that_was_taken_away(
+    tmp_path, api, running, put_back
+):
+    path = running()
+    away = tmp_path / "away"
+    away.mkdir()
+    for file in list(tmp_path.glob("abacus.db*")):
+        file.rename(away / file.name)
+    if put_back:
+        (tmp_path / "abacus.db").touch()
+
+    response = api.post(f"{path}/assignments", {"userId": "u1"})
+
+    assert_error(response, 503, "UNAVAILABLE")
+
+
+def test_creating_again_keeps_what_is_there(api, app, draft):
+    path = draft()
+    before = api.get(path).json
+
+    assert models.create(app.config["DATABASE_URL"]) is False
+
+    assert api.get(path).json == before
+    assert models.Identity.select().count() == 1
+
+
+def test_eight_that_create_at_once_make_one_database(tmp_path):
+    url = f"sqlite:///{tmp_path / 'instance' / 'abacus.db'}"
+    program = "import models, sys; print(models.create(sys.argv[1]))"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, url],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(8)
+    ]
+    told = [process.communicate(timeout=60)[0].strip() for process in started]
+
+    assert [process.returncode for process in started] == [0] * 8
+    assert sorted(told) == ["False"] * 7 + ["True"]
+    models.bind(url)
+    models.verify()
+    assert models.Identity.select().count() == 1
     models.database.close()

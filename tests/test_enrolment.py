@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import assert_error
+from hypothesis import given
+from hypothesis import strategies as st
 
 import assignment
 import ledger
+import models
 
 CASES = Path(__file__).parent / "cases" / "buckets.json"
 
@@ -201,3 +205,106 @@ def test_with_a_winner_everyone_is_given_it_and_nobody_is_enrolled(
         read = api.get(f"{path}/assignments/{user_id}").json["data"]
         assert read["reason"] == "WINNER"
     assert api.get(path).json["data"]["_count"] == {"assignments": 10}
+
+
+@pytest.mark.parametrize(
+    "user_id", ["/a", "a/", "a//b", "//", "..", ".", "./a", "batch", "a/assignments"]
+)
+def test_an_id_that_looks_like_a_path_names_its_own_user(
+    api, running, enrolled, user_id
+):
+    path = running()
+    enrolled(path, user_id, user_id.strip("/") + "-another", "a", "b")
+    quoted = quote(user_id, safe="")
+
+    read = api.get(f"{path}/assignments/{quoted}")
+    listed = api.get(f"users/{quoted}/assignments")
+
+    assert read.status_code == listed.status_code == 200, read.text
+    assert read.json["data"]["userId"] == user_id
+    assert listed.json["meta"]["total"] == 1
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 9_999))
+def test_every_user_has_a_bucket_and_one_variant(user_id, split):
+    place = assignment.bucket("exp_1", user_id)
+
+    assert 0 <= place < 10_000
+    dealt = assignment.dealt("exp_1", user_id, [split, 10_000 - split])
+    assert dealt == (0 if place < split else 1)
+    assert assignment.in_traffic("exp_1", user_id, 10_000)
+
+
+def test_a_user_keeps_the_variant_through_a_stop_and_a_resume(api, running, enrolled):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    for move in ("stop", "resume"):
+        assert api.post(f"{path}/{move}").status_code == 200
+        again = told(api, path, "u1")
+        assert again == {**seat, "reason": "EXISTING_ASSIGNMENT"}
+
+    new = api.post(f"{path}/assignments", {"userId": "u2"})
+
+    assert (new.status_code, new.json["data"]["reason"]) == (201, "NEW_ASSIGNMENT")
+
+
+def test_who_is_in_stays_in_when_the_traffic_would_hold_them_out(
+    app, api, running, enrolled
+):
+    path = running()
+    id = path.removeprefix("experiments/")
+    out = next(
+        f"u{number}"
+        for number in range(1_000)
+        if not assignment.in_traffic(id, f"u{number}", 100)
+    )
+    (seat,) = enrolled(path, out)
+    models.Experiment.update(traffic=100).execute()
+
+    assert told(api, path, out)["variantId"] == seat["variantId"]
+    assert told(api, path, out)["reason"] == "EXISTING_ASSIGNMENT"
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "userId"),
+        ({"userId": ""}, "userId"),
+        ({"userId": " "}, "userId"),
+        ({"userId": "NaN"}, "userId"),
+        ({"userId": "x" * 256}, "userId"),
+        ({"userId": None}, "userId"),
+        ({"userId": "u1", "attributes": []}, "attributes"),
+        ({"userId": "u1", "variantId": "v1"}, "variantId"),
+    ],
+)
+def test_a_user_that_cannot_be_is_not_enrolled(api, running, body, path):
+    place = running()
+
+    error = assert_error(
+        api.post(f"{place}/assignments", body), 400, "VALIDATION_ERROR"
+    )
+
+    assert {one["path"] for one in error["details"]} == {path}
+    assert api.get(place).json["data"]["_count"] == {"assignments": 0}
+
+
+def test_nobody_is_enrolled_in_an_experiment_that_is_not_there(api, running):
+    running()
+
+    response = api.post("experiments/exp_none/assignments", {"userId": "u1"})
+
+    assert_error(response, 404, "NOT_FOUND")
+    assert api.get("users/u1/assignments").json["meta"]["total"] == 0
+
+
+def test_an_enrolment_that_meets_a_stop_on_its_way_is_refused(api, running):
+    """The row is read, the stop is answered, then the enrolment is written."""
+    path = running()
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    assert api.post(f"{path}/stop").status_code == 200
+
+    (decision,) = ledger.enrol(read, ["late"])
+
+    assert (decision.reason, decision.variant) == ("ENROLLMENT_CLOSED", None)
+    assert api.get(path).json["data"]["_count"] == {"assignments": 0}

@@ -370,3 +370,175 @@ def test_an_experiment_that_is_not_there_is_not_found(api):
         response = api.get(f"experiments/{path}")
         assert response.status_code in (400, 404), path
         assert response.json["error"]["message"]
+
+
+@pytest.mark.parametrize("name", [name for name in ALLOWED if name != "archive"])
+@pytest.mark.parametrize("status", ["stopped", "completed"])
+def test_what_is_archived_after_its_start_refuses_every_move(api, draft, status, name):
+    path = lived(api, draft(), status)
+    archived = api.delete(path)
+    assert archived.status_code == 200
+
+    error = assert_error(move(api, path, name), 409, "INVALID_STATE")
+
+    assert error["details"][0]["current"] == "archived"
+    assert set(error["details"][0]["allowed"]) == ALLOWED[name]
+    assert api.get(path).json["data"] == archived.json["data"]
+    assert archived.json["data"]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("moves", "status"),
+    [
+        (["start", "stop"], "stopped"),
+        (["start", "complete"], "completed"),
+        (["start", "stop", "complete"], "completed"),
+    ],
+)
+@pytest.mark.parametrize("read_after", [0, 1, 2])
+def test_an_archiving_takes_back_no_move_that_came_first(
+    api, draft, moves, status, read_after
+):
+    """The row is read, others move the experiment, then it is archived."""
+    path = draft()
+    for name in moves[:read_after]:
+        assert move(api, path, name).status_code == 200
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    for name in moves[read_after:]:
+        assert move(api, path, name).status_code == 200
+
+    read.archive()
+
+    after = api.get(path).json["data"]
+    assert (after["status"], after["archivedAt"] is None) == (status, False)
+
+
+def test_a_completion_keeps_the_end_that_a_racing_stop_answered(api, running):
+    path = running()
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    told = api.post(f"{path}/stop").json["data"]["endDate"]
+
+    read.complete("lost", None, None)
+
+    assert api.get(path).json["data"]["endDate"] == told
+
+
+def test_a_completion_after_a_racing_resume_ends_no_earlier_than_the_resume(
+    api, running
+):
+    path = running()
+    assert api.post(f"{path}/stop").status_code == 200
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    assert api.post(f"{path}/resume").status_code == 200
+    resumed = models.utcnow()
+
+    read.complete("lost", None, None)
+
+    stored = models.Experiment.get_by_id(read.id)
+    assert stored.end_date >= resumed
+
+
+@pytest.mark.parametrize("racing", ["start", "archive", "revise"])
+def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
+    path = draft()
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    assert move(api, path, racing).status_code == 200
+    before = api.get(path).json["data"]
+
+    with pytest.raises(models.Conflict):
+        read.revise(None, name="Too late")
+
+    assert api.get(path).json["data"] == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"conclusion": None},
+        {"conclusion": "great"},
+        {"conclusion": "won", "note": "x" * 10_001},
+        {"conclusion": "won", "winnerVariantId": "Control"},
+        {"conclusion": "won", "winner": "v1"},
+    ],
+)
+def test_a_conclusion_that_is_none_completes_nothing(api, running, body):
+    path = running()
+    before = api.get(path).json["data"]
+
+    assert_error(api.post(f"{path}/complete", body), 400, "VALIDATION_ERROR")
+
+    assert api.get(path).json["data"] == before
+
+
+def test_a_conclusion_comes_back_with_its_note_and_its_winner(api, running):
+    path = running()
+    body = {"conclusion": "won", "winnerVariantId": "v2", "note": "Ship it"}
+
+    answer = api.post(f"{path}/complete", body).json["data"]
+
+    assert {name: answer[name] for name in body} == body
+    assert answer["completedAt"] and answer["endDate"]
+    assert api.get(path).json["data"] == answer
+
+
+@pytest.mark.parametrize("key", ["a", "0", "a-b_c.d", "a" * 100])
+def test_a_slug_is_a_key(api, draft, key):
+    assert api.get(draft(key=key)).json["data"]["key"] == key
+
+
+@pytest.mark.parametrize(
+    "key", ["", "-a", "a-", ".a", "A", "a b", "é", "a/b", "a" * 101, None, 5]
+)
+def test_what_is_no_slug_is_no_key(api, draft, key):
+    path = draft()
+    before = api.get(path).json["data"]
+    body = {"name": "Keys", "key": key, "variants": two_variants()}
+
+    made = assert_error(api.post("experiments", body), 400, "VALIDATION_ERROR")
+    changed = assert_error(api.patch(path, {"key": key}), 400, "VALIDATION_ERROR")
+
+    assert paths(made) == paths(changed) == {"key"}
+    assert api.get("experiments").json["data"] == [before]
+
+
+def test_a_name_without_a_latin_letter_has_a_key_too(api, draft):
+    keys = [api.get(draft(name="实验 №")).json["data"]["key"] for _ in range(2)]
+
+    assert len(set(keys)) == 2
+    assert all(key and key.isascii() for key in keys)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": "running"},
+        {"id": "exp_mine"},
+        {"startDate": "2126-01-01T00:00:00Z"},
+        {"archivedAt": None},
+        {"_count": {"assignments": 5}},
+        {"winnerVariantId": "v1"},
+        {"type": "multivariate"},
+        {"primaryMetric": None},
+        {"trafficPercentage": None},
+        {"variants": None},
+    ],
+)
+def test_a_patch_of_what_no_client_may_set_changes_nothing(api, draft, fields):
+    path = draft()
+    before = api.get(path).json["data"]
+
+    response = api.patch(path, {"name": "Sneaked in", **fields})
+
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == set(fields)
+    assert api.get(path).json["data"] == before
+
+
+def test_a_draft_whose_end_has_passed_is_not_started(api, draft):
+    path = draft(endDate="2126-01-01T00:00:00Z")
+    models.Experiment.update(end_date=models.utcnow()).execute()
+
+    assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
+
+    after = api.get(path).json["data"]
+    assert (after["status"], after["startDate"]) == ("draft", None)

@@ -1,13 +1,8 @@
 """The README promises nothing that is not so."""
 
 import json
-import os
 import re
-import shutil
-import socket
 import subprocess
-import time
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -53,10 +48,14 @@ def test_every_curl_line_works_when_pasted_in_order(tmp_path):
     assert asked == routes, "an endpoint has no curl line"
 
 
-@pytest.mark.parametrize(
-    ("salt", "user_id", "bucket"),
-    re.findall(r"\| `(exp_\w+)` \| `(.+?)` \| (\d+) \|", README),
-)
+VECTORS = re.findall(r"\| `(exp_\w+)` \| `(.+?)` \| (\d+) \|", README)
+
+
+def test_the_manual_has_the_four_published_vectors():
+    assert [int(bucket) for _, _, bucket in VECTORS] == [3520, 5983, 8203, 5809]
+
+
+@pytest.mark.parametrize(("salt", "user_id", "bucket"), VECTORS)
 def test_the_vectors_are_those_of_the_hash(salt, user_id, bucket):
     assert assignment.bucket(salt, user_id) == int(bucket)
 
@@ -85,74 +84,27 @@ def test_the_lines_for_embedding_work():
     assert scope["client"].get("/readyz").status_code == 200
 
 
-@pytest.fixture
-def proxied(tmp_path):
-    """Yield the port of nginx with the shipped configuration, and the service."""
-    if shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed; .ci/run installs it")
+def test_the_example_of_an_import_loads_and_loads_once(tmp_path):
+    example = re.search(r"```csv\n(.*?)```", README, re.DOTALL).group(1)
+    file = tmp_path / "example.csv"
+    file.write_text(example)
     with real.served(tmp_path / "instance") as service:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        shipped = (real.ROOT / "deploy" / "nginx.conf").read_text()
-        shipped = shipped.replace("listen 8080", f"listen 127.0.0.1:{port}")
-        shipped = shipped.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
-        paths = "".join(
-            f"{name}_temp_path {tmp_path / name};"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        path = service.running(primaryMetric="purchase")
+        id = path.partition("/")[2]
+
+        first, second = (
+            real.flask(service.instance, "import", id, str(file)).stdout
+            for _ in range(2)
         )
-        whole = tmp_path / "nginx.conf"
-        whole.write_text(
-            # As root, the workers must be able to write below this folder too.
-            f"{'user root;' if os.getuid() == 0 else ''}"
-            f"daemon off; pid {tmp_path / 'pid'}; worker_processes 1;"
-            "events { worker_connections 512; }"
-            f"http {{ access_log off; {paths} {shipped} }}"
-        )
-        nginx = subprocess.Popen(
-            ["nginx", "-e", str(tmp_path / "error.log"), "-c", str(whole)]
-        )
-        try:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            yield port, service
-        finally:
-            nginx.terminate()
-            nginx.wait(10)
 
-
-def asked(port, method, path, body=None, token=""):
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    return answer.status
-
-
-def test_behind_the_shipped_proxy_slow_clients_hold_up_nobody(proxied):
-    port, service = proxied
-    half = b"POST /api/events HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
-    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
-    for connection in held:
-        connection.sendall(half)
-    try:
-        began = time.monotonic()
-        assert asked(port, "GET", "/healthz") == 200
-        assert asked(port, "GET", "/api/experiments", token=service.token) == 200
-        assert time.monotonic() - began < 2
-    finally:
-        for connection in held:
-            connection.close()
-    large = b" " * 2_000_000
-    assert asked(port, "POST", "/api/experiments", large) == 413
-    assert asked(port, "POST", "/api/events/batch", large, service.token) == 400
+        assert first == "3 lines: 2 users enrolled, 2 conversions.\n"
+        assert second == "3 lines: 0 users enrolled, 0 conversions.\n"
+        control, detailed = service.data("GET", f"{path}/results")["variants"]
+        assert (control["participants"], control["results"]) == (1, [])
+        assert detailed["participants"] == 1
+        assert detailed["results"][0]["value"]["sum"] == 24.99
+        assert detailed["results"][0]["conversions"] == 1
+        assert real.flask(service.instance, "check").returncode == 0
 
 
 def test_nothing_in_the_repository_names_where_it_was_made():

@@ -95,3 +95,54 @@ def test_a_plan_whose_target_is_above_one_is_refused(api, draft):
     response = api.patch(draft(), {"plan": plan})
 
     assert_error(response, 400, "VALIDATION_ERROR")
+
+
+@pytest.fixture
+def split_exactly(api, running, enrolled):
+    """Return a running experiment, and as many users as asked for in each arm."""
+
+    def make(size):
+        path = running()
+        id = path.removeprefix("experiments/")
+        arms = {0: [], 1: []}
+        for number in range(20 * size):
+            user_id = f"u{number}"
+            arm = arms[assignment.dealt(id, user_id, [5_000, 5_000])]
+            if len(arm) < size:
+                arm.append(user_id)
+        enrolled(path, *arms[0], *arms[1])
+        return path, arms[0], arms[1]
+
+    return make
+
+
+def test_results_hold_a_row_a_metric_and_the_primary_comes_first(api, split_exactly):
+    path, (user_id, *_), _ = split_exactly(2)
+    times = []
+    for metric, value in (("aaa", 2), ("conversion", 0.1), ("conversion", 0.2)):
+        body = {"userId": user_id, "metric": metric, "value": value}
+        booked = api.post(f"{path}/conversions", body)
+        assert booked.status_code == 201
+        if metric == "conversion":
+            times.append(booked.json["data"]["occurredAt"])
+
+    control, detailed = api.get(f"{path}/results").json["data"]["variants"]
+
+    assert [row["metric"] for row in control["results"]] == ["conversion", "aaa"]
+    assert control["results"][0] == {
+        "metric": "conversion",
+        "primary": True,
+        "conversions": 1,
+        "events": 2,
+        "value": {"count": 1, "sum": 0.3, "sumSquares": 0.09},
+        "firstAt": min(times),
+        "lastAt": max(times),
+    }
+    assert (control["participants"], control["splitPercentage"]) == (2, 50)
+    assert (detailed["participants"], detailed["results"]) == (2, [])
+
+
+def test_an_experiment_that_is_not_there_has_no_results(api):
+    assert_error(api.get("experiments/exp_none/results"), 404, "NOT_FOUND")
+    refused = api.post("experiments/exp_none/compute-results")
+    assert_error(refused, 404, "NOT_FOUND")

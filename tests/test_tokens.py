@@ -1,14 +1,18 @@
 """Tokens: who may do what."""
 
+import base64
+import hmac
+import json
 from datetime import datetime, timedelta, timezone
 
 import jwt
 import pytest
 from conftest import SECRET, Caller, assert_error, two_variants
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import auth
+import models
 from app import create_app
 
 NOW = datetime.now(timezone.utc)
@@ -187,3 +191,131 @@ def test_without_a_secret_nothing_is_served(tmp_path):
     response = Caller(app, signed(GOOD)).get("experiments")
 
     assert_error(response, 503, "UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": None},
+        {"exp": []},
+        {"exp": "soon"},
+        {"nbf": None},
+        {"iat": []},
+        {"sub": ["me"]},
+        {"sub": None},
+        {"sub": "a\x7fb"},
+        {"sub": "a\x85b"},
+        {"iss": None},
+        {"aud": []},
+        {"jti": []},
+    ],
+)
+def test_a_claim_of_the_wrong_kind_is_401_and_no_crash(app, claims):
+    head, body = (
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
+        for part in ({"alg": "HS256"}, {"sub": "me", "exp": 2**32} | claims)
+    )
+    proof = hmac.digest(SECRET.encode(), head + b"." + body, "sha256")
+    proof = base64.urlsafe_b64encode(proof).rstrip(b"=")
+    whole = b".".join([head, body, proof]).decode()
+
+    assert_error(Caller(app, whole).get("experiments"), 401, "UNAUTHENTICATED")
+
+
+def test_a_subject_is_any_text_of_255_characters(app):
+    caller = Caller(app, signed({**GOOD, "sub": "é" * 255}))
+
+    assert caller.get("experiments").status_code == 200
+
+
+@pytest.mark.parametrize(("leeway", "status"), [(None, 200), (60, 200), (0, 401)])
+def test_a_token_that_has_just_ended_is_judged_by_the_leeway(tmp_path, leeway, status):
+    settings = {
+        "TESTING": True,
+        "JWT_SECRET_KEY": SECRET,
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'leeway.db'}",
+    }
+    app = create_app(settings | ({} if leeway is None else {"JWT_LEEWAY": leeway}))
+    ended = datetime.now(timezone.utc) - timedelta(seconds=3)
+
+    response = Caller(app, signed({"sub": "me", "exp": ended})).get("experiments")
+
+    assert response.status_code == status
+
+
+def test_no_endpoint_opens_to_all_the_other_scopes_together(app, token):
+    for rule in app.url_map.iter_rules():
+        if not rule.rule.startswith("/api"):
+            continue
+        needed = app.view_functions[rule.endpoint].scope
+        others = " ".join(scope for scope in auth.SCOPES if scope != needed)
+        caller = Caller(app, token(scope=others))
+        path = rule.rule.replace("<id>", "exp_1").replace("<path:user_id>", "u1")
+        for method in rule.methods - {"HEAD", "OPTIONS"}:
+            error = assert_error(caller(method, path), 403, "FORBIDDEN")
+            assert repr(needed) in error["message"], rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "scope"),
+    [
+        # The contract: read, write, and assign to enrol, evaluate, convert.
+        ("/api/experiments", "GET", "read"),
+        ("/api/experiments", "POST", "write"),
+        ("/api/experiments/<id>", "GET", "read"),
+        ("/api/experiments/<id>", "PATCH", "write"),
+        ("/api/experiments/<id>", "DELETE", "write"),
+        ("/api/experiments/<id>/start", "POST", "write"),
+        ("/api/experiments/<id>/stop", "POST", "write"),
+        ("/api/experiments/<id>/resume", "POST", "write"),
+        ("/api/experiments/<id>/complete", "POST", "write"),
+        ("/api/experiments/<id>/duplicate", "POST", "write"),
+        ("/api/experiments/<id>/results", "GET", "read"),
+        ("/api/experiments/<id>/compute-results", "POST", "read"),
+        ("/api/experiments/<id>/assignments", "POST", "assign"),
+        ("/api/experiments/<id>/assignments/batch", "POST", "assign"),
+        ("/api/experiments/<id>/conversions", "POST", "assign"),
+        ("/api/experiments/<id>/conversions/batch", "POST", "assign"),
+        ("/api/events", "POST", "assign"),
+        ("/api/events/batch", "POST", "assign"),
+    ],
+)
+def test_an_endpoint_has_the_scope_of_the_contract(app, rule, method, scope):
+    (found,) = [
+        one
+        for one in app.url_map.iter_rules()
+        if one.rule == rule and method in one.methods
+    ]
+
+    assert app.view_functions[found.endpoint].scope == scope
+
+
+@pytest.mark.parametrize("secret", ["short", "change-me-" * 5])
+def test_with_a_weak_secret_nothing_is_served(tmp_path, secret):
+    url = f"sqlite:///{tmp_path / 'weak.db'}"
+    assert models.create(url)
+    app = create_app({"DATABASE_URL": url, "JWT_SECRET_KEY": secret})
+    key = secret.ljust(32)
+
+    with pytest.raises(auth.WeakSecret):
+        auth.keys_are_ready(app)
+    response = Caller(app, signed(GOOD, key)).get("experiments")
+
+    assert_error(response, 503, "UNAVAILABLE")
+    assert secret not in response.text
+
+
+def test_eddsa_is_an_algorithm_too(tmp_path):
+    private = ed25519.Ed25519PrivateKey.generate()
+    app = create_app(
+        {
+            "TESTING": True,
+            "JWT_ALGORITHM": "EdDSA",
+            "JWT_PUBLIC_KEY": pem(private).decode(),
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'eddsa.db'}",
+        }
+    )
+
+    good = Caller(app, signed(GOOD, private, "EdDSA")).get("experiments")
+
+    assert good.status_code == 200, good.text

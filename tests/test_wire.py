@@ -248,7 +248,9 @@ def test_only_the_origins_named_may_call_from_a_browser(app, tmp_path):
 
     def preflight(origin, where):
         asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        return client.options(where, headers=asked).headers
+        answer = client.options(where, headers=asked)
+        assert answer.status_code == 200, answer.text
+        return answer.headers
 
     name = "Access-Control-Allow-Origin"
     assert preflight("https://shop.example", path)[name] == "https://shop.example"
@@ -290,3 +292,89 @@ def test_the_reader_rounds_no_number(number):
 def test_the_reader_refuses_and_never_crashes(body):
     with contextlib.suppress(schemas.InvalidJson, ValidationError):
         schemas.loads(body)
+
+
+def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
+    for rule in app.url_map.iter_rules():
+        path = rule.rule.replace("<id>", "exp_1").replace("<path:user_id>", "u1")
+        if "<" not in path:
+            response = anonymous("OPTIONS", path)
+            assert response.status_code < 500, (rule, response.text)
+
+
+def test_a_preflight_needs_no_token(tmp_path):
+    settings = {
+        "TESTING": True,
+        "JWT_SECRET_KEY": "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u",
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'cors.db'}",
+        "CORS_ORIGINS": "https://shop.example",
+    }
+    client = application.create_app(settings).test_client()
+    asked = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+
+    response = client.options("/api/events", headers=asked)
+
+    # A browser takes no preflight for a yes but one with a status of success.
+    assert response.status_code in (200, 204), response.text
+    assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+@pytest.mark.parametrize("body", ["null", "[]", '"text"', "5", "true", "1e400"])
+def test_a_body_that_is_no_object_is_refused(api, body):
+    assert_error(post(api, body), 400, "VALIDATION_ERROR")
+    assert api.get("experiments").json["meta"]["total"] == 0
+
+
+def test_a_batch_may_have_ten_mebibytes_and_no_more(api, running):
+    path = f"{running()}/assignments/batch"
+
+    def send(size):
+        users = [{"userId": "u1", "attributes": {"x": "y" * size}}]
+        return api.post(path, {"users": users})
+
+    assert send(2 * 1_048_576).status_code == 200
+    assert_error(send(10 * 1_048_576), 413, "PAYLOAD_TOO_LARGE")
+
+
+def test_every_request_has_an_id_of_its_own(api):
+    told = {api.get("experiments").headers["X-Request-ID"] for _ in range(20)}
+
+    assert len(told) == 20
+
+
+def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
+    app, api, anonymous, running
+):
+    path = running()
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(application.Lines())
+    application.log.addHandler(handler)
+    application.log.setLevel(logging.INFO)
+    try:
+        marked = {"Authorization": "Bearer marker.token.marker"}
+        anonymous.get("experiments", headers=marked)
+        anonymous.get("experiments?jwt=marker")
+        api.post(f"{path}/conversions", {"userId": "marker"})
+        api.post(f"{path}/conversions", {"userId": "u1", "value": "marker"})
+        api.get("users/marker%2Fmarker/assignments?page=marker")
+        post(api, '{"marker": NaN}')
+        api.get("/marker")
+    finally:
+        application.log.removeHandler(handler)
+
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["code"] for line in lines] == [
+        "UNAUTHENTICATED",
+        "UNAUTHENTICATED",
+        "NOT_ENROLLED",
+        "VALIDATION_ERROR",
+        "VALIDATION_ERROR",
+        "INVALID_JSON",
+        "NOT_FOUND",
+    ]
+    assert "marker" not in stream.getvalue()
