@@ -339,11 +339,6 @@ def test_without_a_good_secret_or_a_database_gunicorn_does_not_start(
     assert (tmp_path / "abacus.db").exists() is bool(settings)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="auth.authenticate answers a preflight 500",
-)
 def test_a_browser_of_an_allowed_origin_asks_first_without_a_token(tmp_path):
     with real.served(
         tmp_path / "instance", CORS_ORIGINS="https://shop.example"
