@@ -257,7 +257,6 @@ class Experiment(Table):
         """Return a slug of the name, with a suffix where that is taken."""
         kept = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower())
         slug = "-".join(kept.split())[:60].strip("-") or "experiment"
-        # A key may not look like an id, for either names the experiment.
         slug = slug if cls.get_or_none(key=slug) is None else f"{slug}-"
         if not slug.endswith("-"):
             return slug

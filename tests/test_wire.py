@@ -9,7 +9,7 @@ from decimal import Decimal
 from urllib.parse import urljoin
 
 import pytest
-from conftest import assert_error, two_variants
+from conftest import SECRET, assert_error, two_variants
 from hypothesis import given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
@@ -236,14 +236,19 @@ def test_the_docs_page_asks_no_other_host(anonymous):
     assert anonymous.get("/").headers["Location"] == "/docs/"
 
 
-def test_only_the_origins_named_may_call_from_a_browser(app, tmp_path):
+def called_from(origins, folder):
+    """Return a client of a service that these origins may call from a browser."""
     settings = {
         "TESTING": True,
-        "JWT_SECRET_KEY": "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u",
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'cors.db'}",
-        "CORS_ORIGINS": "https://shop.example",
+        "JWT_SECRET_KEY": SECRET,
+        "DATABASE_URL": f"sqlite:///{folder / 'cors.db'}",
+        "CORS_ORIGINS": origins,
     }
-    client = application.create_app(settings).test_client()
+    return application.create_app(settings).test_client()
+
+
+def test_only_the_origins_named_may_call_from_a_browser(app, tmp_path):
+    client = called_from("https://shop.example", tmp_path)
     path = "/api/experiments/exp_1/assignments"
 
     def preflight(origin, where):
@@ -303,13 +308,7 @@ def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
 
 
 def test_a_preflight_needs_no_token(tmp_path):
-    settings = {
-        "TESTING": True,
-        "JWT_SECRET_KEY": "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u",
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'cors.db'}",
-        "CORS_ORIGINS": "https://shop.example",
-    }
-    client = application.create_app(settings).test_client()
+    client = called_from("https://shop.example", tmp_path)
     asked = {
         "Origin": "https://shop.example",
         "Access-Control-Request-Method": "POST",
