@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test demo check requirements
+.PHONY: run test demo check bench requirements
 
 run: .venv/ready
 	@$(BIN)/flask --app wsgi init
@@ -16,11 +16,15 @@ test: .venv/ready-dev
 demo: .venv/ready
 	@$(BIN)/python demo/replay.py
 
+bench: .venv/ready
+	@$(BIN)/python bench/cost.py
+	@$(BIN)/python bench/peeking.py
+
 check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict assignment.py stats
+	$(BIN)/mypy --strict assignment.py tables.py stats
 	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing:skip-covered
 
 .venv/ready: requirements.txt
@@ -36,4 +40,4 @@ check: .venv/ready-dev
 requirements: .venv/ready-dev
 	for name in requirements requirements-dev; do \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
-			--no-header --no-annotate --no-emit-index-url --upgrade $$name.in -o $$name.txt; done
+			--no-strip-extras --no-header --no-annotate --no-emit-index-url --upgrade $$name.in -o $$name.txt; done
