@@ -35,7 +35,9 @@ import auth
 import cli
 import ledger
 import models
+import reports
 import schemas
+import tables
 from auth import requires
 from models import Conflict, Experiment, Invalid, InvalidState
 
@@ -150,6 +152,18 @@ def page(rows: list[Any], total: int, number: int, limit: int) -> dict[str, Any]
     pages = -(-total // limit)
     meta = {"total": total, "page": number, "limit": limit, "totalPages": pages}
     return {"data": rows, "meta": meta}
+
+
+def readable(
+    name: str, result: dict[str, Any], drawn: Callable[[str, Any], tables.Sheet]
+) -> Any:
+    """Return the result as JSON, or as the text that the caller accepts rather."""
+    accepted = request.accept_mimetypes
+    form = accepted.best_match(["application/json", *tables.FORMS])
+    if form not in tables.FORMS:
+        return result
+    text = tables.FORMS[form](drawn(name, result))
+    return Response(text, content_type=f"{form}; charset=utf-8")
 
 
 class Json(JSONProvider):
@@ -550,11 +564,18 @@ def record_events_batch(body):
 
 
 @api.get("/experiments/<id>/results")
+@api.arguments(schemas.ResultsQuery(), location="query")
 @api.response(200)
 @requires("read")
-def get_results(id):
+def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
-    return schemas.results(ledger.counts(find(id)))
+    experiment, metric = find(id), query["metric"]
+    if query["granularity"] or query["as_of"]:
+        counts = reports.replayed(experiment, query["as_of"])
+    else:
+        counts = reports.counts(experiment)
+    shown = schemas.daily_results if query["granularity"] else schemas.results
+    return readable(experiment.name, shown(counts, metric), tables.counts)
 
 
 @api.post("/experiments/<id>/compute-results")
@@ -563,7 +584,29 @@ def get_results(id):
 @requires("read")
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
-    return schemas.computed_results(ledger.counts(find(id)), **body)
+    experiment = find(id)
+    result = schemas.computed_results(reports.counts(experiment), **body)
+    return readable(experiment.name, result, tables.analysis)
+
+
+@api.post("/sample-size")
+@api.arguments(schemas.SizeSchema())
+@api.response(200)
+@requires("read")
+def plan_sample_size(body):
+    """Return the users and days that a plan needs, for one look and for any look."""
+    return schemas.sample_sizes(**body)
+
+
+@api.post("/experiments/<id>/simulate")
+@api.arguments(schemas.RehearsalSchema())
+@api.response(200)
+@requires("write")
+def simulate(body, id):
+    """Rehearse a draft: false alarms and power, by the production hash and test."""
+    experiment = find(id)
+    experiment.refuse_unless_draft()
+    return schemas.rehearsed(experiment, **body)
 
 
 # ----------------------------------------------------------------------------
@@ -693,7 +736,7 @@ def _document(app: Flask) -> None:
         },
     )
     document.spec.components.security_scheme("token", token)
-    for field in (schemas.Number, schemas.Percentage, schemas.Fraction):
+    for field in (schemas.Number, schemas.Percentage, schemas.Between):
         document.register_field(field, "number", None)
     document.register_field(schemas.Moment, "string", "date-time")
     document.register_field(schemas.Whole, "string", None)

@@ -19,6 +19,7 @@ import auth
 import importer
 import ledger
 import models
+import reports
 
 commands = Blueprint("commands", __name__, cli_group=None)
 
@@ -110,7 +111,7 @@ def check() -> None:
     with told():
         models.verify()
         wrong = 0
-        for sentence in ledger.discrepancies():
+        for sentence in reports.discrepancies():
             wrong += 1
             click.echo(sentence, err=True)
     if wrong:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Context, Decimal, Inexact
-from itertools import groupby
 from typing import Any, NamedTuple
 
-from peewee import EXCLUDED, chunked, fn
+from peewee import EXCLUDED, chunked
 
 import assignment
 from models import (
@@ -430,7 +429,7 @@ def write_conversions(experiment: Experiment, rows: Sequence[Conversion]) -> Non
         for row in Tally.select().where(Tally.experiment == experiment.id)
     }
     for row in rows:
-        _count(row, outcomes, tallies)
+        count(row, row.assignment.variant, outcomes, tallies)
     _upsert(Outcome, [Outcome.assignment, Outcome.metric], outcomes.values())
     _upsert(Tally, [Tally.experiment, Tally.variant, Tally.metric], tallies.values())
 
@@ -443,18 +442,22 @@ def _outcomes(rows: Iterable[Conversion]) -> dict[tuple[int, str], Outcome]:
     return found
 
 
-def _count(
-    row: Conversion,
+def count(
+    row: Any,
+    variant: str,
     outcomes: dict[tuple[int, str], Outcome],
     tallies: dict[tuple[str, str], Tally],
 ) -> None:
-    """Add one conversion to its participant's total and to its variant's tally."""
+    """Add one conversion to its participant's total and to its variant's tally.
+
+    The order in which conversions are added changes nothing.
+    """
     mine = row.assignment_id, row.metric
     outcome = outcomes.get(mine)
     if outcome is None:
         outcome = Outcome(assignment=mine[0], metric=mine[1], events=0, total=None)
         outcomes[mine] = outcome
-    its = row.assignment.variant, row.metric
+    its = variant, row.metric
     tally = tallies.get(its)
     if tally is None:
         tally = tallies[its] = Tally(
@@ -579,104 +582,3 @@ def _write_refusals(
             conflict_target=[RefusalTally.experiment, RefusalTally.reason],
             update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
         ).execute()
-
-
-# ----------------------------------------------------------------------------
-# What was counted
-# ----------------------------------------------------------------------------
-
-
-class Counts(NamedTuple):
-    """The tallies of an experiment, all of one moment."""
-
-    experiment: Experiment
-    tallies: dict[tuple[str, str], Tally]
-    refusals: dict[str, int]
-
-    @property
-    def metrics(self) -> list[str]:
-        """The metrics that somebody converted in, the primary one first."""
-        primary = self.experiment.primary_metric
-        found = {metric for _, metric in self.tallies}
-        return sorted(found, key=lambda metric: (metric != primary, metric))
-
-    def has_values(self, metric: str) -> bool:
-        """Tell whether anybody's conversion in the metric had a value."""
-        return any(
-            tally.value_users
-            for tally in self.tallies.values()
-            if tally.metric == metric
-        )
-
-
-def counts(experiment: Experiment) -> Counts:
-    """Return an experiment's tallies: as many rows at 10 users as at 10 million."""
-    with database.transaction("DEFERRED"):  # one snapshot, and no lock on writers
-        current = Experiment.get_by_id(experiment.id)
-        current.variants  # noqa: B018  (read within the snapshot)
-        tallies = {
-            (row.variant, row.metric): row
-            for row in Tally.select().where(Tally.experiment == current.id)
-        }
-        refused = RefusalTally.select().where(RefusalTally.experiment == current.id)
-        refusals = {row.reason: row.count for row in refused}
-    return Counts(current, tallies, refusals)
-
-
-def discrepancies() -> Iterator[str]:
-    """Yield a sentence for each tally or total that its rows do not prove."""
-    yield from _differences(
-        "participants",
-        {
-            (row.experiment_id, row.key): row.participants
-            for row in Variant.select().where(Variant.participants != 0)
-        },
-        _grouped(Assignment, Assignment.variant),
-    )
-    yield from _differences(
-        "refusals",
-        {(row.experiment_id, row.reason): row.count for row in RefusalTally.select()},
-        _grouped(Refusal, Refusal.reason),
-    )
-    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
-    rows = (
-        Conversion.select(Conversion, Assignment)
-        .join(Assignment)
-        .order_by(Conversion.assignment, Conversion.id)
-    )
-    # One participant at a time: memory does not grow with the rows.
-    for id, mine in groupby(rows.iterator(), key=lambda row: row.assignment_id):
-        counted: dict[tuple[int, str], Outcome] = {}
-        for row in mine:
-            _count(row, counted, tallies.setdefault(row.experiment_id, {}))
-        stored = Outcome.select().where(Outcome.assignment == id)
-        yield from _differences(
-            "total", {id: _figures(stored)}, {id: _figures(counted.values())}
-        )
-    yield from _differences(
-        "tally",
-        _figures(Tally.select()),
-        _figures(row for its in tallies.values() for row in its.values()),
-    )
-
-
-def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:
-    query = table.select(table.experiment, field, fn.COUNT(table.id))
-    return {
-        (experiment, value): number
-        for experiment, value, number in query.group_by(
-            table.experiment, field
-        ).tuples()
-    }
-
-
-def _figures(rows: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    return {row._pk: dict(row.__data__) for row in rows}
-
-
-def _differences(
-    what: str, stored: dict[Any, Any], counted: dict[Any, Any]
-) -> Iterator[str]:
-    for key in sorted(stored.keys() | counted.keys(), key=str):
-        if stored.get(key) != counted.get(key):
-            yield f"{what} {key}: {stored.get(key)} stored, {counted.get(key)} counted"

@@ -296,8 +296,7 @@ class Experiment(Table):
 
     def revise(self, variants: list[dict[str, Any]] | None, **fields: Any) -> None:
         """Write the fields given; only a draft, and only as it was when read."""
-        if self.archived_at or self.state != DRAFT:
-            raise InvalidState(self._told, [DRAFT])
+        self.refuse_unless_draft()
         read_at = self.updated_at
         with database.atomic():
             if "key" in fields:
@@ -324,12 +323,16 @@ class Experiment(Table):
             )
             if not written:
                 self._reload()
-                if self.archived_at or self.state != DRAFT:
-                    raise InvalidState(self._told, [DRAFT])
+                self.refuse_unless_draft()
                 raise Conflict("The experiment was changed meanwhile; read it again.")
             if variants is not None:
                 self._write_variants(variants)
         self._reload()
+
+    def refuse_unless_draft(self) -> None:
+        """Raise InvalidState where the experiment is no draft any more."""
+        if self.archived_at or self.state != DRAFT:
+            raise InvalidState(self._told, [DRAFT])
 
     def _write_variants(self, variants: list[dict[str, Any]]) -> None:
         Variant.delete().where(Variant.experiment == self.id).execute()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -18,6 +18,7 @@ from marshmallow import (
     validates_schema,
 )
 
+import assignment
 import stats
 from models import CONCLUSIONS, FULL, STATUSES, Experiment, Variant, utcnow
 
@@ -352,8 +353,8 @@ def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return variants
 
 
-class Fraction(Number):
-    """A number between two bounds, both excluded."""
+class Between(Number):
+    """A number from one bound to another, both included."""
 
     def __init__(self, low: str, high: str, **options: Any) -> None:
         self.low, self.high = Decimal(low), Decimal(high)
@@ -363,44 +364,126 @@ class Fraction(Number):
         self, value: Any, attr: str | None, data: Any, **_: Any
     ) -> Decimal:
         number = super()._deserialize(value, attr, data)
-        if not self.low < number < self.high:
-            raise ValidationError(f"Must be between {self.low} and {self.high}.")
+        if not self.low <= number <= self.high:
+            raise ValidationError(f"Must be from {self.low} to {self.high}.")
         return number
 
 
-class ConfidenceLevel(Number):
-    """0.5 to 0.99: what the intervals hold, and 1 minus the false alarms."""
+# Beyond these, sizes leave the numbers that a float holds.
+LEAST, MOST = "0.000001", "0.999999"
 
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> Decimal:
-        number = super()._deserialize(value, attr, data)
-        if not Decimal("0.5") <= number <= Decimal("0.99"):
-            raise ValidationError("A confidence level is 0.5 to 0.99.")
-        return number
+
+def Rate(**options: Any) -> Between:
+    """Return a field for a rate, or an effect on one, that can be planned with."""
+    return Between(LEAST, MOST, **options)
+
+
+def Power(**options: Any) -> Between:
+    """Return a field for how surely an effect that is there is found."""
+    return Between("0.01", "0.999", load_default=Decimal("0.8"), **options)
+
+
+def ConfidenceLevel(**options: Any) -> Between:
+    """Return a field for what an interval holds: 1 minus the false alarms."""
+    return Between("0.5", "0.99", load_default=Decimal("0.95"), **options)
 
 
 class PlanSchema(Wire):
     """What the experiment was planned to find."""
 
-    baseline_rate = Fraction("0", "1", required=True)
-    minimum_effect = Fraction(
-        "0", "1", required=True, metadata={"description": "absolute"}
-    )
-    power = Fraction("0", "1", load_default=Decimal("0.8"))
-    confidence_level = ConfidenceLevel(load_default=Decimal("0.95"))
+    baseline_rate = Rate(required=True)
+    minimum_effect = Rate(required=True, metadata={"description": "absolute"})
+    power = Power()
+    confidence_level = ConfidenceLevel()
 
     @validates_schema(skip_on_field_errors=True)
     def _within_one(self, plan: dict[str, Any], **_: Any) -> None:
-        if plan["baseline_rate"] + plan["minimum_effect"] >= 1:
-            raise ValidationError("No rate is above 1.", "minimumEffect")
+        if plan["baseline_rate"] + plan["minimum_effect"] > Decimal(MOST):
+            raise ValidationError(f"No rate is above {MOST}.", "minimumEffect")
+
+
+class SizeSchema(Wire):
+    """What an experiment should find; its effect absolute or relative."""
+
+    baseline_rate = Rate(required=True)
+    minimum_effect = Rate(load_default=None)
+    relative_effect = Between(LEAST, "1000000", load_default=None)
+    power = Power()
+    confidence_level = ConfidenceLevel()
+    variants = fields.Integer(
+        strict=True, load_default=None, validate=validate.Range(2, 20)
+    )
+    splits = fields.List(
+        Percentage(), load_default=None, validate=validate.Length(2, 20)
+    )
+    users_per_day = fields.Integer(
+        strict=True, load_default=None, validate=validate.Range(1, 10**12)
+    )
+
+    @validates_schema(skip_on_field_errors=True)
+    def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
+        absolute, relative = size["minimum_effect"], size["relative_effect"]
+        if (absolute is None) == (relative is None):
+            raise ValidationError("Give either minimumEffect or relativeEffect.")
+        name = "minimumEffect" if relative is None else "relativeEffect"
+        effect = absolute or size["baseline_rate"] * relative
+        if not Decimal(LEAST) <= effect <= Decimal(MOST) - size["baseline_rate"]:
+            told = f"The effect must be at least {LEAST}, and no rate above {MOST}."
+            raise ValidationError(told, name)
+
+    @validates_schema(skip_on_field_errors=True)
+    def _one_split(self, size: dict[str, Any], **_: Any) -> None:
+        if size["splits"] is None:
+            return
+        if size["variants"] is not None:
+            raise ValidationError("Give either variants or splits.", "variants")
+        splits_sum_to_100([{"split": split} for split in size["splits"]])
+
+    @post_load
+    def _split_evenly(self, size: dict[str, Any], **_: Any) -> dict[str, Any]:
+        variants = size.pop("variants") or 2
+        return {**size, "splits": size["splits"] or [1] * variants}
+
+
+class RehearsalSchema(Wire):
+    """What to rehearse a draft with; a run is one whole experiment."""
+
+    participants = fields.Integer(
+        strict=True, required=True, validate=validate.Range(2, 1_000_000)
+    )
+    baseline_rate = Between("0", "1", required=True)
+    effect = Between("-1", "1", load_default=Decimal(0))
+    looks = fields.Integer(
+        strict=True, load_default=20, validate=validate.Range(1, 1_000)
+    )
+    runs = fields.Integer(
+        strict=True, load_default=200, validate=validate.Range(1, 10_000)
+    )
+    seed = fields.Integer(
+        strict=True, load_default=0, validate=validate.Range(0, 2**31 - 1)
+    )
+
+    @validates_schema(skip_on_field_errors=True)
+    def _possible(self, rehearsal: dict[str, Any], **_: Any) -> None:
+        if not 0 <= rehearsal["baseline_rate"] + rehearsal["effect"] <= 1:
+            raise ValidationError("A rate is from 0 to 1.", "effect")
+        if rehearsal["looks"] > rehearsal["participants"]:
+            raise ValidationError("There are more looks than participants.", "looks")
 
 
 class AnalysisSchema(Wire):
     """Which metric to analyse, and how wide the intervals shown are."""
 
     metric = Id(load_default=None, allow_none=True)
-    confidence_level = ConfidenceLevel(load_default=Decimal("0.95"))
+    confidence_level = ConfidenceLevel()
+
+
+class ResultsQuery(Wire):
+    """Which part of the counts, and as of when."""
+
+    metric = Id(load_default=None)
+    as_of = Moment(load_default=None)
+    granularity = fields.String(load_default=None, validate=validate.OneOf(["day"]))
 
 
 def is_ahead(time: datetime) -> None:
@@ -632,10 +715,10 @@ class ReceiptSchema(Wire):
 # ----------------------------------------------------------------------------
 
 
-def results(counts: Any) -> dict[str, Any]:
+def results(counts: Any, metric: str | None) -> dict[str, Any]:
     """Return the raw counts of an experiment as the wire has them."""
     experiment = counts.experiment
-    return {
+    whole = {
         "experimentId": experiment.id,
         "name": experiment.name,
         "status": experiment.state,
@@ -646,19 +729,55 @@ def results(counts: Any) -> dict[str, Any]:
                 "variantId": variant.key,
                 "variantName": variant.name,
                 "splitPercentage": plain(Decimal(variant.split) / 100),
-                "participants": variant.participants,
-                "results": list(_metrics(counts, variant)),
+                "participants": counts.participants[variant.key],
+                "results": list(_metrics(counts, variant, metric)),
             }
             for variant in experiment.variants
         ],
         "quality": quality(counts),
     }
+    if counts.as_of:
+        whole["asOf"] = moment(counts.as_of)
+    return whole
 
 
-def _metrics(counts: Any, variant: Variant) -> Iterator[dict[str, Any]]:
+def daily_results(counts: Any, metric: str | None) -> dict[str, Any]:
+    """Return the raw counts, and beside each variant's the days that sum to them."""
+    whole = results(counts, metric)
+    for shown in whole["variants"]:
+        shown["series"] = list(_series(counts, shown["variantId"], metric))
+    return whole
+
+
+def _series(counts: Any, variant: str, metric: str | None) -> Iterator[dict[str, Any]]:
+    metrics = [one for one in counts.metrics if metric in (None, one)]
+    told = {day for key, day in counts.enrolled_on if key == variant} | {
+        day for key, day, one in counts.days if key == variant and one in metrics
+    }
+    for day in sorted(told):
+        gained = [(one, counts.days.get((variant, day, one))) for one in metrics]
+        yield {
+            "date": day.isoformat(),
+            "participants": counts.enrolled_on[variant, day],
+            "results": [
+                {
+                    "metric": one,
+                    "conversions": its.users,
+                    "events": its.events,
+                    "value": {"count": its.value_users, "sum": plain(its.value_sum)},
+                }
+                for one, its in gained
+                if its
+            ],
+        }
+
+
+def _metrics(
+    counts: Any, variant: Variant, wanted: str | None
+) -> Iterator[dict[str, Any]]:
     for metric in counts.metrics:
         tally = counts.tallies.get((variant.key, metric))
-        if tally is None:
+        if tally is None or wanted not in (None, metric):
             continue
         yield {
             "metric": metric,
@@ -702,6 +821,38 @@ def computed_results(
     return {"experimentId": experiment.id, **camel(analysis)}
 
 
+# Users dealt in one rehearsal: about 5 seconds.
+REHEARSAL = 4_000_000
+
+
+def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
+    """Return the users and days that a plan needs, for one look and for any look."""
+    planned: dict[str, Any] = camel(stats.plan_sample_size(splits=splits, **plan))
+    return planned
+
+
+def rehearsed(
+    experiment: Experiment, baseline_rate: Decimal, effect: Decimal, **rehearsal: int
+) -> dict[str, Any]:
+    """Return what the production hash and statistics make of a draft's users."""
+    splits = [variant.split for variant in experiment.variants]
+    plan = stats.Plan(**experiment.plan) if experiment.plan else None
+    confidence = plan.confidence_level if plan else 0.95
+    came_of_it: dict[str, Any] = camel(
+        stats.simulate(
+            baseline_rate=float(baseline_rate),
+            effect=float(effect),
+            splits=splits,
+            assign=lambda salt, user_id: assignment.dealt(salt, user_id, splits),
+            confidence_level=float(confidence),
+            centre=stats.planned_centre(plan),
+            budget=REHEARSAL,
+            **rehearsal,
+        )
+    )
+    return came_of_it
+
+
 def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
     tally = counts.tallies.get((variant.key, metric))
     none = stats.ValueSums(0, Decimal(0), Decimal(0))
@@ -714,7 +865,7 @@ def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
         variant.key,
         variant.name,
         Decimal(variant.split) / 100,
-        variant.participants,
+        counts.participants[variant.key],
         tally.users if tally else 0,
         value,
     )

@@ -41,13 +41,19 @@ class Client(threading.local):
         }
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
+        return json.loads(self.text(method, path, body, "application/json"))["data"]
+
+    def text(
+        self, method: str, path: str, body: Any = None, form: str = "text/plain"
+    ) -> str:
         sent = None if body is None else json.dumps(body)
-        self.connection.request(method, path, sent, self.headers)
+        headers = {**self.headers, "Accept": form}
+        self.connection.request(method, path, sent, headers)
         answer = self.connection.getresponse()
-        text = answer.read()
+        text = answer.read().decode()
         if answer.status >= 400:
-            raise SystemExit(f"{method} {path}: {answer.status} {text.decode()}")
-        return json.loads(text)["data"]
+            raise SystemExit(f"{method} {path}: {answer.status} {text}")
+        return text
 
 
 def main() -> None:
@@ -138,19 +144,8 @@ def dealt_to(id: str, user_id: str, arm: int) -> str:
 
 
 def show(client: Client, id: str) -> None:
-    """Print the computed result as a table."""
-    experiment = client("GET", f"/api/experiments/{id}")
-    results = client("POST", f"/api/experiments/{id}/compute-results", {})
-    print(experiment["name"])
-    print(f"{'variant':10} {'participants':>12} {'conversions':>12} {'rate':>8}  95 %")
-    for variant in results["variants"]:
-        interval = variant["confidenceInterval"]
-        print(
-            f"{variant['variantName']:10} {variant['sampleSize']:12,} "
-            f"{variant['conversions']:12,} {variant['conversionRate']:8.2%}  "
-            f"{interval['lower']:.2%} to {interval['upper']:.2%}"
-        )
-    print(flush=True)
+    """Print the computed result as the service draws it."""
+    print(client.text("POST", f"/api/experiments/{id}/compute-results"), flush=True)
 
 
 if __name__ == "__main__":

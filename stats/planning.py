@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, exp, log, sqrt
+from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats.evidence import CENTRE, critical_score, nuisance_level
@@ -24,12 +24,16 @@ class Size(NamedTuple):
 
 
 class PlannedSize(NamedTuple):
-    """The same effect found by one look at the end, and by looking at any time."""
+    """The same effect found by one look at the end, and by looking at any time.
+
+    *always_valid* is None where the effect is below half the finest bet, 0.25 % of
+    the odds: no number of users makes the test that looks at any time find it.
+    """
 
     baseline_rate: float
     target_rate: float
     fixed_horizon: Size
-    always_valid: Size
+    always_valid: Size | None
 
 
 def plan_sample_size(
@@ -55,11 +59,12 @@ def plan_sample_size(
         minimum_effect = float(baseline_rate) * float(relative_effect or 0)
     plan = Plan(baseline_rate, minimum_effect, power, confidence_level)
     baseline, target = planned_rates(plan)
+    always = _always_valid_total(plan, splits)
     return PlannedSize(
         baseline_rate=baseline,
         target_rate=target,
         fixed_horizon=_size(planned_total(plan, splits), splits, users_per_day),
-        always_valid=_size(_always_valid_total(plan, splits), splits, users_per_day),
+        always_valid=_size(always, splits, users_per_day) if isfinite(always) else None,
     )
 
 
@@ -170,7 +175,8 @@ def always_valid_sample_size(
 
     The same formula with the critical |z| of the always-valid test at that size in
     the place of 1.96, which is about twice the size; the test stops at about 1.1
-    times the size for one look on average, if the effect is as planned.
+    times the size for one look on average, if the effect is as planned. Infinite
+    where no size will do.
     """
     plan = Plan(baseline_rate, target_rate - baseline_rate)
     middle = planned_centre(plan) if centre is None else centre
@@ -180,7 +186,7 @@ def always_valid_sample_size(
         information = users * ratio / (1 + ratio) * pooled * (1 - pooled)
         critical = critical_score(information, alpha - nuisance, middle)
         if critical is None:
-            return float("inf")
+            return inf
         return _size_at(baseline_rate, target_rate, critical, power, ratio)
 
     least = sample_size(baseline_rate, target_rate, alpha, power, ratio)
@@ -188,7 +194,7 @@ def always_valid_sample_size(
 
 
 def _fixed_point(needed: Callable[[float], float], least: float) -> float:
-    """Return the size that is as large as it needs to be: the last such one."""
+    """Return the size that is as large as it needs to be, or infinity if none is."""
 
     def excess(logs: Floats, _: Indices) -> Floats:
         return np.array([each - log(needed(exp(each))) for each in logs])
@@ -196,6 +202,8 @@ def _fixed_point(needed: Callable[[float], float], least: float) -> float:
     low = high = log(least)
     while excess(np.array([high]), np.array([0]))[0] < 0:
         low, high = high, high + log(2)
+        if high > log(1e18):
+            return inf
     if low == high:
         return least
     return exp(float(crossings(excess, np.array([low]), np.array([high]), 1e-9)[0]))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: (salt, user id) to the place of the variant that the user is given.
 Assign = Callable[[str, str], int]
 
+#: What one look at one treatment costs, in users dealt: measured.
+LOOK = 10
+
 
 class Share(NamedTuple):
     """A share of the runs, with its standard error."""
@@ -70,15 +73,16 @@ def simulate(
 
     *assign* is the production hash, called with a salt for each run and a user id;
     without it users are dealt at random. *budget* is the work allowed, in users
-    dealt; what does not fit is left out, by whole runs, so that the same arguments
-    always give the same answer. Every treatment has *effect* added to its rate.
+    dealt, as 10 of which each look at a treatment counts; what does not fit is left
+    out, by whole runs, so that the same arguments always give the same answer. Every
+    treatment has *effect* added to its rate.
     """
     parts = shares(splits)
     if not 1 <= looks <= participants:
         raise ValueError(f"{looks} looks at {participants} participants is impossible")
     if not (0 <= baseline_rate <= 1 and 0 <= baseline_rate + effect <= 1):
         raise ValueError(f"Rates lie between 0 and 1: {baseline_rate}, {effect}")
-    runs = min(runs, budget // participants)
+    runs = min(runs, budget // (participants + LOOK * looks * (len(parts) - 1)))
     if runs < 1:
         raise ValueError(f"A budget of {budget} allows no run of {participants} users")
     draw = np.random.default_rng(seed)

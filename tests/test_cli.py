@@ -11,7 +11,7 @@ import jwt
 import pytest
 import service as real
 
-import ledger
+import reports
 from models import Assignment
 
 TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
@@ -92,7 +92,7 @@ def test_the_real_traffic_is_imported_and_a_second_run_adds_nothing(
     assert first.output == "20000 lines: 20000 users enrolled, 115 conversions.\n"
     assert second.output == "20000 lines: 0 users enrolled, 0 conversions.\n"
     assert api.get(f"{path}/results").json == once
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
 
 def test_a_run_that_was_cut_off_is_completed_by_the_next(

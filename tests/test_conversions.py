@@ -7,8 +7,8 @@ from decimal import Decimal
 import pytest
 from conftest import assert_error
 
-import ledger
 import models
+import reports
 
 
 def results(api, path):
@@ -45,7 +45,7 @@ def quality(api, path):
 @pytest.fixture(autouse=True)
 def every_tally_is_proved_from_its_rows(app):
     yield
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
 
 def test_a_conversion_is_credited_to_the_users_variant(api, running, enrolled):

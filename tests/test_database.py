@@ -11,8 +11,8 @@ import peewee
 import pytest
 from conftest import assert_error
 
-import ledger
 import models
+import reports
 from app import create_app
 from models import Assignment, Conversion, Experiment, Outcome, Tally, Variant
 
@@ -101,7 +101,7 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
         wrong(id, seat, event).execute()
 
     assert (Assignment.select().count(), Conversion.select().count()) == (1, 1)
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
 def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, spoil):
     path, *_ = rows(api, running, enrolled)
     api.post(f"experiments/{path}/conversions", {"userId": "stranger"})
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
     spoil().execute()
 
-    assert list(ledger.discrepancies())
+    assert list(reports.discrepancies())
 
 
 def test_writers_queue_with_begin_immediate(api, running):
@@ -271,7 +271,7 @@ def test_what_cannot_be_written_is_503_and_not_half_written(api, running, troubl
     assert response.headers["Retry-After"] == "1"
     models.database.close()
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
     assert api.post(f"{path}/assignments", {"userId": "u1"}).status_code == 201
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import assignment
 import ledger
 import models
+import reports
 
 CASES = Path(__file__).parent / "cases" / "buckets.json"
 
@@ -93,7 +94,7 @@ def test_nobody_new_is_enrolled_unless_the_experiment_runs(api, draft, enrolled)
     nothing = ("variantId", "variantName", "flowId", "config", "assignedAt")
     assert [answer[name] for name in nothing] == [None] * 5
     assert api.get(path).json["data"]["_count"] == {"assignments": 1}
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
 
 def test_a_user_outside_the_traffic_is_held_out_and_not_stored(api, running):
@@ -137,7 +138,7 @@ def test_ten_thousand_users_are_enrolled_in_one_call_and_one_more_is_refused(
 
     assert taken.status_code == 200
     assert api.get(path).json["data"]["_count"] == {"assignments": 10_000}
-    assert list(ledger.discrepancies()) == []
+    assert list(reports.discrepancies()) == []
 
 
 def test_a_wrong_row_refuses_the_whole_batch(api, running):

@@ -1,9 +1,18 @@
 """Results: what was counted, and the rates."""
 
+import math
+import random
+from datetime import datetime, timezone
+from decimal import Decimal
+
 import pytest
-from conftest import assert_error
+from conftest import assert_error, paths
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from marshmallow import ValidationError
 
 import assignment
+import schemas
 
 
 def test_a_draft_answers_with_zeros(api, draft):
@@ -146,3 +155,360 @@ def test_an_experiment_that_is_not_there_has_no_results(api):
     assert_error(api.get("experiments/exp_none/results"), 404, "NOT_FOUND")
     refused = api.post("experiments/exp_none/compute-results")
     assert_error(refused, 404, "NOT_FOUND")
+
+
+# ----------------------------------------------------------------------------
+# Which part, and as of when
+# ----------------------------------------------------------------------------
+
+
+def utcnow():
+    return datetime.now(timezone.utc).isoformat()
+
+
+@pytest.fixture
+def traffic(api, running, enrolled):
+    """Return an experiment and what its results said after each of five batches."""
+    draw = random.Random(20250201)
+    path = running(primaryMetric="signup")
+    said = []
+    for batch in range(5):
+        users = [f"u{batch}-{number}" for number in range(20)]
+        enrolled(path, *users)
+        rows = [
+            {
+                "userId": draw.choice([*users, "nobody"]),
+                "metric": draw.choice(["signup", "order"]),
+                "value": draw.choice([None, 0.1, -2, 19.99]),
+                "occurredAt": draw.choice([utcnow(), "2020-01-01T00:00:00Z"]),
+                "idempotencyKey": f"k{draw.randrange(80)}",
+            }
+            for _ in range(60)
+        ]
+        sent = api.post(f"{path}/conversions/batch", {"conversions": rows + rows[:9]})
+        assert sent.status_code == 200
+        said.append((utcnow(), api.get(f"{path}/results").json["data"]))
+    assert min(said[-1][1]["quality"].values()) > 0
+    return path, said
+
+
+def test_a_replay_says_what_the_results_said_at_that_moment(api, traffic):
+    path, said = traffic
+    for moment, then in said:
+        query = {"asOf": moment}
+        now = api.get(f"{path}/results", query_string=query).json["data"]
+
+        assert now.pop("asOf") == moment.replace("+00:00", "Z")
+        assert now == then
+
+
+def test_a_replay_of_the_time_before_it_all_is_empty(api, traffic):
+    path, _ = traffic
+    query = {"asOf": "2020-01-01T01:00:00+01:00"}
+
+    early = api.get(f"{path}/results", query_string=query).json["data"]
+
+    assert early["asOf"] == "2020-01-01T00:00:00Z"
+    assert [one["participants"] for one in early["variants"]] == [0, 0]
+    assert [one["results"] for one in early["variants"]] == [[], []]
+    assert set(early["quality"].values()) == {0}
+
+
+def test_a_metric_asked_for_comes_alone(api, traffic):
+    path, said = traffic
+    whole = said[-1][1]
+
+    some = api.get(f"{path}/results?metric=order").json["data"]
+
+    for mine, its in zip(some["variants"], whole["variants"], strict=True):
+        assert mine["results"] == [its["results"][1]]
+        assert mine["participants"] == its["participants"]
+    assert some["quality"] == whole["quality"]
+    none = api.get(f"{path}/results?metric=other").json["data"]
+    assert [one["results"] for one in none["variants"]] == [[], []]
+
+
+LOG = """user_id,variant,timestamp,converted_at,metric,value
+a,v1,2025-02-01T23:00:00Z,2025-02-01T23:59:59.999999Z,order,1.5
+a,v1,2025-02-01T23:00:00Z,2025-02-02T00:00:00Z,order,2
+b,v1,2025-02-02T00:30:00+01:00,2025-02-03T09:00:00Z,order,
+b,v1,2025-02-02T00:30:00+01:00,2025-02-02T09:00:00Z,order,
+b,v1,2025-02-02T00:30:00+01:00,2025-02-03T09:00:00Z,signup,
+c,v2,1969-12-31T23:59:59Z,1969-12-31T23:59:59.9Z,order,7
+d,v2,2025-02-03T00:00:00Z,,,
+"""
+
+
+def test_a_day_is_the_day_of_occurrence_in_utc(api, app, running, tmp_path):
+    path = running(primaryMetric="order")
+    file = tmp_path / "log.csv"
+    file.write_text(LOG)
+    command = ["import", path.removeprefix("experiments/"), str(file)]
+    assert app.test_cli_runner().invoke(args=command).exit_code == 0
+
+    told = api.get(f"{path}/results?granularity=day").json["data"]["variants"]
+
+    control, detailed = (
+        [
+            [day["date"], day["participants"]]
+            + [list(row.values()) for row in day["results"]]
+            for day in one["series"]
+        ]
+        for one in told
+    )
+    assert control == [
+        ["2025-02-01", 2, ["order", 1, 1, {"count": 1, "sum": 1.5}]],
+        ["2025-02-02", 0, ["order", 1, 2, {"count": 0, "sum": 2}]],
+        [
+            "2025-02-03",
+            0,
+            ["order", 0, 1, {"count": 0, "sum": 0}],
+            ["signup", 1, 1, {"count": 0, "sum": 0}],
+        ],
+    ]
+    assert detailed == [
+        ["1969-12-31", 1, ["order", 1, 1, {"count": 1, "sum": 7}]],
+        ["2025-02-03", 1],
+    ]
+    some = api.get(f"{path}/results?granularity=day&metric=signup").json["data"]
+    days = some["variants"][0]["series"]
+    assert [day["date"] for day in days] == ["2025-02-01", "2025-02-03"]
+
+
+def test_the_days_sum_to_the_whole(api, traffic):
+    path, _ = traffic
+    told = api.get(f"{path}/results?granularity=day").json["data"]
+    for variant in told["variants"]:
+        days = variant["series"]
+        new = [day["participants"] for day in days]
+        assert sum(new) == variant["participants"]
+        for row in variant["results"]:
+            mine = [
+                one
+                for day in days
+                for one in day["results"]
+                if one["metric"] == row["metric"]
+            ]
+            for name in ("conversions", "events"):
+                assert sum(one[name] for one in mine) == row[name]
+            for name in ("count", "sum"):
+                total = sum(Decimal(str(one["value"][name])) for one in mine)
+                assert total == Decimal(str(row["value"][name]))
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("granularity=hour", "granularity"),
+        ("asOf=yesterday", "asOf"),
+        ("asOf=2025-02-01T00:00:00", "asOf"),
+        ("metric=", "metric"),
+        ("metrics=signup", "metrics"),
+    ],
+)
+def test_a_wrong_question_about_results_is_refused(api, draft, query, path):
+    error = assert_error(api.get(f"{draft()}/results?{query}"), 400, "VALIDATION_ERROR")
+    assert paths(error) == {path}
+
+
+# ----------------------------------------------------------------------------
+# As text
+# ----------------------------------------------------------------------------
+
+TEXTS = ("text/plain", "text/markdown", "text/csv")
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_results_answer_in_the_text_that_is_accepted(api, traffic, form):
+    path, _ = traffic
+    headers = {"Accept": form}
+    for answer in (
+        api.get(f"{path}/results", headers=headers),
+        api.get(f"{path}/results?granularity=day", headers=headers),
+        api.post(f"{path}/compute-results", headers=headers),
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"] == f"{form}; charset=utf-8"
+        assert "Control" in answer.text
+
+
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/json", "image/png", "text/html,*/*;q=0.8"]
+)
+def test_results_are_json_unless_a_text_is_asked_for(api, draft, accept):
+    answer = api.get(f"{draft()}/results", headers={"Accept": accept})
+    assert answer.json["data"]["status"] == "draft"
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_an_error_is_json_whatever_is_accepted(api, form):
+    answer = api.get("experiments/exp_none/results", headers={"Accept": form})
+    assert_error(answer, 404, "NOT_FOUND")
+
+
+# ----------------------------------------------------------------------------
+# Planning
+# ----------------------------------------------------------------------------
+
+
+def test_a_sample_size_is_the_published_one(api):
+    # R: power.prop.test(p1 = .50, p2 = .75, power = .90): n = 76.7.
+    body = {"baselineRate": 0.5, "minimumEffect": 0.25, "power": 0.9}
+
+    told = api.post("sample-size", {**body, "usersPerDay": 50}).json["data"]
+
+    fixed, always = told["fixedHorizon"], told["alwaysValid"]
+    assert fixed == {"usersPerVariant": [77, 77], "total": 154, "days": 4}
+    assert always["total"] == sum(always["usersPerVariant"]) > 154
+    assert always["days"] == -(-always["total"] // 50)
+    assert (told["baselineRate"], told["targetRate"]) == (0.5, 0.75)
+    relative = {"baselineRate": 0.5, "relativeEffect": 0.5, "power": 0.9}
+    answer = api.post("sample-size", {**relative, "usersPerDay": 50})
+    assert answer.json["data"] == told
+    unhurried = api.post("sample-size", body).json["data"]
+    assert unhurried["fixedHorizon"]["days"] is None
+
+
+def test_more_variants_and_uneven_splits_need_more_users(api):
+    body = {"baselineRate": 0.1, "minimumEffect": 0.02}
+
+    def total(**fields):
+        told = api.post("sample-size", {**body, **fields}).json["data"]
+        assert len(told["fixedHorizon"]["usersPerVariant"]) == variants
+        return told["fixedHorizon"]["total"]
+
+    variants = 2
+    even = total()
+    assert total(variants=2) == total(splits=[50, 50]) == even
+    assert total(splits=[90, 10]) > even
+    variants = 5
+    assert total(variants=5) > 2.5 * even
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({}, ""),
+        ({"minimumEffect": 0.1, "relativeEffect": 0.1}, ""),
+        ({"minimumEffect": 0.9}, "minimumEffect"),
+        ({"minimumEffect": 0}, "minimumEffect"),
+        ({"minimumEffect": 1e-9}, "minimumEffect"),
+        ({"relativeEffect": 9}, "relativeEffect"),
+        ({"minimumEffect": 0.1, "baselineRate": 1}, "baselineRate"),
+        ({"minimumEffect": 0.1, "baselineRate": "0.1"}, "baselineRate"),
+        ({"minimumEffect": 0.1, "power": 1}, "power"),
+        ({"minimumEffect": 0.1, "confidenceLevel": 0.999}, "confidenceLevel"),
+        ({"minimumEffect": 0.1, "variants": 1}, "variants"),
+        ({"minimumEffect": 0.1, "variants": 21}, "variants"),
+        ({"minimumEffect": 0.1, "splits": [50, 40]}, ""),
+        ({"minimumEffect": 0.1, "splits": [100]}, "splits"),
+        ({"minimumEffect": 0.1, "variants": 2, "splits": [50, 50]}, "variants"),
+        ({"minimumEffect": 0.1, "usersPerDay": 0}, "usersPerDay"),
+        ({"minimumEffect": 0.1, "users": 5}, "users"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(api, fields, path):
+    response = api.post("sample-size", {"baselineRate": 0.1, **fields})
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+@settings(max_examples=40)
+@given(
+    baseline=st.decimals("0.000001", "0.999998", places=6),
+    effect=st.decimals("0.000001", "0.999998", places=6),
+    power=st.decimals("0.01", "0.999", places=3),
+    level=st.decimals("0.5", "0.99", places=2),
+    variants=st.integers(2, 20),
+)
+def test_every_plan_that_is_taken_has_a_size(baseline, effect, power, level, variants):
+    body = {
+        "baselineRate": baseline,
+        "minimumEffect": effect,
+        "power": power,
+        "confidenceLevel": level,
+        "variants": variants,
+    }
+    if baseline + effect > Decimal("0.999999"):
+        with pytest.raises(ValidationError):
+            schemas.SizeSchema().load(body)
+        return
+
+    told = schemas.sample_sizes(**schemas.SizeSchema().load(body))
+
+    fixed, always = told["fixedHorizon"], told["alwaysValid"]
+    for size in [fixed, always or fixed]:
+        assert all(users >= 1 for users in size["usersPerVariant"])
+        assert size["total"] == sum(size["usersPerVariant"])
+    if always is None:
+        low, high = (float(rate) for rate in (baseline, baseline + effect))
+        assert math.log(high / (1 - high) * (1 - low) / low) < 0.0026
+    else:
+        assert always["total"] >= fixed["total"]
+
+
+def test_an_effect_too_small_for_any_look_has_no_size_for_it(api):
+    body = {"baselineRate": 0.5, "minimumEffect": 0.0005}
+
+    told = api.post("sample-size", body).json["data"]
+
+    assert told["alwaysValid"] is None
+    assert told["fixedHorizon"]["total"] > 10_000_000
+
+
+def test_a_draft_can_be_rehearsed_with_the_production_hash(api, draft):
+    path = draft()
+    body = {"participants": 2000, "baselineRate": 0.1, "effect": 0.08, "runs": 60}
+
+    told = api.post(f"{path}/simulate", body).json["data"]
+
+    dealt = [
+        assignment.dealt(f"simulation-0-{run}", f"user-{user}", [5000, 5000])
+        for run in range(60)
+        for user in range(2000)
+    ]
+    share = sum(dealt) / len(dealt)
+    assert told["achievedSplit"] == pytest.approx([1 - share, share])
+    assert (told["runs"], told["evaluations"]) == (60, 120_000)
+    assert told["falseAlarms"]["value"] <= 0.05 < told["naiveFalseAlarms"]["value"]
+    assert told["power"]["value"] > 0.9
+    assert told["meanStop"] < 2000
+    assert api.post(f"{path}/simulate", body).json["data"] == told
+    assert api.get(path).json["data"]["_count"]["assignments"] == 0
+
+
+def test_a_rehearsal_too_long_is_cut_to_whole_runs(api, draft):
+    body = {"participants": 1_000_000, "baselineRate": 0.1, "runs": 10_000, "looks": 2}
+
+    told = api.post(f"{draft()}/simulate", body).json["data"]
+
+    assert (told["runs"], told["evaluations"]) == (3, 3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"participants": 1}, "participants"),
+        ({"participants": 1_000_001}, "participants"),
+        ({"baselineRate": 1.1}, "baselineRate"),
+        ({"effect": 0.95}, "effect"),
+        ({"effect": -0.2}, "effect"),
+        ({"looks": 101}, "looks"),
+        ({"looks": 0}, "looks"),
+        ({"runs": 0}, "runs"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "seed"),
+    ],
+)
+def test_a_rehearsal_that_cannot_be_is_refused(api, draft, fields, path):
+    body = {"participants": 100, "baselineRate": 0.1, **fields}
+    response = api.post(f"{draft()}/simulate", body)
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+def test_only_a_draft_is_rehearsed(api, running):
+    path = running()
+    body = {"participants": 100, "baselineRate": 0.1}
+
+    error = assert_error(api.post(f"{path}/simulate", body), 409, "INVALID_STATE")
+
+    assert error["details"] == [{"current": "running", "allowed": ["draft"]}]

@@ -873,7 +873,7 @@ def test_a_simulation_deals_with_the_hash_it_is_given_and_keeps_its_budget():
 
     size = {"participants": 1000, "baseline_rate": 0.2, "effect": 0.1, "looks": 10}
     first, again = (
-        stats.simulate(**size, splits=(70, 30), assign=assign, budget=20_500)
+        stats.simulate(**size, splits=(70, 30), assign=assign, budget=22_100)
         for _ in range(2)
     )
 
