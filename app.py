@@ -33,13 +33,23 @@ from werkzeug.routing import PathConverter
 
 import auth
 import cli
+import erasure
 import ledger
 import models
 import reports
 import schemas
 import tables
 from auth import requires
-from models import Conflict, Experiment, Invalid, InvalidState
+from models import (
+    Audience,
+    Change,
+    Conflict,
+    Experiment,
+    Invalid,
+    InvalidState,
+    NoRoom,
+    Override,
+)
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
@@ -275,6 +285,12 @@ def answer_conflict(error: Conflict) -> Response:
     return problem(409, str(error), code)
 
 
+def answer_no_room(error: NoRoom) -> Response:
+    wanted, left = models.percent(error.wanted), models.percent(error.left)
+    details = [{"current": wanted, "allowed": [left]}]
+    return problem(409, str(error), details=details)
+
+
 def answer_unavailable(error: Exception) -> Response:
     log.error("database", extra={"error": f"{type(error).__name__}: {error}"})
     return problem(503, "The database does not answer now; try again.")
@@ -291,6 +307,7 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     Invalid: answer_invalid,
     schemas.InvalidJson: answer_invalid_json,
     InvalidState: answer_invalid_state,
+    NoRoom: answer_no_room,
     Conflict: answer_conflict,
     models.NotReady: answer_unavailable,
     auth.WeakSecret: answer_unavailable,
@@ -328,6 +345,9 @@ RECEIPT = schemas.ReceiptSchema()
 RECEIPTS = schemas.ReceiptSchema(many=True)
 EVENT = schemas.EventSchema()
 PAGE = schemas.Page()
+AUDIENCE = schemas.AudienceSchema()
+OVERRIDE = schemas.OverrideSchema()
+OWN_IDS = schemas.OwnIds()
 
 
 @api.before_request
@@ -336,11 +356,11 @@ def guard() -> None:
     if request.method == "OPTIONS":  # a preflight carries no token, and asks nothing
         return
     auth.authenticate()
-    for name, value in (request.view_args or {}).items():
+    ids = request.view_args or {}
+    for name, value in ids.items():
         if "\0" in value:
             raise ValidationError({name: ["An id holds no NUL."]})
-        if name == "user_id":
-            schemas.Id().deserialize(value, "userId", {"userId": value})
+    OWN_IDS.load({schemas.camel_case(name): id for name, id in ids.items()})
     models.connect()
 
 
@@ -350,6 +370,14 @@ def find(id: str) -> Experiment:
     if experiment is None:
         raise NotFound(f"There is no experiment {id!r}.")
     return experiment
+
+
+def find_audience(id: str) -> Audience:
+    """Return the audience with this id, or answer 404."""
+    audience = Audience.get_or_none(id=id)
+    if audience is None:
+        raise NotFound(f"There is no audience {id!r}.")
+    return audience
 
 
 @api.get("/experiments")
@@ -369,7 +397,7 @@ def list_experiments(query):
 @requires("write")
 def create_experiment(body):
     """Create a draft; the first variant is the control."""
-    return Experiment.draft(**body)
+    return Experiment.draft(by=auth.subject(), **body)
 
 
 @api.get("/experiments/<id>")
@@ -390,7 +418,7 @@ def update_experiment(changes, id):
     variants = changes.pop("variants", None)
     if variants is not None:
         variants = schemas.whole_variants(experiment.merged(variants))
-    experiment.revise(variants, **changes)
+    experiment.revise(variants, auth.subject(), **changes)
     return experiment
 
 
@@ -400,7 +428,7 @@ def update_experiment(changes, id):
 def archive_experiment(id):
     """Archive an experiment that is not running; its data stays."""
     experiment = find(id)
-    experiment.archive()
+    experiment.archive(auth.subject())
     return experiment
 
 
@@ -411,7 +439,7 @@ def archive_experiment(id):
 def start_experiment(body, id):
     """Start a draft: users are enrolled from now on."""
     experiment = find(id)
-    experiment.start()
+    experiment.start(auth.subject())
     return experiment
 
 
@@ -422,7 +450,7 @@ def start_experiment(body, id):
 def stop_experiment(body, id):
     """Stop a running experiment: nobody is enrolled any more; conversions count."""
     experiment = find(id)
-    experiment.stop()
+    experiment.stop(auth.subject())
     return experiment
 
 
@@ -433,7 +461,7 @@ def stop_experiment(body, id):
 def resume_experiment(body, id):
     """Open a stopped experiment's enrolment again."""
     experiment = find(id)
-    experiment.resume()
+    experiment.resume(auth.subject())
     return experiment
 
 
@@ -444,7 +472,7 @@ def resume_experiment(body, id):
 def complete_experiment(body, id):
     """Make the results final; with a winner, everyone is given its variant."""
     experiment = find(id)
-    experiment.complete(**body)
+    experiment.complete(by=auth.subject(), **body)
     return experiment
 
 
@@ -454,7 +482,7 @@ def complete_experiment(body, id):
 @requires("write")
 def duplicate_experiment(body, id):
     """Create a draft like this one."""
-    return find(id).duplicate()
+    return find(id).duplicate(auth.subject())
 
 
 # ----------------------------------------------------------------------------
@@ -469,7 +497,7 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    decision = ledger.enrol(find(id), [body["user_id"]])[0]
+    decision = ledger.enrol(find(id), [ledger.User(**body)])[0]
     return decision, 201 if decision.reason == ledger.NEW else 200
 
 
@@ -479,7 +507,7 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    return ledger.enrol(find(id), [user["user_id"] for user in body["users"]])
+    return ledger.enrol(find(id), [ledger.User(**user) for user in body["users"]])
 
 
 @api.get("/experiments/<id>/assignments")
@@ -493,11 +521,19 @@ def list_assignments(query, id):
 
 
 @api.get("/experiments/<id>/assignments/<path:user_id>")
-@api.response(200, DECISION)
+@api.arguments(schemas.ExplainQuery(), location="query")
+@api.response(200, schemas.ExplainedSchema())
 @requires("read")
-def get_assignment(id, user_id):
-    """Return what a user is given already, enrolling nobody."""
-    decision = ledger.decision(find(id), user_id)
+def get_assignment(query, id, user_id):
+    """Return what a user is given already, or explain what they are and why.
+
+    Enrols nobody. The receipt is for everyone, also for those who are not enrolled.
+    """
+    experiment = find(id)
+    if query["explain"]:
+        user = ledger.User(user_id, query["attributes"])
+        return schemas.explained(experiment, ledger.explained(experiment, user))
+    decision = ledger.decision(experiment, user_id)
     if decision is None:
         raise NotFound("The user is not enrolled in this experiment.")
     return decision
@@ -511,6 +547,120 @@ def list_memberships(query, user_id):
     """List the experiments that a user is in, newest first."""
     rows, total = ledger.assignments_of(user_id, query["page"], query["limit"])
     return page(rows, total, query["page"], query["limit"])
+
+
+@api.delete("/users/<path:user_id>")
+@api.response(200, schemas.ErasureSchema())
+@requires("write")
+def erase_user(user_id):
+    """Erase a person everywhere; no result moves, as the counts show."""
+    return erasure.erase(user_id, auth.subject())
+
+
+@api.get("/experiments/<id>/overrides")
+@api.arguments(PAGE, location="query")
+@api.response(200, Listed(OVERRIDE))
+@requires("read")
+def list_overrides(query, id):
+    """List whose variants are forced, by user."""
+    rows, total = Override.page(find(id), query["page"], query["limit"])
+    return page(rows, total, query["page"], query["limit"])
+
+
+@api.put("/experiments/<id>/overrides/<path:user_id>")
+@api.arguments(OVERRIDE)
+@api.response(200, OVERRIDE)
+@api.alt_response(201, schema=envelope(OVERRIDE), description="Not forced before")
+@requires("write")
+def set_override(body, id, user_id):
+    """Force a variant for a user, in any state and outside every count."""
+    experiment = find(id)
+    override, is_new = experiment.override(user_id, body["variant"], auth.subject())
+    return override, 201 if is_new else 200
+
+
+@api.delete("/experiments/<id>/overrides/<path:user_id>")
+@api.response(200, OVERRIDE)
+@requires("write")
+def remove_override(id, user_id):
+    """Let the hash decide for a user again."""
+    override = find(id).remove_override(user_id, auth.subject())
+    if override is None:
+        raise NotFound("No variant is forced for the user.")
+    return override
+
+
+# ----------------------------------------------------------------------------
+# Audiences
+# ----------------------------------------------------------------------------
+
+
+@api.get("/audiences")
+@api.arguments(schemas.AudiencePage(), location="query")
+@api.response(200, Listed(AUDIENCE))
+@requires("read")
+def list_audiences(query):
+    """List the audiences, newest first; with a search, those that have it in them."""
+    rows, total = Audience.page(query["page"], query["limit"], query["search"])
+    return page(rows, total, query["page"], query["limit"])
+
+
+@api.post("/audiences")
+@api.arguments(AUDIENCE)
+@api.response(201, AUDIENCE)
+@requires("write")
+def create_audience(body):
+    """Create an audience."""
+    return Audience.define(models.new_id("aud")(), **body)[0]
+
+
+@api.get("/audiences/<path:audience_id>")
+@api.response(200, AUDIENCE)
+@requires("read")
+def get_audience(audience_id):
+    """Return the audience with its rules."""
+    return find_audience(audience_id)
+
+
+@api.put("/audiences/<path:audience_id>")
+@api.arguments(AUDIENCE)
+@api.response(200, AUDIENCE)
+@api.alt_response(201, schema=envelope(AUDIENCE), description="Created")
+@requires("write")
+def define_audience(body, audience_id):
+    """Write an audience whole, under your own id."""
+    audience, is_new = Audience.define(audience_id, **body)
+    return audience, 201 if is_new else 200
+
+
+@api.patch("/audiences/<path:audience_id>")
+@api.arguments(schemas.AudienceChangeSchema())
+@api.response(200, AUDIENCE)
+@requires("write")
+def update_audience(changes, audience_id):
+    """Change an audience; experiments that have started keep the rules they have."""
+    audience = find_audience(audience_id)
+    audience.revise(**changes)
+    return audience
+
+
+@api.delete("/audiences/<path:audience_id>")
+@api.response(200, AUDIENCE)
+@requires("write")
+def remove_audience(audience_id):
+    """Delete an audience that no draft and no running experiment uses."""
+    audience = find_audience(audience_id)
+    audience.remove()
+    return audience
+
+
+@api.post("/audiences/<path:audience_id>/test")
+@api.arguments(schemas.TrialSchema())
+@api.response(200, schemas.TrialResultSchema())
+@requires("read")
+def try_audience(body, audience_id):
+    """Say whether somebody is meant, with the truth of each rule."""
+    return find_audience(audience_id).tried(**body)
 
 
 # ----------------------------------------------------------------------------
@@ -587,6 +737,40 @@ def compute_results(body, id):
     experiment = find(id)
     result = schemas.computed_results(reports.counts(experiment), **body)
     return readable(experiment.name, result, tables.analysis)
+
+
+@api.get("/experiments/<id>/export")
+@api.arguments(schemas.ExportQuery(), location="query")
+@api.response(200, content_type="text/csv")
+@api.alt_response(200, content_type="application/x-ndjson", description="As NDJSON")
+@requires("read")
+def export_experiment(query, id):
+    """Stream a row for each conversion, and for each participant without any."""
+    experiment = find(id)
+    content_type, written = EXPORTS[query["format"]]
+    name = f"{experiment.id}.{query['format']}"
+    lines = written(reports.exported(experiment))
+    return Response(
+        ("".join(some) for some in peewee.chunked(lines, 500)),
+        content_type=content_type,
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+EXPORTS = {
+    "csv": ("text/csv; charset=utf-8", schemas.csv_lines),
+    "ndjson": ("application/x-ndjson", schemas.json_lines),
+}
+
+
+@api.get("/experiments/<id>/history")
+@api.arguments(PAGE, location="query")
+@api.response(200, Listed(schemas.ChangeSchema()))
+@requires("read")
+def list_history(query, id):
+    """List what was done to an experiment, by whom and when, newest first."""
+    rows, total = Change.page(find(id), query["page"], query["limit"])
+    return page(rows, total, query["page"], query["limit"])
 
 
 @api.post("/sample-size")

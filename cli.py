@@ -43,8 +43,8 @@ def init() -> None:
             current_app.config["JWT_SECRET_KEY"] or current_app.config["JWT_PUBLIC_KEY"]
         ):
             _make_secret(Path(current_app.config["SECRET_FILE"]))
-        made = models.create(current_app.config["DATABASE_URL"])
-    click.echo("The database is made." if made else "The database is there.")
+        did = models.create(current_app.config["DATABASE_URL"])
+    click.echo(f"The database is {did}.")
 
 
 def _make_secret(file: Path) -> None:
