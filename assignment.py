@@ -7,7 +7,7 @@ digits (52 bits) are scaled to 10,000 buckets. What differs is the salt:
 
     the variant         <experiment id>
     the traffic         <experiment id>:traffic
-    a group's room      group:<name>
+    a group's share     group:<name>
 
 Shares are whole buckets, hundredths of a percent: 33.33 % is 3,333 of them.
 """
@@ -35,14 +35,17 @@ class Range(NamedTuple):
 # ----------------------------------------------------------------------------
 
 
-def digest(salt: str, user_id: str) -> str:
-    """Return the SHA-256 of ``salt:userId`` in hex."""
-    return sha256(f"{salt}:{user_id}".encode()).hexdigest()
-
-
 def bucket(salt: str, user_id: str) -> int:
-    """Return the bucket, 0 to 9,999, that *salt* deals to this user."""
-    return int(digest(salt, user_id)[:13], 16) * BUCKETS // 16**13
+    """Return the bucket, 0 to 9,999, that *salt* deals to this user.
+
+    The product takes 66 bits: where integers have 64, ``(digits * 625) >> 48`` is the
+    same.
+    """
+    return int(_digest(salt, user_id)[:13], 16) * BUCKETS // 16**13
+
+
+def _digest(salt: str, user_id: str) -> str:
+    return sha256(f"{salt}:{user_id}".encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------
@@ -50,30 +53,18 @@ def bucket(salt: str, user_id: str) -> int:
 # ----------------------------------------------------------------------------
 
 
-def ranges(weights: Sequence[int]) -> list[Range]:
-    """Return the buckets of each variant: consecutive ranges, in the order given.
+def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
+    """Return the position, in *splits*, of the variant dealt to this user.
 
-    Each weight is a number of buckets; together they are all 10,000.
+    Each split is a number of buckets; together they are 10,000. Variants take
+    consecutive ranges in the order given.
     """
-    if sum(weights) != BUCKETS or min(weights) < 1:
-        raise ValueError(f"{weights} does not share out {BUCKETS} buckets.")
-    return [
-        Range(end - weight, end - 1)
-        for weight, end in zip(weights, accumulate(weights), strict=True)
-    ]
-
-
-def variant_index(bucket: int, weights: Sequence[int]) -> int:
-    """Return the position of the variant whose range holds the bucket."""
-    for position, end in enumerate(accumulate(weights)):
-        if bucket < end:
+    place = bucket(experiment_id, user_id)
+    for position, split in enumerate(splits):
+        if place < split:
             return position
-    raise ValueError(f"Bucket {bucket} lies outside {weights}.")
-
-
-def dealt(experiment_id: str, user_id: str, weights: Sequence[int]) -> int:
-    """Return the position of the variant that the experiment deals to this user."""
-    return variant_index(bucket(experiment_id, user_id), weights)
+        place -= split
+    raise ValueError(f"The splits take {sum(splits)} of {BUCKETS} buckets.")
 
 
 def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
@@ -93,37 +84,25 @@ def _traffic_salt(experiment_id: str) -> str:
 # ----------------------------------------------------------------------------
 
 
-def in_share(group: str, user_id: str, share: Iterable[Range]) -> bool:
+def in_share(group: str, user_id: str, share: Iterable[tuple[int, int]]) -> bool:
     """Tell whether the user falls into an experiment's share of the group."""
     place = bucket(_group_salt(group), user_id)
     return any(first <= place <= last for first, last in share)
 
 
-def room(share: Iterable[Range]) -> int:
+def room(share: Iterable[tuple[int, int]]) -> int:
     """Return how many buckets the ranges hold."""
     return sum(last - first + 1 for first, last in share)
 
 
-def free_ranges(taken: Iterable[Range]) -> list[Range]:
-    """Return the gaps that the ranges taken leave in a group, in order."""
-    gaps, start = [], 0
-    for first, last in sorted(taken):
-        if start < first:
-            gaps.append(Range(start, first - 1))
-        start = max(start, last + 1)
-    if start < BUCKETS:
-        gaps.append(Range(start, BUCKETS - 1))
-    return gaps
-
-
-def allotted(taken: Iterable[Range], width: int) -> list[Range]:
+def allotted(taken: Iterable[tuple[int, int]], width: int) -> list[Range]:
     """Return the share of a group that a newcomer of this width takes.
 
-    It is one range, in the first gap that is wide enough; where the free room lies
-    in pieces it is several, from the first gap on. So a newcomer is refused, with a
-    ValueError, only when less room is left than it asks for.
+    It is one range, in the first gap that is wide enough; where the free room lies in
+    pieces it is several, from the first gap on. So nothing that others took moves, and
+    a newcomer is refused, with a ValueError, only when less room is left than it asks.
     """
-    gaps = free_ranges(taken)
+    gaps = _gaps(taken)
     if not 1 <= width <= room(gaps):
         raise ValueError(f"{width} buckets of {room(gaps)} free ones is impossible.")
     wide_enough = [gap for gap in gaps if room([gap]) >= width]
@@ -134,6 +113,18 @@ def allotted(taken: Iterable[Range], width: int) -> list[Range]:
         share.append(Range(first, min(last, first + width - 1)))
         width -= room(share[-1:])
     return share
+
+
+def _gaps(taken: Iterable[tuple[int, int]]) -> list[Range]:
+    """Return the ranges that are free between those taken, in order."""
+    gaps, start = [], 0
+    for first, last in sorted(taken):
+        if start < first:
+            gaps.append(Range(start, first - 1))
+        start = max(start, last + 1)
+    if start < BUCKETS:
+        gaps.append(Range(start, BUCKETS - 1))
+    return gaps
 
 
 def _group_salt(group: str) -> str:
@@ -155,6 +146,7 @@ class Draw(NamedTuple):
     position: int | None
     """Of the range that holds the bucket, among the ranges; None if none does."""
     command: str
+    """A line for a shell that prints the bucket."""
 
 
 class Receipt(NamedTuple):
@@ -167,27 +159,27 @@ class Receipt(NamedTuple):
 def receipt(
     experiment_id: str,
     user_id: str,
-    weights: Sequence[int],
+    splits: Sequence[int],
     traffic: int,
     group: str | None = None,
-    share: Sequence[Range] = (),
+    share: Iterable[tuple[int, int]] = (),
 ) -> Receipt:
     """Return both draws: whether the hash lets the user in, and the variant it deals.
 
     In a group the share takes the place of the traffic draw; there is no second one.
     """
     if group is None:
-        entry = _traffic_salt(experiment_id), allotted([], traffic)
+        entry = _draw(_traffic_salt(experiment_id), user_id, [(0, traffic - 1)])
     else:
-        entry = _group_salt(group), list(share)
-    return Receipt(
-        entry=_draw(user_id, *entry),
-        split=_draw(user_id, experiment_id, ranges(weights)),
-    )
+        entry = _draw(_group_salt(group), user_id, share)
+    ends = accumulate(splits)
+    ranges = [(end - split, end - 1) for split, end in zip(splits, ends, strict=True)]
+    return Receipt(entry, _draw(experiment_id, user_id, ranges))
 
 
-def _draw(user_id: str, salt: str, ranges: list[Range]) -> Draw:
+def _draw(salt: str, user_id: str, pairs: Iterable[tuple[int, int]]) -> Draw:
     place = bucket(salt, user_id)
+    ranges = [Range(first, last) for first, last in pairs]
     holding = (
         position
         for position, (first, last) in enumerate(ranges)
@@ -195,15 +187,15 @@ def _draw(user_id: str, salt: str, ranges: list[Range]) -> Draw:
     )
     return Draw(
         salt=salt,
-        sha256=digest(salt, user_id),
+        sha256=_digest(salt, user_id),
         bucket=place,
         ranges=ranges,
         position=next(holding, None),
-        command=shell_command(salt, user_id),
+        command=_command(salt, user_id),
     )
 
 
-def shell_command(salt: str, user_id: str) -> str:
+def _command(salt: str, user_id: str) -> str:
     """Return the line that prints the bucket in any POSIX shell with 64-bit numbers.
 
     The 52 bits times 10,000 would overflow 64, hence times 625 and 48 places down:

@@ -24,7 +24,8 @@ never into lists or texts. What it does not reach is *missing*.
                                        an item
     in            list                 the same JSON value as one of the items
     exists        (none)               there, and not null
-    regex         text (a pattern)     a text in which the pattern is found somewhere
+    regex         text (a pattern)     a text, of 65,536 characters at most, in which
+                                       the pattern is found somewhere
     starts_with   text                 a text that starts with the value
     ends_with     text                 a text that ends with the value
     neq           any JSON             not ... what eq asks
@@ -46,7 +47,8 @@ order; objects key by key in any order.
 **Without case** is Unicode's case folding: "STRASSE" is in "Goethestraße".
 
 **Patterns** are RE2's: they take linear time, because there are no backreferences and
-no look-around. Case counts, unless ``(?i)`` leads the pattern; ``$`` is the very end.
+no look-around. Case counts, unless ``(?i)`` leads the pattern; ``$`` is the very end;
+``\\d``, ``\\w`` and ``\\b`` know ASCII alone, ``\\pL`` is a letter of any script.
 """
 
 from __future__ import annotations
@@ -63,6 +65,12 @@ DEPTH = 10
 RULES = 200
 FIELD_LENGTH = 255
 PATTERN_LENGTH = 256
+# Linear is not yet cheap: a character can cost as much as the programs that the
+# patterns compile to are long, and 256 characters can spell one of 36,000 steps. This
+# many serve 200 ordinary patterns (most have under 50; \pL has 1,200), and hold the
+# worst tree known to 0.1 milliseconds a byte of text: see bench/rules.py.
+STEPS = 10_000
+SEARCHED = 65_536  # characters; a longer text holds no pattern
 
 Entry = TypeVar("Entry")
 Join = Callable[[Iterable[bool]], bool]
@@ -125,14 +133,6 @@ def _number(value: Any) -> int | Decimal | None:
     return None
 
 
-def _compared(compare: Callable[[Any, Any], bool]) -> Test:
-    def test(left: Any, right: Any) -> bool:
-        left, right = _number(left), _number(right)
-        return left is not None and right is not None and compare(left, right)
-
-    return test
-
-
 def _is_one_of(actual: Any, items: Any) -> bool:
     if not isinstance(items, list):
         return False
@@ -151,30 +151,29 @@ def _exists(actual: Any, _: Any) -> bool:
     return actual is not MISSING and actual is not None
 
 
-def _starts_with(actual: Any, wanted: Any) -> bool:
-    return _texts(actual, wanted) and actual.startswith(wanted)
+def _number_is(compared: Test) -> Test:
+    def test(actual: Any, bound: Any) -> bool:
+        actual, bound = _number(actual), _number(bound)
+        return actual is not None and bound is not None and compared(actual, bound)
+
+    return test
 
 
-def _ends_with(actual: Any, wanted: Any) -> bool:
-    return _texts(actual, wanted) and actual.endswith(wanted)
+def _text_is(compared: Test) -> Test:
+    def test(actual: Any, wanted: Any) -> bool:
+        texts = isinstance(actual, str) and isinstance(wanted, str)
+        return texts and compared(actual, wanted)
+
+    return test
 
 
 def _not(test: Test) -> Test:
-    return lambda left, right: not test(left, right)
-
-
-def _texts(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
+    return lambda actual, wanted: not test(actual, wanted)
 
 
 # ----------------------------------------------------------------------------
 # Patterns
 # ----------------------------------------------------------------------------
-
-# Time is linear in the text, but each character may cost as much as the pattern's
-# program is long, and 256 characters can spell one of 30,000 steps. This many are
-# enough for real patterns, and hold the worst found at 20 microseconds a character.
-PROGRAM_LENGTH = 2_000
 
 # Each of the cached patterns may fill its memory in the worst case: 128 MiB together.
 OPTIONS = re2.Options()
@@ -187,23 +186,20 @@ OPTIONS.never_capture = True
 def _compiled(pattern: str) -> Any:
     """Return the pattern ready to search, or raise ValueError with what is wrong."""
     try:
-        compiled = re2.compile(pattern, OPTIONS)
+        return re2.compile(_bytes(pattern), OPTIONS)
     except re2.error as error:
         reason = error.args[0].decode(errors="replace")
         raise ValueError(
             f"RE2 refuses the pattern: {reason}. "
             "It has no backreferences and no look-around."
         ) from error
-    if compiled.programsize > PROGRAM_LENGTH:
-        raise ValueError("The pattern repeats too much; lower its {counts}.")
-    return compiled
 
 
-def _found(actual: Any, pattern: Any) -> bool:
-    if not _texts(actual, pattern):
+def _found(text: str, pattern: str) -> bool:
+    if len(text) > SEARCHED:
         return False
     try:
-        return _compiled(pattern).search(_bytes(actual)) is not None
+        return _compiled(pattern).search(_bytes(text)) is not None
     except ValueError:
         return False
 
@@ -262,19 +258,19 @@ class Operator(NamedTuple):
 OPERATORS = {
     "eq": Operator(_same, _anything),
     "neq": Operator(_not(_same), _anything),
-    "gt": Operator(_compared(gt), _a_number),
-    "lt": Operator(_compared(lt), _a_number),
-    "gte": Operator(_compared(ge), _a_number),
-    "lte": Operator(_compared(le), _a_number),
+    "gt": Operator(_number_is(gt), _a_number),
+    "lt": Operator(_number_is(lt), _a_number),
+    "gte": Operator(_number_is(ge), _a_number),
+    "lte": Operator(_number_is(le), _a_number),
     "contains": Operator(_contains, _an_item),
     "not_contains": Operator(_not(_contains), _an_item),
     "in": Operator(_is_one_of, _a_list),
     "not_in": Operator(_not(_is_one_of), _a_list),
     "exists": Operator(_exists, None),
     "not_exists": Operator(_not(_exists), None),
-    "regex": Operator(_found, _a_pattern),
-    "starts_with": Operator(_starts_with, _a_text),
-    "ends_with": Operator(_ends_with, _a_text),
+    "regex": Operator(_text_is(_found), _a_pattern),
+    "starts_with": Operator(_text_is(str.startswith), _a_text),
+    "ends_with": Operator(_text_is(str.endswith), _a_text),
 }
 
 
@@ -360,6 +356,34 @@ def _named(table: dict[str, Entry], name: Any) -> Entry | None:
 
 
 # ----------------------------------------------------------------------------
+# A person erased
+# ----------------------------------------------------------------------------
+
+
+def without(tree: Any, user_id: str, tombstone: str) -> Any:
+    """Return the tree with *tombstone* in each place of a value that is this user id.
+
+    A place is a rule's value, or an item of it where it is a list. The same object
+    comes back if there is none.
+    """
+    return _without(tree, user_id, tombstone, DEPTH)
+
+
+def _without(node: Any, user_id: str, tombstone: str, room: int) -> Any:
+    group = _group(node, room)
+    if group is not None:
+        _, rules = group
+        new = [_without(rule, user_id, tombstone, room - 1) for rule in rules]
+        kept = all(one is other for one, other in zip(rules, new, strict=True))
+        return node if kept else {**node, "rules": new}
+    value = node.get("value") if isinstance(node, dict) else None
+    if isinstance(value, list) and user_id in value:
+        items = [tombstone if item == user_id else item for item in value]
+        return {**node, "value": items}
+    return {**node, "value": tombstone} if value == user_id else node
+
+
+# ----------------------------------------------------------------------------
 # What is wrong with a tree
 # ----------------------------------------------------------------------------
 
@@ -374,10 +398,11 @@ class Problem(NamedTuple):
 def problems(tree: Any) -> list[Problem]:
     """Return everything that is wrong with a tree, whatever JSON it is.
 
-    Past the 200th rule nothing more is looked at, so the answer is bounded too.
+    Past the 200th rule and the 10,000th step of its patterns nothing more is looked
+    at, so that asking is bounded too.
     """
     found = []
-    rules = 0
+    rules = steps = 0
     for prefix, node, depth in _nodes(tree):
         if depth > DEPTH or not _children(node):
             rules += 1
@@ -386,6 +411,10 @@ def problems(tree: Any) -> list[Problem]:
             break
         own = _group_problems(node, depth) if _is_group(node) else _leaf_problems(node)
         found += [Problem((prefix + key).rstrip("."), said) for key, said in own]
+        steps += _steps(node)
+        if steps > STEPS:
+            found.append(Problem(f"{prefix}value", _too_long(steps)))
+            break
     return found
 
 
@@ -467,10 +496,16 @@ def _unknown_keys(node: dict[str, Any], known: set[str]) -> Iterator[tuple[str, 
             yield key, f"There is no such key; there are {', '.join(sorted(known))}."
 
 
-def without(tree: Any, user_id: str, tombstone: str) -> Any:
-    """Return the tree with a tombstone wherever a value is this user's id."""
-    if isinstance(tree, dict):
-        return {key: without(item, user_id, tombstone) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [without(item, user_id, tombstone) for item in tree]
-    return tombstone if tree == user_id else tree
+def _steps(node: Any) -> int:
+    """Return how long a program a rule's pattern compiles to; 0 where none does."""
+    if not isinstance(node, dict) or node.get("operator") != "regex":
+        return 0
+    pattern = node.get("value")
+    return 0 if _a_pattern(pattern) else int(_compiled(pattern).programsize)
+
+
+def _too_long(steps: int) -> str:
+    return (
+        f"The patterns up to this one compile to {steps:,} steps; a tree has at most "
+        f"{STEPS:,}. Counted repetitions cost their count, and \\pL costs 1,200."
+    )
