@@ -1,5 +1,6 @@
 """The server's settings, each with its reason; flags on the command line win."""
 
+import os
 import sys
 
 import peewee
@@ -34,6 +35,12 @@ def post_worker_init(worker):
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
     models.database.turns.most = max(1, worker.cfg.threads - 4)
+
+
+def pre_request(worker, request):
+    """Let an orphan close its connections, or busy callers keep it for 30 seconds."""
+    if os.getppid() != worker.ppid:
+        worker.alive = False
 
 
 def post_request(worker, request, environ, response):

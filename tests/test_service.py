@@ -238,20 +238,9 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
         assert real.flask(service.instance, "check").returncode == 0
 
 
-def workers(service):
-    """Return the process ids of the service's workers."""
-    listed = subprocess.run(
-        ["ps", "--ppid", str(service.process.pid), "-o", "pid="],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {int(pid) for pid in listed.stdout.split()}
-
-
 def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
     path = service.running()
-    before = workers(service)
+    before = service.workers()
     victim = min(before)
     told = []
 
@@ -276,7 +265,7 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
         stored |= {one["userId"] for one in listed["data"]}
     assert stored >= set(told)
     deadline = time.monotonic() + 10
-    while victim in workers(service) or len(workers(service)) != len(before):
+    while victim in service.workers() or len(service.workers()) != len(before):
         assert time.monotonic() < deadline, service.log.read_text()
         time.sleep(0.05)
     assert real.flask(service.instance, "check").returncode == 0
@@ -287,13 +276,13 @@ def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
         path = service.running()
         users = [{"userId": f"u{number}"} for number in range(2_000)]
         service.data("POST", f"{path}/assignments/batch", {"users": users})
-        before = workers(service)
+        before = service.workers()
         for pid in before:  # no file of theirs can grow: what is written fails
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
         deadline = time.monotonic() + 30
         told = {}
 
-        while workers(service) & before or len(workers(service)) < 2:
+        while service.workers() & before or len(service.workers()) < 2:
             user_id = f"after-{len(told)}"
             body = {"userId": user_id}
             try:
