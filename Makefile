@@ -21,6 +21,7 @@ bench: .venv/ready
 	@$(BIN)/python bench/peeking.py
 	@$(BIN)/python bench/hash.py
 	@$(BIN)/python bench/rules.py
+	@$(BIN)/python bench/writers.py
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

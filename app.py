@@ -291,9 +291,29 @@ def answer_no_room(error: NoRoom) -> Response:
     return problem(409, str(error), details=details)
 
 
+TROUBLES = {
+    "BUSY": "The database is busy with other writes; try again.",
+    "PROTOCOL": "The database is busy with other writes; try again.",
+    "FULL": "The disk of the database is full; nothing was written.",
+    "READONLY": "The database is read-only; nothing was written.",
+    "CANTOPEN": "The database cannot be opened.",
+    "CORRUPT": "The database is damaged; nothing is written to it any more.",
+    "NOTADB": "The database is damaged; nothing is written to it any more.",
+    "IOERR": "The disk of the database failed (I/O error); try again.",
+}
+LEAVE = "abacus.leave"  # in a request's environ: this process is not to be trusted
+
+
 def answer_unavailable(error: Exception) -> Response:
-    log.error("database", extra={"error": f"{type(error).__name__}: {error}"})
-    return problem(503, "The database does not answer now; try again.")
+    name = models.trouble(error) or type(error).__name__
+    kind = name.removeprefix("SQLITE_").partition("_")[0]
+    if kind in ("CORRUPT", "NOTADB"):
+        models.database.obj.damaged = True
+    if kind == "IOERR":
+        request.environ[LEAVE] = True
+    log.error("database", extra={"error": f"{name}: {error}"})
+    told = TROUBLES.get(kind, "The database does not answer now; try again.")
+    return problem(503, told)
 
 
 def answer_crash(error: Exception) -> Response:
@@ -844,8 +864,9 @@ def alive() -> dict[str, str]:
 
 
 def ready() -> dict[str, str]:
-    """Say that the database answers; 503 where it does not."""
+    """Say that the database answers and takes a write; 503 where it does not."""
     models.verify()
+    models.database.probe()
     return {"status": "ok"}
 
 

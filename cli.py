@@ -107,9 +107,10 @@ def import_(experiment: str, file: Path) -> None:
 
 @commands.cli.command("check")
 def check() -> None:
-    """Prove every tally from its rows; exit 1 and say where one is not proved."""
+    """Prove the file whole and every tally from its rows; exit 1 where one is not."""
     with told():
         models.verify()
+        models.examine("integrity_check")
         wrong = 0
         for sentence in reports.discrepancies():
             wrong += 1

@@ -1,7 +1,8 @@
 """What brings a database from each schema version to the next, as it was then."""
 
-# From 1 to 2: audiences, overrides, exclusion groups, history.
+# From 1 to 2: audiences, overrides, exclusion groups, history; readiness is a write.
 AUDIENCES = """
+ALTER TABLE "identity" ADD COLUMN "probed_at" INTEGER;
 ALTER TABLE "experiment" ADD COLUMN "exclusion_group" TEXT;
 ALTER TABLE "experiment" ADD COLUMN "audience_rules" TEXT;
 ALTER TABLE "experiment" ADD COLUMN "audience_snapshot_at" INTEGER;

@@ -6,6 +6,8 @@ import fcntl
 import os
 import secrets
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -161,6 +163,7 @@ class Identity(Table):
     id = TextField(primary_key=True, default=new_id("abacus"))
     schema_version = IntegerField()
     created_at = Utc(default=utcnow)
+    probed_at = Utc(null=True)
 
 
 class Experiment(Table):
@@ -555,16 +558,17 @@ class Experiment(Table):
         Compare and set in a single statement, so of two racing requests one
         wins and the other is told so.
         """
-        now = utcnow()
-        moved = (
-            Experiment.update(updated_at=now, **fields)
-            .where(
-                Experiment.id == self.id,
-                Experiment.archived_at.is_null(),
-                Experiment._status_at(now).in_(allowed),
+        with database.atomic():
+            now = utcnow()
+            moved = (
+                Experiment.update(updated_at=now, **fields)
+                .where(
+                    Experiment.id == self.id,
+                    Experiment.archived_at.is_null(),
+                    Experiment._status_at(now).in_(allowed),
+                )
+                .execute()
             )
-            .execute()
-        )
         self._reload()
         if not moved:
             raise InvalidState(self._told, allowed)
@@ -943,6 +947,157 @@ SQLITE: dict[str, Any] = {
 # bug, https://sqlite.org/wal.html#walresetbug); these branches have the mend.
 SQLITE_FIXED = (3, 51, 3)
 SQLITE_MENDED = ((3, 44, 6), (3, 50, 7))
+# Troubles that may pass while the service runs: it serves what it can meanwhile.
+PASSING = (
+    *("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_READONLY"),
+    *("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_PROTOCOL"),
+)
+
+
+class Refused(peewee.OperationalError):
+    """A write that was not tried; it has the engine's name of the reason."""
+
+    def __init__(self, name: str, message: str) -> None:
+        self.sqlite_errorname = name
+        super().__init__(message)
+
+
+def trouble(error: BaseException | None) -> str | None:
+    """Return the engine's own name of what went wrong, such as SQLITE_FULL.
+
+    The last error may be one of tidying up, and SQLITE_ERROR says nothing; then
+    the one before it is asked.
+    """
+    name = None
+    while error is not None:
+        told = getattr(getattr(error, "orig", error), "sqlite_errorname", None)
+        if told not in (None, "SQLITE_ERROR"):
+            return str(told)
+        name, error = told or name, error.__context__
+    return name
+
+
+class Turns:
+    """Whose turn it is to write, of this process's threads: who came first.
+
+    The first in the line has the turn. At most *most* stand in it: the threads
+    that are left always find the time to read, and to say that they live.
+    """
+
+    def __init__(self) -> None:
+        self.most: float = float("inf")
+        self._lock = threading.Lock()
+        self._line: deque[tuple[int, threading.Lock]] = deque()
+
+    def take(self, seconds: float) -> None:
+        """Wait for the turn; raise Refused where that takes too long."""
+        turn = threading.Lock()
+        turn.acquire()
+        place = threading.get_ident(), turn
+        with self._lock:
+            if len(self._line) >= self.most:
+                raise Refused("SQLITE_BUSY", "Too many writers wait already.")
+            self._line.append(place)
+            if len(self._line) == 1:
+                return
+        if turn.acquire(timeout=seconds):
+            return
+        with self._lock:
+            if self._line[0] is not place:  # else it came at the last moment
+                self._line.remove(place)
+                raise Refused("SQLITE_BUSY", "The other writers took too long.")
+
+    def give(self) -> None:
+        """Let the next one write, if this thread has the turn."""
+        with self._lock:
+            if self._line and self._line[0][0] == threading.get_ident():
+                self._line.popleft()
+                if self._line:
+                    self._line[0][1].release()
+
+
+class Sqlite(peewee.SqliteDatabase):
+    """SQLite with a line before its write lock.
+
+    SQLite's own wait is a poll that slows down, and under load the unlucky wait
+    for seconds. Here threads take turns, and the one whose turn it is asks every
+    millisecond, for as long as busy_timeout says from when it came.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.turns = Turns()
+        self.probe, self.damaged = Probe(), False
+        super().__init__(*args, **settings)
+
+    def begin(self, lock_type: str | None = None) -> None:
+        if lock_type == "DEFERRED":  # who only reads waits for nobody
+            super().begin(lock_type)
+            return
+        if self.damaged:
+            raise Refused("SQLITE_CORRUPT", "The database was found damaged.")
+        patience = int(self.pragma("busy_timeout"))
+        deadline = time.monotonic() + patience / 1000
+        self.turns.take(patience / 1000)
+        try:
+            self.pragma("busy_timeout", 0)
+            try:
+                while not self._begun(deadline):
+                    time.sleep(0.001)
+            finally:
+                self.pragma("busy_timeout", patience)
+        except BaseException:
+            self.turns.give()
+            raise
+
+    def _begun(self, deadline: float) -> bool:
+        try:
+            super().begin()
+        except peewee.OperationalError as error:
+            if trouble(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
+                raise
+            return False
+        return True
+
+    def commit(self) -> None:
+        super().commit()  # where it fails, peewee rolls back
+        self.turns.give()
+
+    def rollback(self) -> None:
+        try:
+            # After some errors SQLite has done so itself; a second time would
+            # raise, and hide what had happened.
+            if self.connection().in_transaction:
+                super().rollback()
+        finally:
+            self.turns.give()
+
+
+class Probe:
+    """Whether a write gets through: tried for real, at most once a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next, self._failure = 0.0, ""
+
+    def __call__(self) -> None:
+        """Raise Refused where the last try failed, by whichever thread made it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if time.monotonic() >= self._next:
+                    self._failure = self._tried()
+                    self._next = time.monotonic() + 1
+            finally:
+                self._lock.release()
+        if self._failure:
+            raise Refused(self._failure, "A write was tried, and failed.")
+
+    def _tried(self) -> str:
+        try:
+            with database.atomic():
+                Identity.update(probed_at=utcnow()).execute()
+        except peewee.DatabaseError as error:
+            return trouble(error) or "SQLITE_ERROR"
+        return ""
 
 
 class Source(NamedTuple):
@@ -971,7 +1126,7 @@ def bind(url: str) -> None:
         database.close()
     # mode=rw: a missing database is an error, never a new and empty one.
     path = ":memory:" if file is None else f"file:{quote(str(file))}?mode=rw"
-    database.initialize(peewee.SqliteDatabase(path, uri=True, **SQLITE))
+    database.initialize(Sqlite(path, uri=True, **SQLITE))
     _opened.file = None
 
 
@@ -1037,6 +1192,7 @@ def create(url: str) -> str:
             if database.get_tables():
                 did = "migrated" if _migrate() else "there"
                 verify()
+                examine("quick_check")
                 return did
             database.pragma("journal_mode", "wal")
             with database.atomic():
@@ -1048,13 +1204,21 @@ def create(url: str) -> str:
                 database.close()
 
 
+def _found_version() -> int | None:
+    """Return the schema version of the open database, None where it is not ours."""
+    # That column alone: of another version it may have others.
+    if not Identity.table_exists():
+        return None
+    return Identity.select(Identity.schema_version).scalar()
+
+
 def _migrate() -> bool:
     """Bring a database of ours to this schema, whole or not at all; say if it was."""
     with database.atomic():
-        found = Identity.select().first() if Identity.table_exists() else None
-        if found is None or not 1 <= found.schema_version < SCHEMA_VERSION:
+        found = _found_version()
+        if found is None or not 1 <= found < SCHEMA_VERSION:
             return False
-        for script in MIGRATIONS[found.schema_version - 1 :]:
+        for script in MIGRATIONS[found - 1 :]:
             for statement in script.split(";"):
                 database.execute_sql(statement)
         Identity.update(schema_version=SCHEMA_VERSION).execute()
@@ -1066,19 +1230,22 @@ def verify() -> None:
     refuse_affected(peewee.sqlite3.sqlite_version_info)
     try:
         connect()
-        found = Identity.select().first() if Identity.table_exists() else None
+        found = _found_version()
         mode = database.pragma("journal_mode")
         synchronous = database.pragma("synchronous")
     except peewee.DatabaseError as error:
+        name = trouble(error) or ""
+        if name.startswith(PASSING) and _identity():
+            raise
         raise NotReady(
             f"The database cannot be read: {error}. Create it with "
             "`flask --app wsgi init`, or restore a backup."
         ) from error
     if found is None:
         raise NotReady("The database is not one of Abacus, or was never created.")
-    if found.schema_version != SCHEMA_VERSION:
+    if found != SCHEMA_VERSION:
         raise NotReady(
-            f"The database has schema {found.schema_version}, this program "
+            f"The database has schema {found}, this program "
             f"{SCHEMA_VERSION}: run `flask --app wsgi init` of the right version."
         )
     if mode not in ("wal", "memory") or synchronous != 2:
@@ -1097,6 +1264,21 @@ def empty_log() -> bool:
     finally:
         database.pragma("busy_timeout", SQLITE["timeout"] * 1000)
     return not busy
+
+
+def examine(check: str) -> None:
+    """Raise NotReady where SQLite finds the file damaged; every page is read.
+
+    *check* is quick_check, or integrity_check, which also compares indexes with
+    rows. A damaged page is noticed by nothing else before somebody needs it.
+    """
+    try:
+        found = database.pragma(check)
+    except peewee.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        told = str(found).replace("\n", " ")
+        raise NotReady(f"The database is damaged ({told}); restore a backup.")
 
 
 def refuse_affected(version: tuple[int, ...]) -> None:

@@ -25,6 +25,46 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "how often each fault is made: 2 of the quick ones; `make faults` says 20"
+    parser.addoption("--rounds", type=int, default=2, help=told)
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture
+def thorough(rounds: int) -> None:
+    """Leave out what takes long, unless many rounds were asked for."""
+    if rounds < 20:
+        pytest.skip("takes long; `make faults` runs it")
+
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figure() -> Callable[..., None]:
+    """Return a way to put a figure under the run's report."""
+
+    def tell(fault: str, **figures: Any) -> None:
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in figures.items()
+        )
+        FIGURES.append(f"{fault}: {shown}")
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if FIGURES:
+        terminalreporter.section("faults")
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
 class Caller:
     """A client with a token; a path without a slash is below /api."""
 

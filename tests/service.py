@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 
 
 def environment(instance: Path) -> dict[str, str]:
@@ -29,11 +30,11 @@ def environment(instance: Path) -> dict[str, str]:
     return {**kept, "INSTANCE": str(instance)}
 
 
-def flask(instance: Path, *words: str, check: bool = True) -> Any:
+def flask(instance: Path, *words: str, check: bool = True, tree: Path = ROOT) -> Any:
     """Run an operator's command and return what it said."""
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi", *words],
-        cwd=ROOT,
+        cwd=tree,
         env=environment(instance),
         check=check,
         capture_output=True,
@@ -42,11 +43,21 @@ def flask(instance: Path, *words: str, check: bool = True) -> Any:
 
 
 class Service:
-    """A running service; called, it answers status and body."""
+    """A running service; called, it answers status and body.
 
-    def __init__(self, instance: Path, **settings: str) -> None:
-        self.instance, self.settings = instance, settings
-        flask(instance, "init")
+    *tree* has the code that runs, and *wrapper* the command that it runs under.
+    """
+
+    def __init__(
+        self,
+        instance: Path,
+        tree: Path = ROOT,
+        wrapper: Sequence[str] = (),
+        **settings: str,
+    ) -> None:
+        self.instance, self.tree, self.wrapper = instance, tree, wrapper
+        self.settings = settings
+        flask(instance, "init", tree=tree)
         self.token = flask(instance, "token", "tester").stdout.strip()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -57,8 +68,8 @@ class Service:
         address = f"127.0.0.1:{self.port}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", address],
-                cwd=ROOT,
+                [*self.wrapper, *GUNICORN, "--bind", address],
+                cwd=self.tree,
                 env={**environment(self.instance), **self.settings},
                 stderr=log,
                 start_new_session=True,
@@ -85,6 +96,16 @@ class Service:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
+
+    def workers(self) -> set[int]:
+        """Return the process ids of the service's workers."""
+        listed = subprocess.run(
+            ["ps", "--ppid", str(self.process.pid), "-o", "pid="],
+            capture_output=True,
+            text=True,
+            check=False,  # 1 where there is none
+        )
+        return {int(pid) for pid in listed.stdout.split()}
 
     def kill(self) -> None:
         """Kill master and workers at once, as a power cut would."""
@@ -125,7 +146,7 @@ class Service:
 
 
 @contextmanager
-def served(instance: Path, **settings: str) -> Iterator[Service]:
+def served(instance: Path, **settings: Any) -> Iterator[Service]:
     """Yield a service with these settings in its environment; stop it at the end."""
     service = Service(instance, **settings)
     try:

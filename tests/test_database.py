@@ -4,13 +4,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
 import peewee
 import pytest
-from conftest import SECRET, assert_error
+from conftest import SECRET, assert_error, two_variants
 from flask_jwt_extended import create_access_token
 
 import models
@@ -261,16 +263,23 @@ def full():
 
 
 @pytest.mark.parametrize(
-    "trouble", [lambda: "PRAGMA query_only = 1", full], ids=["read-only", "full"]
+    ("trouble", "told"),
+    [
+        (lambda: "PRAGMA query_only = 1", "The database is read-only"),
+        (full, "The disk of the database is full"),
+    ],
 )
-def test_what_cannot_be_written_is_503_and_not_half_written(api, running, trouble):
+def test_what_cannot_be_written_is_503_and_not_half_written(
+    api, running, trouble, told
+):
     path = running()
     models.database.execute_sql(trouble())
     users = [{"userId": f"u{number}-{'x' * 200}"} for number in range(2_000)]
 
     response = api.post(f"{path}/assignments/batch", {"users": users})
 
-    assert_error(response, 503, "UNAVAILABLE")
+    error = assert_error(response, 503, "UNAVAILABLE")
+    assert error["message"].startswith(told)
     assert response.headers["Retry-After"] == "1"
     models.database.close()
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}
@@ -296,9 +305,162 @@ def test_a_database_that_another_writer_holds_is_503_and_still_read(api, running
         read = api.get(path)
         other.submit(let_go).result()
 
-    assert_error(response, 503, "UNAVAILABLE")
+    error = assert_error(response, 503, "UNAVAILABLE")
+    assert error["message"].startswith("The database is busy")
     assert read.json["data"]["_count"] == {"assignments": 0}
     assert api.post(f"{path}/assignments", {"userId": "u1"}).status_code == 201
+
+
+def test_the_service_is_not_ready_while_it_cannot_write(api, anonymous, running):
+    running()
+    deadline = time.monotonic() + 10
+
+    def ready():
+        return anonymous.get("/readyz")
+
+    assert ready().status_code == 200
+    models.database.execute_sql("PRAGMA query_only = 1")
+    while (red := ready()).status_code == 200:
+        assert time.monotonic() < deadline
+    error = assert_error(red, 503, "UNAVAILABLE")
+    assert error["message"].startswith("The database is read-only")
+    assert anonymous.get("/healthz").status_code == 200
+    models.database.execute_sql("PRAGMA query_only = 0")
+    while ready().status_code != 200:
+        assert time.monotonic() < deadline
+
+
+def test_readiness_writes_at_most_once_a_second(anonymous):
+    written = set()
+    began = time.monotonic()
+    for _ in range(100):
+        assert anonymous.get("/readyz").status_code == 200
+        written.add(models.Identity.get().probed_at)
+    assert len(written) <= 2 + (time.monotonic() - began)
+
+
+def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
+    tmp_path, app, api, running, enrolled
+):
+    path = running()
+    enrolled(path, *[f"u{number}" for number in range(200)])
+    models.database.pragma("wal_checkpoint(TRUNCATE)")
+    root = models.database.execute_sql(
+        "SELECT rootpage FROM sqlite_master WHERE name = 'assignment'"
+    ).fetchone()[0]
+    models.database.close()
+    with (tmp_path / "abacus.db").open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+    for response in (
+        api.get(f"{path}/assignments"),
+        api.post(f"{path}/assignments", {"userId": "new"}),
+        api.post("experiments", {"name": "A", "variants": two_variants()}),
+        api.get("/readyz"),
+    ):
+        error = assert_error(response, 503, "UNAVAILABLE")
+        assert error["message"].startswith("The database is damaged")
+    assert api.get(path).status_code == 200
+    with pytest.raises(models.NotReady, match="damaged"):
+        models.create(app.config["DATABASE_URL"])
+
+
+def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
+    turns, order = models.Turns(), []
+    turns.take(1)
+
+    def write(number):
+        turns.take(10)
+        order.append(number)
+        turns.give()
+
+    waiting = []
+    for number in range(8):
+        waiting.append(threading.Thread(target=write, args=(number,)))
+        waiting[-1].start()
+        deadline = time.monotonic() + 5
+        while len(turns._line) < number + 2:
+            assert time.monotonic() < deadline
+    turns.give()
+    for thread in waiting:
+        thread.join()
+
+    assert order == list(range(8))
+
+
+def test_no_more_writers_wait_than_a_worker_can_spare():
+    turns = models.Turns()
+    turns.most = 2
+    turns.take(0)
+
+    def late(seconds):
+        with pytest.raises(models.Refused) as refused:
+            turns.take(seconds)
+        return models.trouble(refused.value), str(refused.value)
+
+    with ThreadPoolExecutor(2) as others:
+        slow = others.submit(late, 0.2)
+        while len(turns._line) < 2:
+            assert not slow.done()
+        assert others.submit(late, 60).result() == (
+            "SQLITE_BUSY",
+            "Too many writers wait already.",
+        )
+        assert slow.result() == ("SQLITE_BUSY", "The other writers took too long.")
+    turns.give()
+    turns.take(0)  # who gave up stands in nobody's way
+
+
+def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
+    statements = []
+    models.connect()
+    models.database.connection().set_trace_callback(statements.append)
+
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    api.post(f"{path}/conversions", {"userId": "u1"})
+    for move in ("stop", "resume", "duplicate"):
+        assert api.post(f"{path}/{move}").status_code < 300
+    api.post(f"{path}/complete", {"conclusion": "lost"})
+    assert api.delete(path).status_code == 200
+
+    inside, writes = False, 0
+    for statement in statements:
+        verb = statement.partition(" ")[0]
+        inside = {"BEGIN": statement == "BEGIN IMMEDIATE", "COMMIT": False}.get(
+            verb, inside
+        )
+        if verb in ("INSERT", "UPDATE", "DELETE"):
+            writes += 1
+            assert inside, statement
+    assert writes > 10
+
+
+def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enrolled):
+    path = running()
+    enrolled(path, "u1")
+    api.post(f"{path}/conversions", {"userId": "u1"})
+
+    def emptied():
+        """Tell whether the write-ahead log can be emptied: no reader holds it."""
+        models.connect()
+        models.database.pragma("busy_timeout", 0)
+        busy = models.database.pragma("wal_checkpoint(TRUNCATE)")
+        models.database.close()
+        return busy == 0
+
+    with ThreadPoolExecutor(1) as other:
+        for asked in (
+            *("experiments", path, f"{path}/assignments", "users/u1/assignments"),
+            *(f"{path}/results", f"{path}/results?granularity=day"),
+        ):
+            answer = api.get(asked, buffered=False)
+            assert answer.status_code == 200
+            assert other.submit(emptied).result(), asked
+        answer = api.post(f"{path}/compute-results", buffered=False)
+        assert answer.status_code == 200
+        assert other.submit(emptied).result()
 
 
 @pytest.mark.parametrize("put_back", [False, True], ids=["gone", "another's"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -237,20 +238,9 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
         assert real.flask(service.instance, "check").returncode == 0
 
 
-def workers(service):
-    """Return the process ids of the service's workers."""
-    listed = subprocess.run(
-        ["ps", "--ppid", str(service.process.pid), "-o", "pid="],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {int(pid) for pid in listed.stdout.split()}
-
-
 def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
     path = service.running()
-    before = workers(service)
+    before = service.workers()
     victim = min(before)
     told = []
 
@@ -275,10 +265,41 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
         stored |= {one["userId"] for one in listed["data"]}
     assert stored >= set(told)
     deadline = time.monotonic() + 10
-    while victim in workers(service) or len(workers(service)) != len(before):
+    while victim in service.workers() or len(service.workers()) != len(before):
         assert time.monotonic() < deadline, service.log.read_text()
         time.sleep(0.05)
     assert real.flask(service.instance, "check").returncode == 0
+
+
+def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
+    with real.served(tmp_path / "failing") as service:
+        path = service.running()
+        users = [{"userId": f"u{number}"} for number in range(2_000)]
+        service.data("POST", f"{path}/assignments/batch", {"users": users})
+        before = service.workers()
+        for pid in before:  # no file of theirs can grow: what is written fails
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+        deadline = time.monotonic() + 30
+        told = {}
+
+        while service.workers() & before or len(service.workers()) < 2:
+            user_id = f"after-{len(told)}"
+            body = {"userId": user_id}
+            try:
+                status, answer = service("POST", f"{path}/assignments", body)
+            except (OSError, HTTPException):
+                continue  # it went to a worker that was leaving
+            told[user_id] = status
+            assert status == 201 or "I/O error" in answer["error"]["message"], answer
+            assert time.monotonic() < deadline, service.log.read_text()
+
+        assert 503 in told.values()
+        assert "SQLITE_IOERR" in service.log.read_text()
+        service.data("POST", f"{path}/assignments", {"userId": "u-last"})
+        for user_id, status in told.items():
+            found = service("GET", f"{path}/assignments/{user_id}")[0]
+            assert found == (200 if status == 201 else 404)
+        assert real.flask(service.instance, "check").returncode == 0
 
 
 def test_a_request_line_of_8190_bytes_reaches_the_service(service):

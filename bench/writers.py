@@ -1,0 +1,196 @@
+"""How long a write waits for its turn: four ways to queue before one write lock.
+
+Two processes of eight threads enrol and convert through the ledger on one database
+file, as two gunicorn workers would: over HTTP the processor is the limit, and the
+lock is hidden by what surrounds it. Rounds of all ways are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import peewee
+
+import ledger
+import models
+from models import Experiment, database
+
+PROCESSES, THREADS = 2, 8
+Call = Callable[[], Any]
+
+
+class Line:
+    """What the service does: threads in line, whose head asks every millisecond."""
+
+    def __init__(self) -> None:
+        """Nothing is added to the service's own."""
+
+    def write(self, call: Call) -> Any:
+        return call()
+
+
+class Plain(Line):
+    """BEGIN IMMEDIATE, and SQLite's own wait: a poll without a queue."""
+
+    def __init__(self) -> None:
+        for name in ("begin", "commit", "rollback"):
+            setattr(models.Sqlite, name, getattr(peewee.SqliteDatabase, name))
+
+
+class Mutex(Plain):
+    """The same, and one lock a process: of its threads, one at a time asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def write(self, call: Call) -> Any:
+        with self.lock:
+            return call()
+
+
+class Group(Plain):
+    """One writer thread a process commits what has gathered; then it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: SimpleQueue[tuple[Call, Future[Any]]] = SimpleQueue()
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def write(self, call: Call) -> Any:
+        answer: Future[Any] = Future()
+        self.queue.put((call, answer))
+        return answer.result()
+
+    def run(self) -> None:
+        while True:
+            some = [self.queue.get()]
+            while len(some) < 32 and not self.queue.empty():
+                some.append(self.queue.get())
+            told: list[tuple[Future[Any], Any, Exception | None]] = []
+            with database.atomic():
+                for call, answer in some:
+                    try:
+                        with database.savepoint():
+                            told.append((answer, call(), None))
+                    except Exception as error:  # its neighbours are kept
+                        told.append((answer, None, error))
+            for answer, result, problem in told:
+                if problem:
+                    answer.set_exception(problem)
+                else:
+                    answer.set_result(result)
+
+
+WAYS = {"plain": Plain, "mutex": Mutex, "line": Line, "group": Group}
+
+
+def work(
+    way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
+) -> None:
+    """Enrol and convert in eight threads; tell how long each call took."""
+    models.bind(url)
+    turn = WAYS[way]()
+    spent: list[list[float]] = [[] for _ in range(THREADS)]
+    start = time.monotonic() + 0.2
+
+    def run(place: int) -> None:
+        models.connect()
+        experiment = Experiment.get_by_id(id)
+        step = THREADS * PROCESSES / pace if pace else 0.0
+        due = start + step * place / THREADS
+        number = 0
+        while True:
+            now = time.monotonic()
+            if step:
+                if due > now:
+                    time.sleep(due - now)
+                due += step
+            began = time.monotonic()
+            if began > start + seconds:
+                break
+            user = f"{name}-{place}-{number // 2}"
+            if number % 2:
+                event = ledger.Event(user)
+                turn.write(lambda event=event: ledger.record(experiment, [event]))
+            else:
+                turn.write(lambda user=user: ledger.enrol(experiment, [user]))
+            number += 1
+            spent[place].append(time.monotonic() - began)
+        database.close()
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told.put([one for some in spent for one in some])
+
+
+def measured(way: str, pace: float, seconds: float) -> list[float]:
+    """Return rate, and p50, p99, p99.9 and maximum in milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/abacus.db"
+        models.create(url)
+        halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
+        made = Experiment.draft(
+            halves, name="One", type="ab_test", primary_metric="conversion"
+        )
+        made.start()
+        database.close()
+        context = multiprocessing.get_context("spawn")
+        told: Any = context.Queue()
+        workers = [
+            context.Process(
+                target=work, args=(way, url, made.id, f"w{n}", pace, seconds, told)
+            )
+            for n in range(PROCESSES)
+        ]
+        for worker in workers:
+            worker.start()
+        spent = sorted(one for _ in workers for one in told.get(timeout=120))
+        for worker in workers:
+            worker.join()
+
+    def at(share: float) -> float:
+        return spent[min(len(spent) - 1, int(share * len(spent)))] * 1000
+
+    return [len(spent) / seconds, at(0.5), at(0.99), at(0.999), spent[-1] * 1000]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=4)
+    options.add_argument("--paces", type=float, nargs="*", default=[300, 0])
+    options.add_argument("--ways", nargs="*", default=list(WAYS))
+    chosen = options.parse_args()
+    print("| way | offered | calls/s | p50 ms | p99 | p99.9 | max |")
+    print("|---|---|---|---|---|---|---|")
+    for pace in chosen.paces:
+        rounds: dict[str, list[list[float]]] = {way: [] for way in chosen.ways}
+        for _ in range(chosen.rounds):
+            for way in chosen.ways:
+                rounds[way].append(measured(way, pace, chosen.seconds))
+        for way, figures in rounds.items():
+            medians = [
+                statistics.median(column) for column in zip(*figures, strict=True)
+            ]
+            shown = " | ".join(f"{one:,.1f}" for one in medians)
+            print(f"| {way} | {f'{pace:g}/s' if pace else 'all'} | {shown} |")
+
+
+if __name__ == "__main__":
+    main()

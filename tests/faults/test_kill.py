@@ -1,0 +1,181 @@
+"""Processes that are killed under load: what was acknowledged is there, once."""
+
+import os
+import random
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import service as real
+from traffic import Traffic, opened
+
+from models import Assignment
+
+GRACE = 30  # gunicorn.conf.py's graceful_timeout
+
+
+@pytest.fixture
+def traffic(tmp_path):
+    with real.served(tmp_path / "instance") as service:
+        yield Traffic(service, service.running())
+
+
+def living(service):
+    """Return the processes of the service's group that live."""
+    alive = []
+    for pid in os.listdir("/proc"):
+        try:
+            if pid.isdigit() and os.getpgid(int(pid)) == service.process.pid:
+                with open(f"/proc/{pid}/stat") as stat:
+                    if stat.read().rpartition(")")[2].split()[0] != "Z":
+                        alive.append(int(pid))
+        except OSError:
+            continue
+    return alive
+
+
+def is_free(port):
+    """Tell whether another service could take the port now."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(done, seconds):
+    """Return how long it took; fail after so many seconds."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def shaken(traffic, rounds, fault):
+    """Let traffic flow, and make the fault in its midst, so often; return the worst.
+
+    *fault* ends with a service that answers, and returns seconds.
+    """
+    worst = 0.0
+    for number in range(rounds):
+        before = traffic.told()
+        with traffic.flowing():
+            wait_until(lambda before=before: traffic.told() > before + 20, 30)
+            time.sleep(random.Random(number).random() * 0.3)
+            worst = max(worst, fault(traffic.service))
+        assert traffic.proved() == [], f"round {number}"
+        traffic.ask_again()
+    assert traffic.proved() == []
+    assert real.flask(traffic.service.instance, "check").returncode == 0
+    return worst
+
+
+def told(figure, fault, rounds, traffic, **figures):
+    figure(
+        fault,
+        rounds=rounds,
+        acknowledged=traffic.told(),
+        checks=traffic.checks,
+        violations=0,
+        **{name: f"{value:.2f} s" for name, value in figures.items()},
+    )
+
+
+def restarted(service):
+    began = time.monotonic()
+    service.start()
+    return time.monotonic() - began
+
+
+def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, figure):
+    def fault(service):
+        service.kill()
+        return restarted(service)
+
+    worst = shaken(traffic, rounds, fault)
+
+    assert worst <= 3
+    told(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
+
+
+def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
+    def fault(service):
+        victim = random.choice(sorted(service.workers()))
+        os.kill(victim, signal.SIGKILL)
+        return wait_until(lambda: len(service.workers() - {victim}) == 2, 10)
+
+    worst = shaken(traffic, rounds, fault)
+
+    assert not [status for status in traffic.statuses if status >= 500]
+    told(figure, "F2 kill -9 of a worker", rounds, traffic, replaced_after=worst)
+
+
+def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, figure):
+    def fault(service):
+        os.kill(service.process.pid, signal.SIGKILL)
+        service.process.wait(10)
+        free_after = wait_until(lambda: is_free(service.port), 40)
+        wait_until(lambda: not living(service), 40)
+        assert restarted(service) <= 3
+        return free_after
+
+    worst = shaken(traffic, rounds, fault)
+
+    assert worst <= 2
+    told(figure, "F3 kill -9 of the master", rounds, traffic, port_free_after=worst)
+
+
+def test_f4_what_was_answered_before_an_orderly_end_is_kept(traffic, rounds, figure):
+    def fault(service):
+        began = time.monotonic()
+        service.process.terminate()
+        assert service.process.wait(GRACE + 5) == 0
+        gone = time.monotonic() - began
+        service.start()
+        return gone
+
+    worst = shaken(traffic, rounds, fault)
+
+    assert worst <= GRACE
+    told(figure, "F4 SIGTERM under load", rounds, traffic, exit_after=worst)
+
+
+def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
+    traffic.batch_every = 1  # batches alone; F1 to F4 have them among others
+
+    def fault(service):
+        service.kill()
+        return restarted(service)
+
+    shaken(traffic, rounds, fault)
+
+    cut = sum(batch[0] not in traffic.never for batch in traffic.batches)
+    told(figure, f"F11 killed in the midst of {cut} batches of 100", rounds, traffic)
+
+
+def test_f12_eight_callers_who_enrol_the_same_new_users_make_one_row_each(
+    traffic, rounds, figure
+):
+    service, path = traffic.service, traffic.path
+    users = [f"same-{number}" for number in range(10 * rounds)]
+
+    def enrol(_):
+        asked = (
+            service.data("POST", f"{path}/assignments", {"userId": user})
+            for user in users
+        )
+        return [one["variantId"] for one in asked]
+
+    with ThreadPoolExecutor(8) as callers:
+        variants = list(callers.map(enrol, range(8)))
+
+    assert len({tuple(one) for one in variants}) == 1
+    with opened(service):
+        stored = Assignment.select(Assignment.user_id, Assignment.variant)
+        rows = list(stored.tuples())
+    assert len(rows) == len(users)
+    assert dict(rows) == dict(zip(users, variants[0], strict=True))
+    figure("F12 eight callers", users=len(users), answers=8 * len(users), doubled=0)
