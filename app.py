@@ -280,6 +280,11 @@ def answer_unavailable(error: Exception) -> Response:
     return problem(503, "The database does not answer now; try again.")
 
 
+def answer_keyless(error: Exception) -> Response:
+    log.error("keys", extra={"error": f"{type(error).__name__}: {error}"})
+    return problem(503, "No token can be verified now; try again.")
+
+
 def answer_crash(error: Exception) -> Response:
     log.exception("crash")
     return problem(500, "Something went wrong here, and it has been written down.")
@@ -293,7 +298,8 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     InvalidState: answer_invalid_state,
     Conflict: answer_conflict,
     models.NotReady: answer_unavailable,
-    auth.WeakSecret: answer_unavailable,
+    auth.WeakSecret: answer_keyless,
+    auth.Unreachable: answer_keyless,
     peewee.OperationalError: answer_unavailable,
     peewee.InterfaceError: answer_unavailable,
     peewee.DatabaseError: answer_unavailable,

@@ -39,9 +39,7 @@ def told() -> Iterator[None]:
 def init() -> None:
     """Make the secret and the database, where they are not there yet."""
     with told():
-        if not (
-            current_app.config["JWT_SECRET_KEY"] or current_app.config["JWT_PUBLIC_KEY"]
-        ):
+        if auth.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
         made = models.create(current_app.config["DATABASE_URL"])
     click.echo("The database is made." if made else "The database is there.")
