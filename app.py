@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import peewee
-from flask import Flask, Response, g, jsonify, redirect, request
+from flask import Flask, Response, current_app, g, jsonify, redirect, request
 from flask.json.provider import JSONProvider
 from flask_cors import CORS
 from flask_smorest import Api as SmorestApi
@@ -34,6 +34,7 @@ from werkzeug.routing import PathConverter
 import auth
 import cli
 import ledger
+import metrics
 import models
 import reports
 import schemas
@@ -272,10 +273,14 @@ def answer_conflict(error: Conflict) -> Response:
         models.NotEnrolled: "NOT_ENROLLED",
         models.BeforeEnrollment: "BEFORE_ENROLLMENT",
     }.get(type(error))
-    return problem(409, str(error), code)
+    response = problem(409, str(error), code)
+    if request.endpoint == f"{api.name}.{convert.__name__}":
+        metrics.conversions.labels(ledger.REJECTED, g.code).inc()
+    return response
 
 
 def answer_unavailable(error: Exception) -> Response:
+    metrics.failed(error)
     log.error("database", extra={"error": f"{type(error).__name__}: {error}"})
     return problem(503, "The database does not answer now; try again.")
 
@@ -286,6 +291,7 @@ def answer_keyless(error: Exception) -> Response:
 
 
 def answer_crash(error: Exception) -> Response:
+    metrics.failed(error)
     log.exception("crash")
     return problem(500, "Something went wrong here, and it has been written down.")
 
@@ -475,7 +481,7 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    decision = ledger.enrol(find(id), [body["user_id"]])[0]
+    decision = metrics.enrolled(ledger.enrol(find(id), [body["user_id"]]))[0]
     return decision, 201 if decision.reason == ledger.NEW else 200
 
 
@@ -485,7 +491,8 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    return ledger.enrol(find(id), [user["user_id"] for user in body["users"]])
+    user_ids = [user["user_id"] for user in body["users"]]
+    return metrics.enrolled(ledger.enrol(find(id), user_ids))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -531,7 +538,7 @@ def list_memberships(query, user_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    receipt = ledger.convert(find(id), ledger.Event(**body))
+    (receipt,) = metrics.converted([ledger.convert(find(id), ledger.Event(**body))])
     return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
 
 
@@ -542,7 +549,7 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return ledger.record(find(id), events)
+    return metrics.converted(ledger.record(find(id), events))
 
 
 @api.post("/events")
@@ -551,7 +558,7 @@ def convert_batch(body, id):
 @requires("assign")
 def record_event(body):
     """Book an event in every experiment that its user is in."""
-    return ledger.credit([ledger.Event(**body)])[0]
+    return metrics.converted(ledger.credit([ledger.Event(**body)])[0])
 
 
 @api.post("/events/batch")
@@ -561,7 +568,8 @@ def record_event(body):
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
-    return [RECEIPTS.dump(receipts) for receipts in ledger.credit(events)]
+    booked = ledger.credit(events)
+    return [RECEIPTS.dump(metrics.converted(receipts)) for receipts in booked]
 
 
 # ----------------------------------------------------------------------------
@@ -630,15 +638,19 @@ def note_departure(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    code = g.get("code")
+    metrics.answered(request.method, route, response.status_code, code, seconds)
     log.info(
         "request",
         extra={
             "requestId": g.request_id,
             "method": request.method,
-            "route": request.url_rule.rule if request.url_rule else None,
+            "route": route,
             "status": response.status_code,
-            "code": g.get("code"),
-            "ms": round((time.perf_counter() - g.started) * 1000, 2),
+            "code": code,
+            "ms": round(seconds * 1000, 2),
         },
     )
     return response
@@ -669,6 +681,12 @@ def ready() -> dict[str, str]:
     """Say that the database answers; 503 where it does not."""
     models.verify()
     return {"status": "ok"}
+
+
+def measured() -> Response:
+    """Tell Prometheus what was counted, and how large the files are."""
+    file = models.source(current_app.config["DATABASE_URL"]).file
+    return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -720,6 +738,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)
+    app.add_url_rule("/metrics", view_func=measured)
     app.add_url_rule("/", "home", lambda: redirect("/docs/"))
     if origins := str(setting("CORS_ORIGINS", "")).split():
         CORS(

@@ -1,6 +1,10 @@
 """The server's settings, each with its reason; flags on the command line win."""
 
+import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import models
 from auth import WeakSecret, keys_are_ready
@@ -18,6 +22,31 @@ accesslog = None  # the service writes its own lines, without user ids
 control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
 preload_app = False
+
+
+def on_starting(server):
+    """Make the folder in which each worker keeps its counts for /metrics."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        # In memory, if possible: a full disk must not stop those who only read.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+        folder = tempfile.mkdtemp(prefix="abacus-", dir=memory)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
+        file.unlink()
+
+
+def child_exit(server, worker):
+    """Keep what a worker counted, but not what it said of its present."""
+    # Imported late: it looks for the folder when it is imported.
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)
+
+
+def on_exit(server):
+    """Take the folder away, unless a new master (USR2) goes on with it."""
+    if not server.reexec_pid:
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def post_worker_init(worker):
