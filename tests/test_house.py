@@ -11,7 +11,7 @@ FLOORS = [
     {"ledger"},
     {"reports"},
     {"schemas", "auth"},
-    {"importer"},
+    {"importer", "backups"},
     {"cli"},
     {"metrics"},
     {"app"},
