@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import unicodedata
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from flask import Flask, current_app, g, request
 from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
-from flask_jwt_extended.exceptions import JWTExtendedException
+from flask_jwt_extended.exceptions import JWTExtendedException, NoAuthorizationError
 from jwt import (
     InvalidSignatureError,
     InvalidTokenError,
@@ -26,6 +27,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 SCOPES = ("read", "write", "assign")
+BEARER = re.compile(r"bearer +([^\s,]+)", re.IGNORECASE)
 PUBLIC = ("RS256", "ES256", "EdDSA")
 SECRET_BYTES = 32
 # Secrets that stand in tutorials, padded or repeated to any length.
@@ -72,9 +74,12 @@ def authenticate() -> None:
 
 
 def _verify() -> None:
-    scheme, space, rest = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":  # RFC 9110: in any case; the library wants one
-        request.environ["HTTP_AUTHORIZATION"] = f"Bearer{space}{rest}"
+    # One scheme, in any case (RFC 9110), and one token. The library wants just one
+    # case, and looks for it among others behind commas.
+    given = BEARER.fullmatch(request.headers.get("Authorization", ""))
+    if given is None:
+        raise NoAuthorizationError("Send one header: Authorization: Bearer <token>.")
+    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {given[1]}"
     try:
         verify_jwt_in_request()
     except InvalidSignatureError:
