@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import time
+import traceback
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -633,20 +637,32 @@ def note_arrival() -> None:
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # a path names users
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
 def note_departure(response: Response) -> Response:
     """Write the log line: what was asked, never by whom or about whom."""
     response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
     seconds = time.perf_counter() - g.started
     route = request.url_rule.rule if request.url_rule else None
     code = g.get("code")
-    metrics.answered(request.method, route, response.status_code, code, seconds)
+    # Any word can be sent as a method; the log and the counts have none that is sent.
+    method = request.method if request.method in METHODS else "other"
+    metrics.answered(method, route, response.status_code, code, seconds)
     log.info(
         "request",
         extra={
             "requestId": g.request_id,
-            "method": request.method,
+            "method": method,
             "route": route,
             "status": response.status_code,
             "code": code,
@@ -667,8 +683,11 @@ class Lines(logging.Formatter):
         line |= {
             name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0]:
+            # Without the message, in which there may be a user's id.
+            kind, _, trace = record.exc_info
+            line["error"] = kind.__name__
+            line["traceback"] = "".join(traceback.format_tb(trace))
         return schemas.dumps(line)
 
 
@@ -767,8 +786,26 @@ def _document(app: Flask) -> None:
     document.register_field(schemas.Whole, "string", None)
     document.register_field(schemas.Flag, "string", None)
     document.register_blueprint(api)
-    app.register_blueprint(
-        get_swaggerui_blueprint(
-            "/docs", "/openapi.json", config={"persistAuthorization": True}
+    config = {
+        # A fixed address: or the page would repeat the Host header in its script.
+        "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
+        "validatorUrl": None,  # of another host, which would learn of this one
+    }
+    docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    docs.after_request(_guard_page)
+    app.register_blueprint(docs)
+
+
+def _guard_page(response: Response) -> Response:
+    """Let the page run its own files, and the one script that is written in it."""
+    if response.mimetype == "text/html" and not response.direct_passthrough:
+        scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
+        hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
+        allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self' {allowed}; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+            "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+            "form-action 'self'"
         )
-    )
+    return response

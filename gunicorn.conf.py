@@ -4,10 +4,28 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
+
+from gunicorn.glogging import Logger
 
 import models
 from auth import WeakSecret, keys_are_ready
+
+
+class DiscreetLogger(Logger):
+    """gunicorn's, without what a client sent: the path of a broken request too."""
+
+    def warning(self, msg, *args, **options):
+        if msg.startswith("Invalid request"):
+            msg = "Refused what is no HTTP."
+        super().warning(msg, *args, **options)
+
+    def exception(self, msg, *args, **options):
+        kind, _, trace = sys.exc_info()
+        lines = "".join(traceback.format_tb(trace))
+        self.error("%s: %s\n%s", msg.partition(" %")[0], kind and kind.__name__, lines)
+
 
 bind = "127.0.0.1:8000"
 worker_class = "gthread"  # a sync worker whose master was killed serves for ever
@@ -17,7 +35,8 @@ timeout = 30
 graceful_timeout = 30
 keepalive = 15
 limit_request_line = 8190
-umask = 0o077
+umask = 0o077  # of its own files alone; on_starting sets the process's
+logger_class = DiscreetLogger
 accesslog = None  # the service writes its own lines, without user ids
 control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
@@ -25,7 +44,8 @@ preload_app = False
 
 
 def on_starting(server):
-    """Make the folder in which each worker keeps its counts for /metrics."""
+    """Let nobody else read our files; make the folder of the counts for /metrics."""
+    os.umask(0o077)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         # In memory, if possible: a full disk must not stop those who only read.
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
