@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import time
+import traceback
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import peewee
-from flask import Flask, Response, g, jsonify, redirect, request
+from flask import Flask, Response, current_app, g, jsonify, redirect, request
 from flask.json.provider import JSONProvider
 from flask_cors import CORS
 from flask_smorest import Api as SmorestApi
@@ -35,6 +39,7 @@ import auth
 import cli
 import erasure
 import ledger
+import metrics
 import models
 import reports
 import schemas
@@ -282,7 +287,10 @@ def answer_conflict(error: Conflict) -> Response:
         models.NotEnrolled: "NOT_ENROLLED",
         models.BeforeEnrollment: "BEFORE_ENROLLMENT",
     }.get(type(error))
-    return problem(409, str(error), code)
+    response = problem(409, str(error), code)
+    if request.endpoint == f"{api.name}.{convert.__name__}":
+        metrics.conversions.labels(ledger.REJECTED, g.code).inc()
+    return response
 
 
 def answer_no_room(error: NoRoom) -> Response:
@@ -311,12 +319,20 @@ def answer_unavailable(error: Exception) -> Response:
         models.database.obj.damaged = True
     if kind == "IOERR":
         request.environ[LEAVE] = True
+    metrics.database_errors.labels(name).inc()
     log.error("database", extra={"error": f"{name}: {error}"})
     told = TROUBLES.get(kind, "The database does not answer now; try again.")
     return problem(503, told)
 
 
+def answer_keyless(error: Exception) -> Response:
+    log.error("keys", extra={"error": f"{type(error).__name__}: {error}"})
+    return problem(503, "No token can be verified now; try again.")
+
+
 def answer_crash(error: Exception) -> Response:
+    if name := models.trouble(error):
+        metrics.database_errors.labels(name).inc()
     log.exception("crash")
     return problem(500, "Something went wrong here, and it has been written down.")
 
@@ -330,7 +346,8 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     NoRoom: answer_no_room,
     Conflict: answer_conflict,
     models.NotReady: answer_unavailable,
-    auth.WeakSecret: answer_unavailable,
+    auth.WeakSecret: answer_keyless,
+    auth.Unreachable: answer_keyless,
     peewee.OperationalError: answer_unavailable,
     peewee.InterfaceError: answer_unavailable,
     peewee.DatabaseError: answer_unavailable,
@@ -517,7 +534,8 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    decision = ledger.enrol(find(id), [ledger.User(**body)])[0]
+    user = ledger.User(**body)
+    decision = metrics.enrolled(ledger.enrol(find(id), [user]))[0]
     return decision, 201 if decision.reason == ledger.NEW else 200
 
 
@@ -527,7 +545,8 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    return ledger.enrol(find(id), [ledger.User(**user) for user in body["users"]])
+    users = [ledger.User(**user) for user in body["users"]]
+    return metrics.enrolled(ledger.enrol(find(id), users))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -695,7 +714,7 @@ def try_audience(body, audience_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    receipt = ledger.convert(find(id), ledger.Event(**body))
+    (receipt,) = metrics.converted([ledger.convert(find(id), ledger.Event(**body))])
     return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
 
 
@@ -706,7 +725,7 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return ledger.record(find(id), events)
+    return metrics.converted(ledger.record(find(id), events))
 
 
 @api.post("/events")
@@ -715,7 +734,7 @@ def convert_batch(body, id):
 @requires("assign")
 def record_event(body):
     """Book an event in every experiment that its user is in."""
-    return ledger.credit([ledger.Event(**body)])[0]
+    return metrics.converted(ledger.credit([ledger.Event(**body)])[0])
 
 
 @api.post("/events/batch")
@@ -725,7 +744,8 @@ def record_event(body):
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
-    return [RECEIPTS.dump(receipts) for receipts in ledger.credit(events)]
+    booked = ledger.credit(events)
+    return [RECEIPTS.dump(metrics.converted(receipts)) for receipts in booked]
 
 
 # ----------------------------------------------------------------------------
@@ -823,20 +843,36 @@ def note_arrival() -> None:
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # a path names users
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
 def note_departure(response: Response) -> Response:
     """Write the log line: what was asked, never by whom or about whom."""
     response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    code = g.get("code")
+    # Any word can be sent as a method; the log and the counts have none that is sent.
+    method = request.method if request.method in METHODS else "other"
+    metrics.answered(method, route, response.status_code, code, seconds)
     log.info(
         "request",
         extra={
             "requestId": g.request_id,
-            "method": request.method,
-            "route": request.url_rule.rule if request.url_rule else None,
+            "method": method,
+            "route": route,
             "status": response.status_code,
-            "code": g.get("code"),
-            "ms": round((time.perf_counter() - g.started) * 1000, 2),
+            "code": code,
+            "ms": round(seconds * 1000, 2),
         },
     )
     return response
@@ -853,8 +889,11 @@ class Lines(logging.Formatter):
         line |= {
             name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0]:
+            # Without the message, in which there may be a user's id.
+            kind, _, trace = record.exc_info
+            line["error"] = kind.__name__
+            line["traceback"] = "".join(traceback.format_tb(trace))
         return schemas.dumps(line)
 
 
@@ -868,6 +907,12 @@ def ready() -> dict[str, str]:
     models.verify()
     models.database.probe()
     return {"status": "ok"}
+
+
+def measured() -> Response:
+    """Tell Prometheus what was counted, and how large the files are."""
+    file = models.source(current_app.config["DATABASE_URL"]).file
+    return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -919,6 +964,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)
+    app.add_url_rule("/metrics", view_func=measured)
     app.add_url_rule("/", "home", lambda: redirect("/docs/"))
     if origins := str(setting("CORS_ORIGINS", "")).split():
         CORS(
@@ -947,8 +993,26 @@ def _document(app: Flask) -> None:
     document.register_field(schemas.Whole, "string", None)
     document.register_field(schemas.Flag, "string", None)
     document.register_blueprint(api)
-    app.register_blueprint(
-        get_swaggerui_blueprint(
-            "/docs", "/openapi.json", config={"persistAuthorization": True}
+    config = {
+        # A fixed address: or the page would repeat the Host header in its script.
+        "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
+        "validatorUrl": None,  # of another host, which would learn of this one
+    }
+    docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    docs.after_request(_guard_page)
+    app.register_blueprint(docs)
+
+
+def _guard_page(response: Response) -> Response:
+    """Let the page run its own files, and the one script that is written in it."""
+    if response.mimetype == "text/html" and not response.direct_passthrough:
+        scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
+        hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
+        allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self' {allowed}; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+            "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+            "form-action 'self'"
         )
-    )
+    return response
