@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import peewee
 
+import engine
 import models
 import reports
 from models import SCHEMA_VERSION, TABLES, Identity, database
@@ -94,7 +95,7 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
     and change nothing, while anybody has that one open.
     """
     target = target.resolve()
-    with models._alone(target), _draft(target) as draft:
+    with engine.alone(target), _draft(target) as draft:
         prove(file)
         with _reading(file), closing(driver.connect(str(draft))) as copy:
             database.connection().backup(copy)

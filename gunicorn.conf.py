@@ -10,6 +10,7 @@ from pathlib import Path
 import peewee
 from gunicorn.glogging import Logger
 
+import engine
 import models
 from auth import WeakSecret, keys_are_ready
 
@@ -75,7 +76,7 @@ def post_worker_init(worker):
     try:
         keys_are_ready(worker.app.wsgi())
         models.verify()
-    except (WeakSecret, models.NotReady) as problem:
+    except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"
     except peewee.OperationalError as problem:
@@ -91,7 +92,7 @@ def pre_request(worker, request):
 
 def post_request(worker, request, environ, response):
     """After an I/O error finish what has begun and leave; gunicorn starts another."""
-    from app import LEAVE  # late: prometheus_client looks for the folder
+    from wire import LEAVE  # late: prometheus_client looks for the folder
 
     if environ.get(LEAVE):
         worker.handle_exit(None, None)
