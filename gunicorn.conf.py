@@ -22,9 +22,11 @@ class DiscreetLogger(Logger):
         super().warning(msg, *args, **options)
 
     def exception(self, msg, *args, **options):
+        if not msg.startswith("Error handling request"):
+            return super().exception(msg, *args, **options)
         kind, _, trace = sys.exc_info()
         lines = "".join(traceback.format_tb(trace))
-        self.error("%s: %s\n%s", msg.partition(" %")[0], kind and kind.__name__, lines)
+        return self.error("Error handling a request: %s\n%s", kind, lines)
 
 
 bind = "127.0.0.1:8000"
@@ -42,6 +44,8 @@ control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
 preload_app = False
 
+COUNTS = "abacus-metrics-"  # begins the name of a folder that we make and remove
+
 
 def on_starting(server):
     """Let nobody else read our files; make the folder of the counts for /metrics."""
@@ -49,7 +53,7 @@ def on_starting(server):
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         # In memory, if possible: a full disk must not stop those who only read.
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
-        folder = tempfile.mkdtemp(prefix="abacus-", dir=memory)
+        folder = tempfile.mkdtemp(prefix=COUNTS, dir=memory)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
         file.unlink()
@@ -64,9 +68,10 @@ def child_exit(server, worker):
 
 
 def on_exit(server):
-    """Take the folder away, unless a new master (USR2) goes on with it."""
-    if not server.reexec_pid:
-        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    """Take our folder away, unless a new master (USR2) goes on with it."""
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    if folder.name.startswith(COUNTS) and not server.reexec_pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post_worker_init(worker):
