@@ -44,6 +44,6 @@ def pre_request(worker, request):
 
 
 def post_request(worker, request, environ, response):
-    """After an I/O error finish what has begun and leave; gunicorn starts another."""
+    """Leave once what has begun is done, where a new worker would do better."""
     if environ.get(LEAVE):
         worker.handle_exit(None, None)

@@ -61,10 +61,11 @@ class Service:
         self.token = flask(instance, "token", "tester").stdout.strip()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.log = instance / "log"
+        self.log = instance.with_name(f"{instance.name}.log")
         self.start()
 
-    def start(self) -> None:
+    def start(self, awaited: str = "/readyz") -> None:
+        """Start it, and wait until this path answers 200."""
         address = f"127.0.0.1:{self.port}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -75,17 +76,17 @@ class Service:
                 start_new_session=True,
             )
         try:
-            self._wait()
+            self._wait(awaited)
         except BaseException:
             if self.process.poll() is None:
                 self.kill()  # nobody else could
             raise
 
-    def _wait(self) -> None:
+    def _wait(self, awaited: str) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
-                if self("GET", "/readyz")[0] == 200:
+                if self("GET", awaited)[0] == 200:
                     return
             except OSError:
                 pass
