@@ -19,13 +19,15 @@ demo: .venv/ready
 bench: .venv/ready
 	@$(BIN)/python bench/cost.py
 	@$(BIN)/python bench/peeking.py
+	@$(BIN)/python bench/hash.py
+	@$(BIN)/python bench/rules.py
 	@$(BIN)/python bench/writers.py
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict assignment.py tables.py stats
+	$(BIN)/mypy --strict assignment.py audience.py tables.py stats
 	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing:skip-covered
 
 .venv/ready: requirements.txt

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import time
+import traceback
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import peewee
-from flask import Flask, Response, g, jsonify, redirect, request
+from flask import Flask, Response, current_app, g, jsonify, redirect, request
 from flask.json.provider import JSONProvider
 from flask_cors import CORS
 from flask_smorest import Api as SmorestApi
@@ -33,13 +37,24 @@ from werkzeug.routing import PathConverter
 
 import auth
 import cli
+import erasure
 import ledger
+import metrics
 import models
 import reports
 import schemas
 import tables
 from auth import requires
-from models import Conflict, Experiment, Invalid, InvalidState
+from models import (
+    Audience,
+    Change,
+    Conflict,
+    Experiment,
+    Invalid,
+    InvalidState,
+    NoRoom,
+    Override,
+)
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
@@ -272,7 +287,16 @@ def answer_conflict(error: Conflict) -> Response:
         models.NotEnrolled: "NOT_ENROLLED",
         models.BeforeEnrollment: "BEFORE_ENROLLMENT",
     }.get(type(error))
-    return problem(409, str(error), code)
+    response = problem(409, str(error), code)
+    if request.endpoint == f"{api.name}.{convert.__name__}":
+        metrics.conversions.labels(ledger.REJECTED, g.code).inc()
+    return response
+
+
+def answer_no_room(error: NoRoom) -> Response:
+    wanted, left = models.percent(error.wanted), models.percent(error.left)
+    details = [{"current": wanted, "allowed": [left]}]
+    return problem(409, str(error), details=details)
 
 
 TROUBLES = {
@@ -295,12 +319,20 @@ def answer_unavailable(error: Exception) -> Response:
         models.database.obj.damaged = True
     if kind == "IOERR" or (kind == "READONLY" and models.can_be_written()):
         request.environ[LEAVE] = True
+    metrics.database_errors.labels(name).inc()
     log.error("database", extra={"error": f"{name}: {error}"})
     told = TROUBLES.get(kind, "The database does not answer now; try again.")
     return problem(503, told)
 
 
+def answer_keyless(error: Exception) -> Response:
+    log.error("keys", extra={"error": f"{type(error).__name__}: {error}"})
+    return problem(503, "No token can be verified now; try again.")
+
+
 def answer_crash(error: Exception) -> Response:
+    if name := models.trouble(error):
+        metrics.database_errors.labels(name).inc()
     log.exception("crash")
     return problem(500, "Something went wrong here, and it has been written down.")
 
@@ -311,9 +343,11 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     Invalid: answer_invalid,
     schemas.InvalidJson: answer_invalid_json,
     InvalidState: answer_invalid_state,
+    NoRoom: answer_no_room,
     Conflict: answer_conflict,
     models.NotReady: answer_unavailable,
-    auth.WeakSecret: answer_unavailable,
+    auth.WeakSecret: answer_keyless,
+    auth.Unreachable: answer_keyless,
     peewee.OperationalError: answer_unavailable,
     peewee.InterfaceError: answer_unavailable,
     peewee.DatabaseError: answer_unavailable,
@@ -348,6 +382,9 @@ RECEIPT = schemas.ReceiptSchema()
 RECEIPTS = schemas.ReceiptSchema(many=True)
 EVENT = schemas.EventSchema()
 PAGE = schemas.Page()
+AUDIENCE = schemas.AudienceSchema()
+OVERRIDE = schemas.OverrideSchema()
+OWN_IDS = schemas.OwnIds()
 
 
 @api.before_request
@@ -356,11 +393,11 @@ def guard() -> None:
     if request.method == "OPTIONS":  # a preflight carries no token, and asks nothing
         return
     auth.authenticate()
-    for name, value in (request.view_args or {}).items():
+    ids = request.view_args or {}
+    for name, value in ids.items():
         if "\0" in value:
             raise ValidationError({name: ["An id holds no NUL."]})
-        if name == "user_id":
-            schemas.Id().deserialize(value, "userId", {"userId": value})
+    OWN_IDS.load({schemas.camel_case(name): id for name, id in ids.items()})
     models.connect()
 
 
@@ -370,6 +407,14 @@ def find(id: str) -> Experiment:
     if experiment is None:
         raise NotFound(f"There is no experiment {id!r}.")
     return experiment
+
+
+def find_audience(id: str) -> Audience:
+    """Return the audience with this id, or answer 404."""
+    audience = Audience.get_or_none(id=id)
+    if audience is None:
+        raise NotFound(f"There is no audience {id!r}.")
+    return audience
 
 
 @api.get("/experiments")
@@ -389,7 +434,7 @@ def list_experiments(query):
 @requires("write")
 def create_experiment(body):
     """Create a draft; the first variant is the control."""
-    return Experiment.draft(**body)
+    return Experiment.draft(by=auth.subject(), **body)
 
 
 @api.get("/experiments/<id>")
@@ -410,7 +455,7 @@ def update_experiment(changes, id):
     variants = changes.pop("variants", None)
     if variants is not None:
         variants = schemas.whole_variants(experiment.merged(variants))
-    experiment.revise(variants, **changes)
+    experiment.revise(variants, auth.subject(), **changes)
     return experiment
 
 
@@ -420,7 +465,7 @@ def update_experiment(changes, id):
 def archive_experiment(id):
     """Archive an experiment that is not running; its data stays."""
     experiment = find(id)
-    experiment.archive()
+    experiment.archive(auth.subject())
     return experiment
 
 
@@ -431,7 +476,7 @@ def archive_experiment(id):
 def start_experiment(body, id):
     """Start a draft: users are enrolled from now on."""
     experiment = find(id)
-    experiment.start()
+    experiment.start(auth.subject())
     return experiment
 
 
@@ -442,7 +487,7 @@ def start_experiment(body, id):
 def stop_experiment(body, id):
     """Stop a running experiment: nobody is enrolled any more; conversions count."""
     experiment = find(id)
-    experiment.stop()
+    experiment.stop(auth.subject())
     return experiment
 
 
@@ -453,7 +498,7 @@ def stop_experiment(body, id):
 def resume_experiment(body, id):
     """Open a stopped experiment's enrolment again."""
     experiment = find(id)
-    experiment.resume()
+    experiment.resume(auth.subject())
     return experiment
 
 
@@ -464,7 +509,7 @@ def resume_experiment(body, id):
 def complete_experiment(body, id):
     """Make the results final; with a winner, everyone is given its variant."""
     experiment = find(id)
-    experiment.complete(**body)
+    experiment.complete(by=auth.subject(), **body)
     return experiment
 
 
@@ -474,7 +519,7 @@ def complete_experiment(body, id):
 @requires("write")
 def duplicate_experiment(body, id):
     """Create a draft like this one."""
-    return find(id).duplicate()
+    return find(id).duplicate(auth.subject())
 
 
 # ----------------------------------------------------------------------------
@@ -489,7 +534,8 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    decision = ledger.enrol(find(id), [body["user_id"]])[0]
+    user = ledger.User(**body)
+    decision = metrics.enrolled(ledger.enrol(find(id), [user]))[0]
     return decision, 201 if decision.reason == ledger.NEW else 200
 
 
@@ -499,7 +545,8 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    return ledger.enrol(find(id), [user["user_id"] for user in body["users"]])
+    users = [ledger.User(**user) for user in body["users"]]
+    return metrics.enrolled(ledger.enrol(find(id), users))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -513,11 +560,19 @@ def list_assignments(query, id):
 
 
 @api.get("/experiments/<id>/assignments/<path:user_id>")
-@api.response(200, DECISION)
+@api.arguments(schemas.ExplainQuery(), location="query")
+@api.response(200, schemas.ExplainedSchema())
 @requires("read")
-def get_assignment(id, user_id):
-    """Return what a user is given already, enrolling nobody."""
-    decision = ledger.decision(find(id), user_id)
+def get_assignment(query, id, user_id):
+    """Return what a user is given already, or explain what they are and why.
+
+    Enrols nobody. The receipt is for everyone, also for those who are not enrolled.
+    """
+    experiment = find(id)
+    if query["explain"]:
+        user = ledger.User(user_id, query["attributes"])
+        return schemas.explained(experiment, ledger.explained(experiment, user))
+    decision = ledger.decision(experiment, user_id)
     if decision is None:
         raise NotFound("The user is not enrolled in this experiment.")
     return decision
@@ -533,6 +588,120 @@ def list_memberships(query, user_id):
     return page(rows, total, query["page"], query["limit"])
 
 
+@api.delete("/users/<path:user_id>")
+@api.response(200, schemas.ErasureSchema())
+@requires("write")
+def erase_user(user_id):
+    """Erase a person everywhere; no result moves, as the counts show."""
+    return erasure.erase(user_id, auth.subject())
+
+
+@api.get("/experiments/<id>/overrides")
+@api.arguments(PAGE, location="query")
+@api.response(200, Listed(OVERRIDE))
+@requires("read")
+def list_overrides(query, id):
+    """List whose variants are forced, by user."""
+    rows, total = Override.page(find(id), query["page"], query["limit"])
+    return page(rows, total, query["page"], query["limit"])
+
+
+@api.put("/experiments/<id>/overrides/<path:user_id>")
+@api.arguments(OVERRIDE)
+@api.response(200, OVERRIDE)
+@api.alt_response(201, schema=envelope(OVERRIDE), description="Not forced before")
+@requires("write")
+def set_override(body, id, user_id):
+    """Force a variant for a user, in any state and outside every count."""
+    experiment = find(id)
+    override, is_new = experiment.override(user_id, body["variant"], auth.subject())
+    return override, 201 if is_new else 200
+
+
+@api.delete("/experiments/<id>/overrides/<path:user_id>")
+@api.response(200, OVERRIDE)
+@requires("write")
+def remove_override(id, user_id):
+    """Let the hash decide for a user again."""
+    override = find(id).remove_override(user_id, auth.subject())
+    if override is None:
+        raise NotFound("No variant is forced for the user.")
+    return override
+
+
+# ----------------------------------------------------------------------------
+# Audiences
+# ----------------------------------------------------------------------------
+
+
+@api.get("/audiences")
+@api.arguments(schemas.AudiencePage(), location="query")
+@api.response(200, Listed(AUDIENCE))
+@requires("read")
+def list_audiences(query):
+    """List the audiences, newest first; with a search, those that have it in them."""
+    rows, total = Audience.page(query["page"], query["limit"], query["search"])
+    return page(rows, total, query["page"], query["limit"])
+
+
+@api.post("/audiences")
+@api.arguments(AUDIENCE)
+@api.response(201, AUDIENCE)
+@requires("write")
+def create_audience(body):
+    """Create an audience."""
+    return Audience.define(models.new_id("aud")(), **body)[0]
+
+
+@api.get("/audiences/<path:audience_id>")
+@api.response(200, AUDIENCE)
+@requires("read")
+def get_audience(audience_id):
+    """Return the audience with its rules."""
+    return find_audience(audience_id)
+
+
+@api.put("/audiences/<path:audience_id>")
+@api.arguments(AUDIENCE)
+@api.response(200, AUDIENCE)
+@api.alt_response(201, schema=envelope(AUDIENCE), description="Created")
+@requires("write")
+def define_audience(body, audience_id):
+    """Write an audience whole, under your own id."""
+    audience, is_new = Audience.define(audience_id, **body)
+    return audience, 201 if is_new else 200
+
+
+@api.patch("/audiences/<path:audience_id>")
+@api.arguments(schemas.AudienceChangeSchema())
+@api.response(200, AUDIENCE)
+@requires("write")
+def update_audience(changes, audience_id):
+    """Change an audience; experiments that have started keep the rules they have."""
+    audience = find_audience(audience_id)
+    audience.revise(**changes)
+    return audience
+
+
+@api.delete("/audiences/<path:audience_id>")
+@api.response(200, AUDIENCE)
+@requires("write")
+def remove_audience(audience_id):
+    """Delete an audience that no draft and no running experiment uses."""
+    audience = find_audience(audience_id)
+    audience.remove()
+    return audience
+
+
+@api.post("/audiences/<path:audience_id>/test")
+@api.arguments(schemas.TrialSchema())
+@api.response(200, schemas.TrialResultSchema())
+@requires("read")
+def try_audience(body, audience_id):
+    """Say whether somebody is meant, with the truth of each rule."""
+    return find_audience(audience_id).tried(**body)
+
+
 # ----------------------------------------------------------------------------
 # Conversions
 # ----------------------------------------------------------------------------
@@ -545,7 +714,7 @@ def list_memberships(query, user_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    receipt = ledger.convert(find(id), ledger.Event(**body))
+    (receipt,) = metrics.converted([ledger.convert(find(id), ledger.Event(**body))])
     return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
 
 
@@ -556,7 +725,7 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return ledger.record(find(id), events)
+    return metrics.converted(ledger.record(find(id), events))
 
 
 @api.post("/events")
@@ -565,7 +734,7 @@ def convert_batch(body, id):
 @requires("assign")
 def record_event(body):
     """Book an event in every experiment that its user is in."""
-    return ledger.credit([ledger.Event(**body)])[0]
+    return metrics.converted(ledger.credit([ledger.Event(**body)])[0])
 
 
 @api.post("/events/batch")
@@ -575,7 +744,8 @@ def record_event(body):
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
-    return [RECEIPTS.dump(receipts) for receipts in ledger.credit(events)]
+    booked = ledger.credit(events)
+    return [RECEIPTS.dump(metrics.converted(receipts)) for receipts in booked]
 
 
 # ----------------------------------------------------------------------------
@@ -609,6 +779,40 @@ def compute_results(body, id):
     return readable(experiment.name, result, tables.analysis)
 
 
+@api.get("/experiments/<id>/export")
+@api.arguments(schemas.ExportQuery(), location="query")
+@api.response(200, content_type="text/csv")
+@api.alt_response(200, content_type="application/x-ndjson", description="As NDJSON")
+@requires("read")
+def export_experiment(query, id):
+    """Stream a row for each conversion, and for each participant without any."""
+    experiment = find(id)
+    content_type, written = EXPORTS[query["format"]]
+    name = f"{experiment.id}.{query['format']}"
+    lines = written(reports.exported(experiment))
+    return Response(
+        ("".join(some) for some in peewee.chunked(lines, 500)),
+        content_type=content_type,
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+EXPORTS = {
+    "csv": ("text/csv; charset=utf-8", schemas.csv_lines),
+    "ndjson": ("application/x-ndjson", schemas.json_lines),
+}
+
+
+@api.get("/experiments/<id>/history")
+@api.arguments(PAGE, location="query")
+@api.response(200, Listed(schemas.ChangeSchema()))
+@requires("read")
+def list_history(query, id):
+    """List what was done to an experiment, by whom and when, newest first."""
+    rows, total = Change.page(find(id), query["page"], query["limit"])
+    return page(rows, total, query["page"], query["limit"])
+
+
 @api.post("/sample-size")
 @api.arguments(schemas.SizeSchema())
 @api.response(200)
@@ -639,20 +843,36 @@ def note_arrival() -> None:
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # a path names users
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
 def note_departure(response: Response) -> Response:
     """Write the log line: what was asked, never by whom or about whom."""
     response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    code = g.get("code")
+    # Any word can be sent as a method; the log and the counts have none that is sent.
+    method = request.method if request.method in METHODS else "other"
+    metrics.answered(method, route, response.status_code, code, seconds)
     log.info(
         "request",
         extra={
             "requestId": g.request_id,
-            "method": request.method,
-            "route": request.url_rule.rule if request.url_rule else None,
+            "method": method,
+            "route": route,
             "status": response.status_code,
-            "code": g.get("code"),
-            "ms": round((time.perf_counter() - g.started) * 1000, 2),
+            "code": code,
+            "ms": round(seconds * 1000, 2),
         },
     )
     return response
@@ -669,8 +889,11 @@ class Lines(logging.Formatter):
         line |= {
             name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[0]:
+            # Without the message, in which there may be a user's id.
+            kind, _, trace = record.exc_info
+            line["error"] = kind.__name__
+            line["traceback"] = "".join(traceback.format_tb(trace))
         return schemas.dumps(line)
 
 
@@ -684,6 +907,12 @@ def ready() -> dict[str, str]:
     models.verify()
     models.database.probe()
     return {"status": "ok"}
+
+
+def measured() -> Response:
+    """Tell Prometheus what was counted, and how large the files are."""
+    file = models.source(current_app.config["DATABASE_URL"]).file
+    return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -735,6 +964,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)
+    app.add_url_rule("/metrics", view_func=measured)
     app.add_url_rule("/", "home", lambda: redirect("/docs/"))
     if origins := str(setting("CORS_ORIGINS", "")).split():
         CORS(
@@ -763,8 +993,26 @@ def _document(app: Flask) -> None:
     document.register_field(schemas.Whole, "string", None)
     document.register_field(schemas.Flag, "string", None)
     document.register_blueprint(api)
-    app.register_blueprint(
-        get_swaggerui_blueprint(
-            "/docs", "/openapi.json", config={"persistAuthorization": True}
+    config = {
+        # A fixed address: or the page would repeat the Host header in its script.
+        "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
+        "validatorUrl": None,  # of another host, which would learn of this one
+    }
+    docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    docs.after_request(_guard_page)
+    app.register_blueprint(docs)
+
+
+def _guard_page(response: Response) -> Response:
+    """Let the page run its own files, and the one script that is written in it."""
+    if response.mimetype == "text/html" and not response.direct_passthrough:
+        scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
+        hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
+        allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self' {allowed}; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+            "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+            "form-action 'self'"
         )
-    )
+    return response

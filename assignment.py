@@ -1,39 +1,63 @@
-"""Who is in, and which variant they get: the published hash (pure).
+"""Which variant they get: the published hash, and the ranges it falls into (pure).
 
 Changing one line of this file re-deals every running experiment.
+
+Every draw is the same: SHA-256 of ``salt:userId`` in UTF-8, of which the first 13 hex
+digits (52 bits) are scaled to 10,000 buckets. What differs is the salt:
+
+    the variant         <experiment id>
+    the traffic         <experiment id>:traffic
+    a group's share     group:<name>
+
+Shares are whole buckets, hundredths of a percent: 33.33 % is 3,333 of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from itertools import accumulate
+from typing import NamedTuple
 
 BUCKETS = 10_000
+
+
+class Range(NamedTuple):
+    """Consecutive buckets, both ends included."""
+
+    first: int
+    last: int
+
+
+# ----------------------------------------------------------------------------
+# The hash
+# ----------------------------------------------------------------------------
 
 
 def bucket(salt: str, user_id: str) -> int:
     """Return the bucket, 0 to 9,999, that *salt* deals to this user.
 
-    SHA-256 of ``salt:userId`` in UTF-8; of its hex digits the first 13, 52 bits. The
-    product takes 66 bits: where integers have 64, ``(digits * 625) >> 48`` is the same.
+    The product takes 66 bits: where integers have 64, ``(digits * 625) >> 48`` is the
+    same.
     """
-    digest = sha256(f"{salt}:{user_id}".encode()).hexdigest()
-    return int(digest[:13], 16) * BUCKETS // 16**13
+    return int(_digest(salt, user_id)[:13], 16) * BUCKETS // 16**13
 
 
-def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
-    """Tell whether the user is in the first *traffic* buckets of the traffic draw.
+def _digest(salt: str, user_id: str) -> str:
+    return sha256(f"{salt}:{user_id}".encode()).hexdigest()
 
-    The draw has a salt of its own, so that it says nothing about the variant.
-    """
-    return bucket(f"{experiment_id}:traffic", user_id) < traffic
+
+# ----------------------------------------------------------------------------
+# Variants and traffic
+# ----------------------------------------------------------------------------
 
 
 def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
     """Return the position, in *splits*, of the variant dealt to this user.
 
-    Each split is a number of buckets (hundredths of a percent); together they are
-    10,000. Variants take consecutive ranges in the order given.
+    Each split is a number of buckets; together they are 10,000. Variants take
+    consecutive ranges in the order given.
     """
     place = bucket(experiment_id, user_id)
     for position, split in enumerate(splits):
@@ -41,3 +65,145 @@ def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
             return position
         place -= split
     raise ValueError(f"The splits take {sum(splits)} of {BUCKETS} buckets.")
+
+
+def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
+    """Tell whether the user is in the first *traffic* buckets of the traffic draw.
+
+    The draw has a salt of its own, so that it says nothing about the variant.
+    """
+    return bucket(_traffic_salt(experiment_id), user_id) < traffic
+
+
+def _traffic_salt(experiment_id: str) -> str:
+    return f"{experiment_id}:traffic"
+
+
+# ----------------------------------------------------------------------------
+# Exclusion groups
+# ----------------------------------------------------------------------------
+
+
+def in_share(group: str, user_id: str, share: Iterable[tuple[int, int]]) -> bool:
+    """Tell whether the user falls into an experiment's share of the group."""
+    place = bucket(_group_salt(group), user_id)
+    return any(first <= place <= last for first, last in share)
+
+
+def room(share: Iterable[tuple[int, int]]) -> int:
+    """Return how many buckets the ranges hold."""
+    return sum(last - first + 1 for first, last in share)
+
+
+def allotted(taken: Iterable[tuple[int, int]], width: int) -> list[Range]:
+    """Return the share of a group that a newcomer of this width takes.
+
+    It is one range, in the first gap that is wide enough; where the free room lies in
+    pieces it is several, from the first gap on. So nothing that others took moves, and
+    a newcomer is refused, with a ValueError, only when less room is left than it asks.
+    """
+    gaps = _gaps(taken)
+    if not 1 <= width <= room(gaps):
+        raise ValueError(f"{width} buckets of {room(gaps)} free ones is impossible.")
+    wide_enough = [gap for gap in gaps if room([gap]) >= width]
+
+    share, pieces = [], iter(wide_enough or gaps)
+    while width:
+        first, last = next(pieces)
+        share.append(Range(first, min(last, first + width - 1)))
+        width -= room(share[-1:])
+    return share
+
+
+def _gaps(taken: Iterable[tuple[int, int]]) -> list[Range]:
+    """Return the ranges that are free between those taken, in order."""
+    gaps, start = [], 0
+    for first, last in sorted(taken):
+        if start < first:
+            gaps.append(Range(start, first - 1))
+        start = max(start, last + 1)
+    if start < BUCKETS:
+        gaps.append(Range(start, BUCKETS - 1))
+    return gaps
+
+
+def _group_salt(group: str) -> str:
+    return f"group:{group}"
+
+
+# ----------------------------------------------------------------------------
+# The receipt
+# ----------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """One draw, with all that anyone needs to repeat it."""
+
+    salt: str
+    sha256: str
+    bucket: int
+    ranges: list[Range]
+    position: int | None
+    """Of the range that holds the bucket, among the ranges; None if none does."""
+    command: str
+    """A line for a shell that prints the bucket."""
+
+
+class Receipt(NamedTuple):
+    """Why a user is in, or not, and with which variant."""
+
+    entry: Draw
+    split: Draw
+
+
+def receipt(
+    experiment_id: str,
+    user_id: str,
+    splits: Sequence[int],
+    traffic: int,
+    group: str | None = None,
+    share: Iterable[tuple[int, int]] = (),
+) -> Receipt:
+    """Return both draws: whether the hash lets the user in, and the variant it deals.
+
+    In a group the share takes the place of the traffic draw; there is no second one.
+    """
+    if group is None:
+        entry = _draw(_traffic_salt(experiment_id), user_id, [(0, traffic - 1)])
+    else:
+        entry = _draw(_group_salt(group), user_id, share)
+    ends = accumulate(splits)
+    ranges = [(end - split, end - 1) for split, end in zip(splits, ends, strict=True)]
+    return Receipt(entry, _draw(experiment_id, user_id, ranges))
+
+
+def _draw(salt: str, user_id: str, pairs: Iterable[tuple[int, int]]) -> Draw:
+    place = bucket(salt, user_id)
+    ranges = [Range(first, last) for first, last in pairs]
+    holding = (
+        position
+        for position, (first, last) in enumerate(ranges)
+        if first <= place <= last
+    )
+    return Draw(
+        salt=salt,
+        sha256=_digest(salt, user_id),
+        bucket=place,
+        ranges=ranges,
+        position=next(holding, None),
+        command=_command(salt, user_id),
+    )
+
+
+def _command(salt: str, user_id: str) -> str:
+    """Return the line that prints the bucket in any POSIX shell with 64-bit numbers.
+
+    The 52 bits times 10,000 would overflow 64, hence times 625 and 48 places down:
+    both numbers divided by 16. The brackets are for zsh, where ``>>`` binds tighter
+    than ``*``; and a Mac may have shasum only.
+    """
+    text = shlex.quote(f"{salt}:{user_id}")
+    return (
+        f"printf %s {text} | (sha256sum || shasum -a 256) 2>/dev/null | cut -c1-13"
+        " | { read -r hex; echo $(( (0x$hex * 625) >> 48 )); }"
+    )

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
+import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flask import Flask, current_app, request
+from flask import Flask, current_app, g, request
 from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
-from flask_jwt_extended.exceptions import JWTExtendedException
-from jwt import PyJWTError
+from flask_jwt_extended.exceptions import JWTExtendedException, NoAuthorizationError
+from jwt import (
+    InvalidSignatureError,
+    InvalidTokenError,
+    PyJWKClient,
+    PyJWTError,
+    get_algorithm_by_name,
+)
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 SCOPES = ("read", "write", "assign")
+BEARER = re.compile(r"bearer +([^\s,]+)", re.IGNORECASE)
+PUBLIC = ("RS256", "ES256", "EdDSA")
 SECRET_BYTES = 32
 # Secrets that stand in tutorials, padded or repeated to any length.
 KNOWN_WORDS = ("secret", "change-me", "changeme", "password", "test", "dev", "abacus")
 
+log = logging.getLogger("abacus")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class WeakSecret(Exception):
-    """The secret is missing or could be guessed; the message says which."""
+    """A key is missing, or could be guessed, or does not fit; the message says."""
+
+
+class Unreachable(Exception):
+    """The identity provider gives no keys now, so nobody can say who asks."""
 
 
 def requires(scope: str) -> Callable[[Handler], Handler]:
@@ -40,7 +58,7 @@ def requires(scope: str) -> Callable[[Handler], Handler]:
 def authenticate() -> None:
     """Answer 401 without a valid token, 403 where it lacks the handler's scope."""
     try:
-        verify_jwt_in_request()
+        _verify()
     except (JWTExtendedException, PyJWTError) as error:
         raise _unauthorized(str(error)) from error
     except (ValueError, ArithmeticError, RecursionError) as error:
@@ -53,6 +71,22 @@ def authenticate() -> None:
     scope = handler.scope
     if "scope" in claims and scope not in str(claims["scope"]).split():
         raise Forbidden(f"The token has no {scope!r} scope.")
+
+
+def _verify() -> None:
+    # One scheme, in any case (RFC 9110), and one token. The library wants just one
+    # case, and looks for it among others behind commas.
+    given = BEARER.fullmatch(request.headers.get("Authorization", ""))
+    if given is None:
+        raise NoAuthorizationError("Send one header: Authorization: Bearer <token>.")
+    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {given[1]}"
+    try:
+        verify_jwt_in_request()
+    except InvalidSignatureError:
+        if not current_app.config["JWT_PREVIOUS_KEY"]:
+            raise
+        g.use_previous_key = True
+        verify_jwt_in_request()
 
 
 def subject() -> str:
@@ -82,6 +116,11 @@ def _problem(claims: dict[str, Any]) -> str | None:
     return None
 
 
+# ----------------------------------------------------------------------------
+# Keys
+# ----------------------------------------------------------------------------
+
+
 def check_secret(secret: str) -> None:
     """Raise WeakSecret where a guess or a search would find the secret."""
     if len(secret.encode()) < SECRET_BYTES:
@@ -93,17 +132,135 @@ def check_secret(secret: str) -> None:
         raise WeakSecret("JWT_SECRET_KEY is a known word or a repetition.")
 
 
+def check_public_key(pem: str, algorithm: str) -> None:
+    """Raise WeakSecret unless this is a PEM key that is strong and fits."""
+    method = get_algorithm_by_name(algorithm)
+    try:
+        weak = method.check_key_length(method.prepare_key(pem))
+    except (PyJWTError, TypeError, ValueError) as error:
+        raise WeakSecret(f"The public key is none for {algorithm}: {error}") from error
+    if weak:
+        raise WeakSecret(weak)
+
+
+class Provider:
+    """An identity provider's public keys, each under its kid.
+
+    They are fetched when a kid is unknown and when they are old, but seldom,
+    whoever asks for what; fetched ones keep working while the provider is down.
+    """
+
+    OLD = 300  # seconds until a key that was withdrawn is no longer taken
+    FETCHES, PERIOD = 3, 30  # so many in so many seconds, in each worker
+    TIMEOUT = 3
+
+    def __init__(self, url: str, algorithm: str) -> None:
+        try:
+            self._client = PyJWKClient(url, cache_jwk_set=False, timeout=self.TIMEOUT)
+        except PyJWTError as error:
+            raise WeakSecret(f"JWT_JWKS_URL: {error}") from error
+        self._algorithm = algorithm
+        self._keys: dict[str, Any] = {}
+        self._tried: deque[float] = deque(maxlen=self.FETCHES)
+        self._fetched = float("-inf")
+        self._down = False
+        self._lock = threading.Lock()
+
+    def key(self, kid: Any) -> Any:
+        """Return the key, or raise InvalidTokenError, or Unreachable."""
+        if not isinstance(kid, str):
+            raise InvalidTokenError("The token does not name its key (kid).")
+        key = self._keys.get(kid)
+        # Who has a key does not wait for another who fetches.
+        wait = self.TIMEOUT if key is None else 0
+        if (key is None or self._old) and self._lock.acquire(timeout=wait):
+            try:
+                if kid not in self._keys or self._old:
+                    self.fetch()
+            finally:
+                self._lock.release()
+            key = self._keys.get(kid)
+        if key is None and (self._down or not self._keys):
+            raise Unreachable("The identity provider gives no keys.")
+        if key is None:
+            raise InvalidTokenError("The token's key (kid) is not known.")
+        return key
+
+    @property
+    def _old(self) -> bool:
+        return time.monotonic() - self._fetched > self.OLD
+
+    def fetch(self) -> None:
+        """Read the provider's keys, unless that was done too often lately."""
+        now = time.monotonic()
+        if len(self._tried) == self.FETCHES and now - self._tried[0] < self.PERIOD:
+            return
+        self._tried.append(now)
+        try:
+            found = self._client.get_signing_keys()
+        except Exception as error:  # whatever it answered, it was no key
+            self._down = True
+            told = f"{type(error).__name__}: {error}"
+            log.error("identity provider", extra={"error": told})
+            return
+        self._keys = {
+            str(one.key_id): one.key
+            for one in found
+            if one.algorithm_name == self._algorithm
+        }
+        self._fetched, self._down = now, False
+
+
+def needs_secret(app: Flask) -> bool:
+    """Tell whether tokens are made and verified with a secret of our own."""
+    return bool(app.config["JWT_ALGORITHM"] == "HS256")
+
+
 def keys_are_ready(app: Flask) -> None:
-    """Raise WeakSecret unless the app has a key that it may trust."""
-    if app.config["JWT_ALGORITHM"].startswith("HS"):
-        _secret(app)
-    elif not app.config["JWT_PUBLIC_KEY"]:
-        told = app.config["JWT_ALGORITHM"]
-        raise WeakSecret(f"JWT_ALGORITHM is {told}, and there is no JWT_PUBLIC_KEY.")
+    """Raise WeakSecret unless the app has keys that it may trust.
+
+    An identity provider that is down stops no start: until it is back, whoever
+    asks is told to try again.
+    """
+    key, *_ = _keys(app)
+    if isinstance(key, Provider):
+        key.fetch()
+
+
+def _keys(app: Flask) -> list[Any]:
+    """Return what tokens are verified with, the newest first."""
+    if "abacus_keys" not in app.extensions:
+        app.extensions.setdefault("abacus_keys", _checked_keys(app))
+    return list(app.extensions["abacus_keys"])
+
+
+def _checked_keys(app: Flask) -> list[Any]:
+    names = ("JWT_ALGORITHM", "JWT_PUBLIC_KEY", "JWT_JWKS_URL", "JWT_PREVIOUS_KEY")
+    algorithm, public, url, previous = (app.config[name] for name in names)
+    if needs_secret(app):
+        if public or url:
+            raise WeakSecret(f"With a public key, JWT_ALGORITHM is one of {PUBLIC}.")
+        if previous and not app.testing:
+            check_secret(previous)
+        return [_secret(app), previous]
+    if algorithm not in PUBLIC:
+        raise WeakSecret(f"JWT_ALGORITHM is HS256 or one of {PUBLIC}.")
+    if bool(public) == bool(url):
+        told = "needs JWT_PUBLIC_KEY or JWT_JWKS_URL, and not both"
+        raise WeakSecret(f"JWT_ALGORITHM {algorithm} {told}.")
+    if url:
+        if previous:
+            raise WeakSecret("With JWT_JWKS_URL the provider rotates the keys.")
+        return [Provider(url, algorithm)]
+    for pem in filter(None, (public, previous)):
+        check_public_key(pem, algorithm)
+    return [public, previous]
 
 
 def _secret(app: Flask) -> str:
     """Return the secret, from the settings or from the file that init makes."""
+    if not needs_secret(app):
+        raise WeakSecret("Tokens are made by whoever has the private key.")
     if not app.config["JWT_SECRET_KEY"]:
         file = Path(app.config["SECRET_FILE"])
         if not file.exists():
@@ -123,7 +280,8 @@ def install(app: Flask) -> None:
 
     @manager.decode_key_loader
     def _(header: dict[str, Any], payload: dict[str, Any]) -> Any:
-        return app.config["JWT_PUBLIC_KEY"] or _secret(app)
+        key = _keys(app)[1 if g.get("use_previous_key") else 0]
+        return key.key(header.get("kid")) if isinstance(key, Provider) else key
 
     @manager.encode_key_loader
     def _(identity: Any) -> str:
@@ -139,6 +297,8 @@ def settings(setting: Callable[[str, Any], Any]) -> dict[str, Any]:
         "JWT_DECODE_ALGORITHMS": [algorithm],
         "JWT_SECRET_KEY": setting("JWT_SECRET_KEY", None),
         "JWT_PUBLIC_KEY": setting("JWT_PUBLIC_KEY", None),
+        "JWT_JWKS_URL": setting("JWT_JWKS_URL", None),
+        "JWT_PREVIOUS_KEY": setting("JWT_PREVIOUS_KEY", None),
         "JWT_DECODE_ISSUER": issuer,
         "JWT_ENCODE_ISSUER": issuer,
         "JWT_DECODE_AUDIENCE": audience,

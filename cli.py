@@ -16,11 +16,20 @@ from flask import Blueprint, current_app
 from flask_jwt_extended import create_access_token
 
 import auth
+import backups
 import importer
 import ledger
 import models
 import reports
 
+EXPECTED = (
+    models.NotReady,
+    models.Conflict,
+    auth.WeakSecret,
+    backups.NotProved,
+    backups.InUse,
+    OSError,
+)
 commands = Blueprint("commands", __name__, cli_group=None)
 
 
@@ -29,9 +38,9 @@ def told() -> Iterator[None]:
     """Tell what is wrong in one line, without a traceback."""
     try:
         yield
-    except (models.NotReady, models.Conflict, auth.WeakSecret) as error:
+    except EXPECTED as error:
         raise click.ClickException(str(error)) from error
-    except peewee.DatabaseError as error:
+    except (peewee.DatabaseError, backups.driver.Error) as error:
         raise click.ClickException(f"The database answers: {error}") from error
 
 
@@ -39,12 +48,10 @@ def told() -> Iterator[None]:
 def init() -> None:
     """Make the secret and the database, where they are not there yet."""
     with told():
-        if not (
-            current_app.config["JWT_SECRET_KEY"] or current_app.config["JWT_PUBLIC_KEY"]
-        ):
+        if auth.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
-        made = models.create(current_app.config["DATABASE_URL"])
-    click.echo("The database is made." if made else "The database is there.")
+        did = models.create(current_app.config["DATABASE_URL"])
+    click.echo(f"The database is {did}.")
 
 
 def _make_secret(file: Path) -> None:
@@ -118,3 +125,49 @@ def check() -> None:
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")
+
+
+@commands.cli.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(file: Path) -> None:
+    """Copy the database to FILE while it is served, and prove the copy.
+
+    FILE must not be there yet; it appears when the copy is proved.
+    """
+    with told():
+        models.verify()
+        held = backups.back_up(file)
+    _tell(file, held)
+
+
+@commands.cli.command("restore")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Prove FILE, and change nothing.")
+def restore(file: Path, dry_run: bool) -> None:
+    """Prove FILE, and put a copy of it in the place of the database.
+
+    The service must be stopped. The database that was there is kept beside it.
+    """
+    target = models.source(current_app.config["DATABASE_URL"]).file
+    if target is None:
+        raise click.ClickException("A database in memory has no place.")
+    with told():
+        if dry_run:
+            _tell(file, backups.prove(file))
+            if not target.exists():
+                click.echo(f"It would become {target}, where there is none.")
+            elif backups.is_open(target):
+                click.echo(f"Before it can replace {target}, stop the service.")
+            else:
+                click.echo(f"It would replace {target}, which would be kept.")
+            return
+        held, aside = backups.restore(file, target)
+    _tell(target, held)
+    if aside is not None:
+        click.echo(f"What was there is now {aside}")
+
+
+def _tell(file: Path, held: backups.Counts) -> None:
+    for name, number in held.items():
+        click.echo(f"{number:>12} {name}")
+    click.echo(f"{file} is whole, and every count in it is what its rows say.")

@@ -1,13 +1,32 @@
 """The server's settings, each with its reason; flags on the command line win."""
 
 import os
+import shutil
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 
 import peewee
+from gunicorn.glogging import Logger
 
 import models
-from app import LEAVE
 from auth import WeakSecret, keys_are_ready
+
+
+class DiscreetLogger(Logger):
+    """gunicorn's, without what a client sent: the path of a broken request too."""
+
+    def warning(self, msg, *args, **options):
+        if msg.startswith("Invalid request"):
+            msg = "Refused what is no HTTP."
+        super().warning(msg, *args, **options)
+
+    def exception(self, msg, *args, **options):
+        kind, _, trace = sys.exc_info()
+        lines = "".join(traceback.format_tb(trace))
+        self.error("%s: %s\n%s", msg.partition(" %")[0], kind and kind.__name__, lines)
+
 
 bind = "127.0.0.1:8000"
 worker_class = "gthread"  # a sync worker whose master was killed serves for ever
@@ -17,11 +36,38 @@ timeout = 30
 graceful_timeout = 30
 keepalive = 15
 limit_request_line = 8190
-umask = 0o077
+umask = 0o077  # of its own files alone; on_starting sets the process's
+logger_class = DiscreetLogger
 accesslog = None  # the service writes its own lines, without user ids
 control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
 preload_app = False
+
+
+def on_starting(server):
+    """Let nobody else read our files; make the folder of the counts for /metrics."""
+    os.umask(0o077)
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        # In memory, if possible: a full disk must not stop those who only read.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+        folder = tempfile.mkdtemp(prefix="abacus-", dir=memory)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
+        file.unlink()
+
+
+def child_exit(server, worker):
+    """Keep what a worker counted, but not what it said of its present."""
+    # Imported late: it looks for the folder when it is imported.
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)
+
+
+def on_exit(server):
+    """Take the folder away, unless a new master (USR2) goes on with it."""
+    if not server.reexec_pid:
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def post_worker_init(worker):
@@ -45,5 +91,7 @@ def pre_request(worker, request):
 
 def post_request(worker, request, environ, response):
     """Leave once what has begun is done, where a new worker would do better."""
+    from app import LEAVE  # late: prometheus_client looks for the folder
+
     if environ.get(LEAVE):
         worker.handle_exit(None, None)

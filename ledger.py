@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from decimal import Context, Decimal, Inexact
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from peewee import EXCLUDED, chunked
 
 import assignment
+import audience
 from models import (
     DRAFT,
     RUNNING,
@@ -20,9 +21,11 @@ from models import (
     Conflict,
     Conversion,
     Experiment,
+    GroupShare,
     InvalidState,
     NotEnrolled,
     Outcome,
+    Override,
     Refusal,
     RefusalTally,
     Tally,
@@ -32,7 +35,8 @@ from models import (
 )
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
-NEW, EXISTING, WINNER = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT", "WINNER"
+NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
+OVERRIDE, WINNER = "OVERRIDE", "WINNER"
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
 # Room for the square of any total; what would not fit raises and is not rounded.
@@ -42,6 +46,13 @@ exact = Context(prec=1_000, traps=[Inexact])
 # ----------------------------------------------------------------------------
 # Enrolment
 # ----------------------------------------------------------------------------
+
+
+class User(NamedTuple):
+    """Somebody who asks, and what the caller knows of them."""
+
+    user_id: str
+    attributes: dict[str, Any] = {}
 
 
 class Decision(NamedTuple):
@@ -59,50 +70,125 @@ def decision(experiment: Experiment, user_id: str) -> Decision | None:
     return _settled(experiment, [user_id]).get(user_id)
 
 
-def enrol(experiment: Experiment, user_ids: Sequence[str]) -> list[Decision]:
+def enrol(experiment: Experiment, users: Sequence[User]) -> list[Decision]:
     """Return a decision for each user, in order, enrolling those who are new.
 
-    The winner comes first, then the row that is there (sticky), the state, the
-    traffic, the split. A "no" is never stored. All rows are written, or none.
+    The first of these that has an answer: an override, the winner, the row that is
+    there (sticky), the state, the audience, the exclusion group or else the traffic,
+    the split. A "no" is never stored. All rows are written, or none.
     """
-    decided = _settled(experiment, user_ids)
-    closed = _closed(experiment)
+    decided = _settled(experiment, [user.user_id for user in users])
+    refusal = _gate(experiment)
     splits = [variant.split for variant in experiment.variants]
     dealt: dict[str, Variant] = {}
-    for user_id in user_ids:
-        if user_id in decided or user_id in dealt:
+    refused: dict[int, str] = {}
+    for place, user in enumerate(users):
+        if user.user_id in decided or user.user_id in dealt:
             continue
-        if closed:
-            decided[user_id] = Decision(experiment.id, user_id, closed)
-        elif not assignment.in_traffic(experiment.id, user_id, experiment.traffic):
-            decided[user_id] = Decision(experiment.id, user_id, "HELD_OUT")
+        if reason := refusal(user):
+            refused[place] = reason
         else:
-            position = assignment.dealt(experiment.id, user_id, splits)
-            dealt[user_id] = experiment.variants[position]
+            position = assignment.dealt(experiment.id, user.user_id, splits)
+            dealt[user.user_id] = experiment.variants[position]
     decided |= _seated(experiment, dealt)
 
     answers = []
-    for user_id in user_ids:
-        answers.append(decided[user_id])
-        if decided[user_id].reason == NEW:
-            decided[user_id] = decided[user_id]._replace(reason=EXISTING)
+    for place, user in enumerate(users):
+        if place in refused:
+            no = Decision(experiment.id, user.user_id, refused[place])
+            answers.append(no)
+            continue
+        answers.append(decided[user.user_id])
+        if answers[-1].reason == NEW:
+            decided[user.user_id] = answers[-1]._replace(reason=EXISTING)
     return answers
+
+
+def _gate(experiment: Experiment) -> Callable[[User], str | None]:
+    """Return what says why somebody new is not let in, or None where they are."""
+    closed = _closed(experiment)
+    rules, group = experiment.audience_rules, experiment.exclusion_group
+    share = GroupShare.of(experiment) if group and not closed else []
+
+    def refusal(user: User) -> str | None:
+        if closed:
+            return closed
+        if rules and not audience.matches(rules, user.user_id, user.attributes):
+            return "NOT_IN_AUDIENCE"
+        if group:
+            inside = assignment.in_share(group, user.user_id, share)
+            return None if inside else "EXCLUDED"
+        traffic = experiment.traffic
+        inside = assignment.in_traffic(experiment.id, user.user_id, traffic)
+        return None if inside else "HELD_OUT"
+
+    return refusal
+
+
+class Explanation(NamedTuple):
+    """A decision with all that anyone needs to come to it again."""
+
+    decision: Decision
+    receipt: assignment.Receipt
+    rules: dict[str, Any] | None
+    """The frozen rules, each with its truth; None where there are none."""
+
+
+def explained(experiment: Experiment, user: User) -> Explanation:
+    """Return what a user is given or would be told now, and why, enrolling nobody.
+
+    Who would be let in is told NOT_ENROLLED: only asking enrols. The attributes
+    that a row was once let in by are not kept, so the rules are asked of those
+    given.
+    """
+    given = decision(experiment, user.user_id)
+    if given is None:
+        reason = _gate(experiment)(user) or NOT_ENROLLED
+        given = Decision(experiment.id, user.user_id, reason)
+    rules = experiment.audience_rules
+    return Explanation(
+        given,
+        assignment.receipt(
+            experiment.id,
+            user.user_id,
+            [variant.split for variant in experiment.variants],
+            experiment.traffic,
+            experiment.exclusion_group,
+            GroupShare.of(experiment),
+        ),
+        audience.trace(rules, user.user_id, user.attributes) if rules else None,
+    )
 
 
 def _settled(experiment: Experiment, user_ids: Sequence[str]) -> dict[str, Decision]:
     """Return the decisions that no rule can change any more."""
+    forced = _overridden(experiment, user_ids)
     if winner := experiment.winner:
-        return {one: Decision(experiment.id, one, WINNER, winner) for one in user_ids}
-    return {
-        seat.user_id: Decision(
-            experiment.id,
-            seat.user_id,
-            EXISTING,
-            experiment.variant(seat.variant),
-            seat.assigned_at,
-        )
-        for seat in seats(experiment, user_ids).values()
-    }
+        settled = {
+            one: Decision(experiment.id, one, WINNER, winner) for one in user_ids
+        }
+    else:
+        settled = {
+            seat.user_id: _seat_decision(experiment, seat)
+            for seat in seats(experiment, user_ids).values()
+        }
+    for user_id, variant in forced.items():
+        chosen = experiment.variant(variant)
+        settled[user_id] = Decision(experiment.id, user_id, OVERRIDE, chosen)
+    return settled
+
+
+def _overridden(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, str]:
+    """Return the forced variants of those of these users who have one."""
+    found: dict[str, str] = {}
+    for some in chunked(dict.fromkeys(user_ids), CHUNK):
+        found |= Override.of(experiment.id, some)
+    return found
+
+
+def _seat_decision(experiment: Experiment, seat: Assignment) -> Decision:
+    variant = experiment.variant(seat.variant)
+    return Decision(experiment.id, seat.user_id, EXISTING, variant, seat.assigned_at)
 
 
 def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Assignment]:
@@ -195,16 +281,7 @@ def assignments_page(
         .limit(limit)
         .offset((number - 1) * limit)
     )
-    rows = [
-        Decision(
-            experiment.id,
-            seat.user_id,
-            EXISTING,
-            experiment.variant(seat.variant),
-            seat.assigned_at,
-        )
-        for seat in found
-    ]
+    rows = [_seat_decision(experiment, seat) for seat in found]
     return rows, experiment.participants
 
 
@@ -328,7 +405,11 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             _receipt(experiment, event, now, REJECTED, reason="INVALID_STATE")
             for event in events
         ]
-    enrolled = seats(experiment, (event.user_id for event in events))
+    user_ids = [event.user_id for event in events]
+    enrolled = seats(experiment, user_ids)
+    # What a forced variant makes a user do says nothing about the one dealt.
+    for user_id in _overridden(experiment, user_ids):
+        enrolled.pop(user_id, None)
     known = _known(experiment, events)
     counted: list[Conversion] = []
     receipts = []

@@ -34,7 +34,11 @@ from peewee import (
 )
 from playhouse import db_url
 
-SCHEMA_VERSION = 1
+import assignment
+import audience
+from migrations import MIGRATIONS
+
+SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
 STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
 CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
@@ -64,6 +68,17 @@ class InvalidState(Conflict):
         super().__init__(f"The experiment is {current}; it must be {wanted}.")
 
 
+class NoRoom(Conflict):
+    """The exclusion group has less room than the experiment takes."""
+
+    def __init__(self, group: str, wanted: int, left: int) -> None:
+        self.wanted, self.left = wanted, left
+        super().__init__(
+            f"Of the group {group!r} {percent(left)} % are left, and the experiment "
+            f"takes {percent(wanted)} %."
+        )
+
+
 class Invalid(Exception):
     """A value refers to something that the experiment does not have."""
 
@@ -79,6 +94,11 @@ class NotReady(Exception):
 def utcnow() -> datetime:
     """Return the present moment, to the microsecond, in UTC."""
     return datetime.now(timezone.utc)
+
+
+def percent(hundredths: int) -> str:
+    """Return hundredths of a percent in percent, as short as it goes: 33.3."""
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def new_id(prefix: str) -> Callable[[], str]:
@@ -143,7 +163,7 @@ class Identity(Table):
     id = TextField(primary_key=True, default=new_id("abacus"))
     schema_version = IntegerField()
     created_at = Utc(default=utcnow)
-    probed_at = Utc(default=utcnow)
+    probed_at = Utc(null=True)
 
 
 class Experiment(Table):
@@ -170,6 +190,9 @@ class Experiment(Table):
     variants_made = IntegerField()
     created_at = Utc(default=utcnow, index=True)
     updated_at = Utc(default=utcnow)
+    exclusion_group = TextField(null=True)
+    audience_rules = Json(null=True)
+    audience_snapshot_at = Utc(null=True)
 
     class Meta:
         constraints = [
@@ -232,6 +255,29 @@ class Experiment(Table):
         return self.variant(chosen) if chosen else None
 
     @property
+    def has_audience(self) -> bool:
+        """Whether rules decide who is in: those frozen at the start, or to be."""
+        if self.start_date:
+            return self.audience_snapshot_at is not None
+        return Audience.get_or_none(id=self.audience_id) is not None
+
+    def running_with(self, flow_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Return the other running experiments that use these flows, each with it."""
+        found = (
+            Variant.select(Variant.experiment, Variant.flow_id)
+            .join(Experiment)
+            .where(
+                Variant.flow_id.in_(flow_ids),
+                Experiment.id != self.id,
+                Experiment.archived_at.is_null(),
+                Experiment._status_at(utcnow()) == RUNNING,
+            )
+            .order_by(Experiment.created_at, Experiment.id, Variant.flow_id)
+            .distinct()
+        )
+        return [(row.experiment_id, str(row.flow_id)) for row in found]
+
+    @property
     def participants(self) -> int:
         """How many users are enrolled: exact, from the variants' tallies."""
         return sum(variant.participants for variant in self.variants)
@@ -239,7 +285,13 @@ class Experiment(Table):
     # -- writing
 
     @classmethod
-    def draft(cls, variants: list[dict[str, Any]], **fields: Any) -> Experiment:
+    def draft(
+        cls,
+        variants: list[dict[str, Any]],
+        by: str,
+        action: str = "create",
+        **fields: Any,
+    ) -> Experiment:
         """Create a draft; raise Conflict where its explicit key is taken."""
         now = utcnow()
         made = {"created_at": now, "updated_at": now, **fields}
@@ -253,6 +305,7 @@ class Experiment(Table):
             experiment._write_variants(
                 [{**item, "key": f"v{n}"} for n, item in enumerate(variants, 1)]
             )
+            Change.note(experiment, by, action, {}, experiment._settings())
         return experiment
 
     @classmethod
@@ -269,17 +322,19 @@ class Experiment(Table):
             suffix += 1
         return f"{slug}{suffix}"
 
-    def duplicate(self) -> Experiment:
+    def duplicate(self, by: str) -> Experiment:
         """Create a draft like this one; its end and its outcome are not copied."""
         copied = (
             *("name", "description", "hypothesis", "type", "audience_id"),
-            *("primary_metric", "plan", "traffic"),
+            *("primary_metric", "plan", "traffic", "exclusion_group"),
         )
         return Experiment.draft(
             [
                 {name: getattr(variant, name) for name in Variant.GIVEN}
                 for variant in self.variants
             ],
+            by,
+            "duplicate",
             **{name: getattr(self, name) for name in copied},
         )
 
@@ -297,11 +352,13 @@ class Experiment(Table):
             whole.append({**known, **item})
         return whole
 
-    def revise(self, variants: list[dict[str, Any]] | None, **fields: Any) -> None:
+    def revise(
+        self, variants: list[dict[str, Any]] | None, by: str, **fields: Any
+    ) -> None:
         """Write the fields given; only a draft, and only as it was when read."""
         self.refuse_unless_draft()
         read_at = self.updated_at
-        with database.atomic():
+        with self._recorded("update", by):
             if "key" in fields:
                 taken = Experiment.get_or_none(key=fields["key"])
                 if taken and taken.id != self.id:
@@ -330,7 +387,6 @@ class Experiment(Table):
                 raise Conflict("The experiment was changed meanwhile; read it again.")
             if variants is not None:
                 self._write_variants(variants)
-        self._reload()
 
     def refuse_unless_draft(self) -> None:
         """Raise InvalidState where the experiment is no draft any more."""
@@ -344,53 +400,153 @@ class Experiment(Table):
             for position, item in enumerate(variants)
         ]
         Variant.insert_many(rows).execute()
+        Override.delete().where(
+            Override.experiment == self.id,
+            Override.variant.not_in([item["key"] for item in variants]),
+        ).execute()
 
-    def start(self) -> None:
-        """Open enrolment. Only a draft can start."""
-        now = utcnow()
-        if self.end_date and self.end_date <= now and self.status == DRAFT:
-            raise Conflict("The endDate has passed; set a later one, or null, first.")
-        self._move([DRAFT], status=RUNNING, start_date=now)
+    def start(self, by: str) -> None:
+        """Open enrolment, by the audience's rules of this moment, from now on.
 
-    def stop(self) -> None:
+        Only a draft can start. Raise NoRoom where its exclusion group is too full.
+        """
+        with self._recorded("start", by):
+            now = utcnow()
+            if self.end_date and self.end_date <= now and self.status == DRAFT:
+                raise Conflict(
+                    "The endDate has passed; set a later one, or null, first."
+                )
+            meant = Audience.get_or_none(id=self.audience_id)
+            self._move(
+                [DRAFT],
+                status=RUNNING,
+                start_date=now,
+                audience_rules=meant and meant.rule_tree,
+                audience_snapshot_at=now if meant else None,
+            )
+            if self.exclusion_group:
+                GroupShare.take(self)
+
+    def stop(self, by: str) -> None:
         """Close enrolment; who is enrolled keeps the variant, and still converts."""
-        self._move([RUNNING], status=STOPPED, end_date=self._not_before_start())
+        with self._recorded("stop", by):
+            self._move([RUNNING], status=STOPPED, end_date=self._not_before_start())
 
-    def resume(self) -> None:
+    def resume(self, by: str) -> None:
         """Open enrolment again, with the same hash and the same variants."""
-        self._move([STOPPED], status=RUNNING, end_date=None)
+        with self._recorded("resume", by):
+            self._move([STOPPED], status=RUNNING, end_date=None)
 
     def complete(
-        self, conclusion: str, winner_variant_id: str | None, note: str | None
+        self,
+        conclusion: str,
+        winner_variant_id: str | None,
+        note: str | None,
+        by: str,
     ) -> None:
         """Make the results final; with a winner, everyone is given it from now on."""
         if winner_variant_id and not self.variant(winner_variant_id):
             message = f"The experiment has no variant {winner_variant_id!r}."
             raise Invalid("winnerVariantId", message)
-        now = utcnow()
-        running = Experiment._status_at(now) == RUNNING
-        ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
-        over = Case(None, [(running, ends)], Experiment.end_date)
-        self._move(
-            [RUNNING, STOPPED],
-            status=COMPLETED,
-            end_date=over,
-            completed_at=utcnow(),
-            conclusion=conclusion,
-            winner_variant_id=winner_variant_id,
-            note=note,
-        )
+        with self._recorded("complete", by):
+            now = utcnow()
+            running = Experiment._status_at(now) == RUNNING
+            ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
+            over = Case(None, [(running, ends)], Experiment.end_date)
+            self._move(
+                [RUNNING, STOPPED],
+                status=COMPLETED,
+                end_date=over,
+                completed_at=utcnow(),
+                conclusion=conclusion,
+                winner_variant_id=winner_variant_id,
+                note=note,
+            )
+            GroupShare.free(self)
 
-    def archive(self) -> None:
+    def archive(self, by: str) -> None:
         """Hide from lists and refuse every other move; twice is once."""
-        if not self.archived_at:
+        if self.archived_at:
+            return
+        with self._recorded("archive", by):
             allowed = [DRAFT, STOPPED, COMPLETED]
             # Status is kept, but an end that has passed is written down.
             now = utcnow()
             self._move(allowed, archived_at=now, status=Experiment._status_at(now))
+            GroupShare.free(self)
+
+    def override(self, user_id: str, variant_id: str, by: str) -> tuple[Override, bool]:
+        """Force a variant for a user, in any state; return it, and if it is new."""
+        if not self.variant(variant_id):
+            message = f"The experiment has no variant {variant_id!r}."
+            raise Invalid("variantId", message)
+        with database.atomic():
+            row = Override(experiment=self.id, user_id=user_id, variant=variant_id)
+            before = Override.of(self.id, [user_id]).get(user_id)
+            Override.insert(row.__data__).on_conflict(
+                conflict_target=[Override.experiment, Override.user_id],
+                preserve=[Override.variant],
+            ).execute()
+            if before != variant_id:
+                Change.note(
+                    self,
+                    by,
+                    "override",
+                    {"variant_id": before},
+                    {"variant_id": variant_id},
+                    user_id,
+                )
+        return row, before is None
+
+    def remove_override(self, user_id: str, by: str) -> Override | None:
+        """Let the hash decide for a user again; return what was forced, if it was."""
+        with database.atomic():
+            before = Override.of(self.id, [user_id]).get(user_id)
+            if before is None:
+                return None
+            Override.delete().where(
+                Override.experiment == self.id, Override.user_id == user_id
+            ).execute()
+            Change.note(
+                self,
+                by,
+                "remove_override",
+                {"variant_id": before},
+                {"variant_id": None},
+                user_id,
+            )
+        return Override(experiment=self.id, user_id=user_id, variant=before)
+
+    # -- the private means
 
     def _not_before_start(self) -> datetime:
         return max(utcnow(), self.start_date) if self.start_date else utcnow()
+
+    @contextmanager
+    def _recorded(self, action: str, by: str) -> Iterator[None]:
+        """Write down who changes what, in the transaction that changes it."""
+        with database.atomic():
+            self._reload()
+            before = self._settings()
+            yield
+            self._reload()
+            after = self._settings()
+            if after != before:
+                Change.note(self, by, action, before, after)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what can be changed, as the columns keep it."""
+        untold = ("id", "created_at", "updated_at", "variants_made", "audience_rules")
+        settings: dict[str, Any] = {
+            name: field.db_value(self.__data__.get(name))
+            for name, field in self._meta.fields.items()
+            if name not in untold
+        }
+        settings["variants"] = [
+            {name: getattr(variant, name) for name in ("key", *Variant.GIVEN)}
+            for variant in self.variants
+        ]
+        return settings
 
     @property
     def _told(self) -> str:
@@ -459,6 +615,215 @@ _VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
     'FOREIGN KEY ("experiment_id", "variant") REFERENCES "variant" '
     '("experiment_id", "key")'
 )
+
+
+class Audience(Table):
+    """Whom an experiment is for: the rules that users are asked."""
+
+    id = TextField(primary_key=True, default=new_id("aud"))
+    name = TextField()
+    description = TextField(null=True)
+    rule_tree = Json()
+    searched = TextField()
+    created_at = Utc(default=utcnow, index=True)
+    updated_at = Utc(default=utcnow)
+
+    @classmethod
+    def page(
+        cls, number: int, limit: int, search: str | None
+    ) -> tuple[list[Audience], int]:
+        """Return a page of audiences, newest first, and how many there are.
+
+        A search is for a part of the id, the name or the description, whatever its
+        case.
+        """
+        found = cls.select()
+        if search:
+            found = found.where(cls.searched.contains(search.casefold()))
+        page = found.order_by(cls.created_at.desc(), cls.id).limit(limit)
+        return list(page.offset((number - 1) * limit)), found.count()
+
+    @classmethod
+    def define(
+        cls, id: str, name: str, rule_tree: Any, description: str | None = None
+    ) -> tuple[Audience, bool]:
+        """Write the audience with this id, whole; return it and whether it is new."""
+        with database.atomic():
+            there = cls.get_or_none(id=id)
+            defined = there or cls(id=id)
+            defined._set(name=name, description=description, rule_tree=rule_tree)
+            if there is None:
+                defined.created_at = defined.updated_at
+            defined.save(force_insert=there is None)
+        return defined, there is None
+
+    def revise(self, **fields: Any) -> None:
+        """Write the fields given; experiments that have started keep their rules."""
+        with database.atomic():
+            self.__data__.update(Audience.get_by_id(self.id).__data__)
+            self._set(**fields)
+            self.save()
+
+    def _set(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        texts = (self.id, self.name, self.description or "")
+        self.searched = "\n".join(texts).casefold()
+        self.updated_at = utcnow()
+
+    def tried(self, user_id: str | None, attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return whether somebody is meant, and the rules, each with its truth."""
+        trace = audience.trace(self.rule_tree, user_id, attributes)
+        return {"matches": trace["result"], "trace": trace}
+
+    def remove(self) -> None:
+        """Delete the audience; raise Conflict while an experiment needs it."""
+        with database.atomic():
+            using = Experiment.get_or_none(
+                Experiment.audience_id == self.id,
+                Experiment.archived_at.is_null(),
+                Experiment._status_at(utcnow()).in_([DRAFT, RUNNING]),
+            )
+            if using:
+                raise Conflict(f"The {using.state} experiment {using.id} uses it.")
+            Audience.delete().where(Audience.id == self.id).execute()
+
+
+class Override(Table):
+    """A variant forced for one user, who is no participant by it."""
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    user_id = TextField()
+    variant = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "user_id")
+        # Deferred: a draft's variants are written anew, and are there at the end.
+        constraints = [
+            SQL(f"{_VARIANT_OF_THE_SAME_EXPERIMENT.sql} DEFERRABLE INITIALLY DEFERRED")
+        ]
+
+    @classmethod
+    def of(cls, experiment_id: str, user_ids: Sequence[str]) -> dict[str, str]:
+        """Return the variant of each of these users who has one forced."""
+        found = cls.select().where(
+            cls.experiment == experiment_id, cls.user_id.in_(user_ids)
+        )
+        return {row.user_id: row.variant for row in found}
+
+    @classmethod
+    def page(
+        cls, experiment: Experiment, number: int, limit: int
+    ) -> tuple[list[Override], int]:
+        """Return a page of an experiment's overrides, by user, and how many."""
+        found = cls.select().where(cls.experiment == experiment.id)
+        page = found.order_by(cls.user_id).limit(limit)
+        return list(page.offset((number - 1) * limit)), found.count()
+
+
+class GroupShare(Table):
+    """A range of an exclusion group's buckets, and the experiment that has it.
+
+    `held` is the group while the experiment holds the range, and null afterwards.
+    Every range begins where a gap begins, so two that overlap begin alike, and the
+    unique index refuses the second.
+    """
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    held = TextField(null=True)
+    first = IntegerField()
+    last = IntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "first")
+        indexes = ((("held", "first"), True),)
+        constraints = [Check(f"0 <= first AND first <= last AND last < {FULL}")]
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> list[assignment.Range]:
+        """Return the ranges that the experiment has, or had, in order."""
+        found = cls.select().where(cls.experiment == experiment.id).order_by(cls.first)
+        return [assignment.Range(row.first, row.last) for row in found]
+
+    @classmethod
+    def take(cls, experiment: Experiment) -> None:
+        """Take an experiment's room in its group; raise NoRoom where that is full."""
+        group, wanted = str(experiment.exclusion_group), experiment.traffic
+        taken = [
+            assignment.Range(row.first, row.last)
+            for row in cls.select().where(cls.held == group)
+        ]
+        left = FULL - assignment.room(taken)
+        if wanted > left:
+            raise NoRoom(group, wanted, left)
+        for first, last in assignment.allotted(taken, wanted):
+            cls.create(experiment=experiment.id, held=group, first=first, last=last)
+
+    @classmethod
+    def free(cls, experiment: Experiment) -> None:
+        """Give an experiment's room back; what it was can still be read."""
+        cls.update(held=None).where(cls.experiment == experiment.id).execute()
+
+
+class Change(Table):
+    """One thing that was done to an experiment: who did what, and when."""
+
+    id = BigAutoField()
+    experiment = ForeignKeyField(Experiment)
+    at = Utc()
+    actor = TextField()
+    action = TextField()
+    user_id = TextField(null=True)
+    settings = Json()
+
+    @classmethod
+    def note(
+        cls,
+        experiment: Experiment,
+        by: str,
+        action: str,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        user_id: str | None = None,
+    ) -> None:
+        """Write down what differs, [before, after], as the columns keep it.
+
+        To be called within the transaction that does it.
+        """
+        cls.create(
+            experiment=experiment.id,
+            at=utcnow(),
+            actor=by,
+            action=action,
+            user_id=user_id,
+            settings={
+                name: [before.get(name), value]
+                for name, value in after.items()
+                if before.get(name) != value
+            },
+        )
+
+    @classmethod
+    def page(
+        cls, experiment: Experiment, number: int, limit: int
+    ) -> tuple[list[Change], int]:
+        """Return a page of what was done to an experiment, newest first."""
+        found = cls.select().where(cls.experiment == experiment.id)
+        page = found.order_by(cls.id.desc()).limit(limit)
+        return list(page.offset((number - 1) * limit)), found.count()
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What differs, (before, after), as an experiment has it."""
+        columns = Experiment._meta.fields
+
+        def read(name: str, value: Any) -> Any:
+            return columns[name].python_value(value) if name in columns else value
+
+        return {
+            name: (read(name, before), read(name, after))
+            for name, (before, after) in self.settings.items()
+        }
 
 
 class Assignment(Table):
@@ -551,6 +916,10 @@ TABLES = [
     Identity,
     Experiment,
     Variant,
+    Audience,
+    Override,
+    GroupShare,
+    Change,
     Assignment,
     Conversion,
     Outcome,
@@ -821,8 +1190,9 @@ def _alone(file: Path | None) -> Iterator[None]:
         os.close(directory)
 
 
-def create(url: str) -> bool:
-    """Create the database, or say False where it is there and of this version.
+def create(url: str) -> str:
+    """Create the database, or bring it to this schema; return which: `made`,
+    `migrated`, or `there` where nothing was to be done.
 
     Safe when several start at once. Raise NotReady where the file is something
     else, or of a version that this program does not know.
@@ -835,17 +1205,39 @@ def create(url: str) -> bool:
         database.connect()
         try:
             if database.get_tables():
+                did = "migrated" if _migrate() else "there"
                 verify()
                 examine("quick_check")
-                return False
+                return did
             database.pragma("journal_mode", "wal")
             with database.atomic():
                 database.create_tables(TABLES)
                 Identity.create(schema_version=SCHEMA_VERSION)
-            return True
+            return "made"
         finally:
             if file is not None:
                 database.close()
+
+
+def _found_version() -> int | None:
+    """Return the schema version of the open database, None where it is not ours."""
+    # That column alone: of another version it may have others.
+    if not Identity.table_exists():
+        return None
+    return Identity.select(Identity.schema_version).scalar()
+
+
+def _migrate() -> bool:
+    """Bring a database of ours to this schema, whole or not at all; say if it was."""
+    with database.atomic():
+        found = _found_version()
+        if found is None or not 1 <= found < SCHEMA_VERSION:
+            return False
+        for script in MIGRATIONS[found - 1 :]:
+            for statement in script.split(";"):
+                database.execute_sql(statement)
+        Identity.update(schema_version=SCHEMA_VERSION).execute()
+    return True
 
 
 def verify() -> None:
@@ -853,7 +1245,7 @@ def verify() -> None:
     refuse_affected(peewee.sqlite3.sqlite_version_info)
     try:
         connect()
-        found = Identity.select().first() if Identity.table_exists() else None
+        found = _found_version()
         mode = database.pragma("journal_mode")
         synchronous = database.pragma("synchronous")
     except peewee.DatabaseError as error:
@@ -866,13 +1258,27 @@ def verify() -> None:
         ) from error
     if found is None:
         raise NotReady("The database is not one of Abacus, or was never created.")
-    if found.schema_version != SCHEMA_VERSION:
+    if found != SCHEMA_VERSION:
         raise NotReady(
-            f"The database has schema {found.schema_version}, this program "
+            f"The database has schema {found}, this program "
             f"{SCHEMA_VERSION}: run `flask --app wsgi init` of the right version."
         )
     if mode not in ("wal", "memory") or synchronous != 2:
         raise NotReady(f"journal_mode is {mode}, synchronous {synchronous}.")
+
+
+def empty_log() -> bool:
+    """Move the write-ahead log into the database and empty it; say if that worked.
+
+    Pages of the past stand in it until then. A reader can be in the way; it is not
+    waited for long, because writers wait meanwhile.
+    """
+    database.pragma("busy_timeout", 500)
+    try:
+        busy, *_ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        database.pragma("busy_timeout", SQLITE["timeout"] * 1000)
+    return not busy
 
 
 def examine(check: str) -> None:

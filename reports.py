@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from peewee import fn
+from peewee import JOIN, fn
 
 import ledger
 from models import (
@@ -150,6 +150,64 @@ def _conversions(*conditions: Any) -> Iterator[Any]:
     if conditions:
         query = query.where(*conditions)
     yield from query.namedtuples().iterator()
+
+
+# ----------------------------------------------------------------------------
+# The rows
+# ----------------------------------------------------------------------------
+
+PAGE = 2_000
+EXPORTED = (
+    *("user_id", "variant", "timestamp"),
+    *("converted_at", "metric", "value", "idempotency_key"),
+)
+
+
+def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Yield a row for each conversion, and one for each participant without any.
+
+    The rows are those of one moment, oldest enrolment first, as an import takes
+    them, whatever is written meanwhile: rows are only ever added, and those that
+    came later are left out. They are read a page at a time, so neither memory nor
+    the write-ahead log grows with them.
+    """
+    with database.transaction("DEFERRED"):
+        last_seat = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+        last_conversion = Conversion.select(fn.MAX(Conversion.id)).scalar() or 0
+    number = fn.COALESCE(Conversion.id, 0)
+    query = (
+        Assignment.select(
+            Assignment.id,
+            number,
+            Assignment.user_id,
+            Assignment.variant,
+            Assignment.assigned_at,
+            Conversion.occurred_at,
+            Conversion.metric,
+            Conversion.value,
+            Conversion.idempotency_key,
+        )
+        .join(
+            Conversion,
+            JOIN.LEFT_OUTER,
+            on=(Conversion.assignment == Assignment.id)
+            & (Conversion.id <= last_conversion),
+        )
+        .where(Assignment.experiment == experiment.id, Assignment.id <= last_seat)
+        .order_by(Assignment.id, Conversion.id)
+        .limit(PAGE)
+    )
+    seat = conversion = 0
+    while True:
+        page = query.where(
+            Assignment.id >= seat, (Assignment.id > seat) | (number > conversion)
+        )
+        rows: list[Any] = list(page.tuples())
+        for _, _, *told in rows:
+            yield dict(zip(EXPORTED, told, strict=True))
+        if len(rows) < PAGE:
+            return
+        seat, conversion, *_ = rows[-1]
 
 
 # ----------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import simplejson
 from marshmallow import (
+    EXCLUDE,
     Schema,
     ValidationError,
     fields,
@@ -19,8 +21,20 @@ from marshmallow import (
 )
 
 import assignment
+import audience
 import stats
-from models import CONCLUSIONS, FULL, STATUSES, Experiment, Variant, utcnow
+import tables
+from models import (
+    CONCLUSIONS,
+    FULL,
+    RUNNING,
+    STATUSES,
+    Change,
+    Experiment,
+    Variant,
+    utcnow,
+)
+from reports import EXPORTED
 
 # ----------------------------------------------------------------------------
 # JSON
@@ -178,7 +192,7 @@ class Percentage(Number):
         return int(number.quantize(Decimal("0.01")) * 100)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
-        return plain(Decimal(value) / 100)
+        return value if value is None else plain(Decimal(value) / 100)
 
 
 class Moment(fields.Field[datetime]):
@@ -228,6 +242,21 @@ class Flag(fields.Field[bool]):
         return bool(value == "true")
 
 
+class JsonText(fields.Field[dict[str, Any]]):
+    """A JSON object that arrives as text."""
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> dict[str, Any]:
+        try:
+            read = loads(value.encode(errors="surrogatepass"))
+        except InvalidJson as error:
+            raise ValidationError(str(error)) from error
+        if not isinstance(read, dict):
+            raise ValidationError("Not a JSON object.")
+        return read
+
+
 def plain(number: Decimal) -> int | Decimal:
     """Return the same number, to the digit, and a whole one as an int."""
     whole = number.to_integral_value()
@@ -244,7 +273,7 @@ def moment(value: datetime) -> str:
 # ----------------------------------------------------------------------------
 
 
-def _camel(name: str) -> str:
+def camel_case(name: str) -> str:
     head, *tail = name.split("_")
     return head + "".join(word.title() for word in tail)
 
@@ -254,11 +283,21 @@ class Wire(Schema):
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         if field_obj.data_key is None:
-            field_obj.data_key = _camel(field_name)
+            field_obj.data_key = camel_case(field_name)
 
 
 class Nothing(Wire):
     """A body that has nothing in it."""
+
+
+class OwnIds(Wire):
+    """Those ids in a path that callers make themselves."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    user_id = Id()
+    audience_id = Id()
 
 
 class Page(Wire):
@@ -508,6 +547,8 @@ class ExperimentSchema(Wire):
     type = fields.String(load_default="ab_test", validate=validate.OneOf(["ab_test"]))
     status = fields.String(dump_only=True, attribute="state")
     audience_id = Id(allow_none=True)
+    audience_snapshot_at = Moment(dump_only=True)
+    exclusion_group = Id(allow_none=True)
     primary_metric = Id(load_default="conversion")
     plan = fields.Nested(PlanSchema(), allow_none=True)
     traffic_percentage = Percentage(attribute="traffic", load_default=FULL)
@@ -565,15 +606,33 @@ class WarnedExperimentSchema(ExperimentSchema):
 
 def warnings(experiment: Experiment) -> list[dict[str, str]]:
     """Return what the maker of an experiment should know."""
-    if experiment.audience_id is None:
-        return []
     return [
-        {
-            "code": "AUDIENCE_NOT_DEFINED",
-            "message": f"The audience {experiment.audience_id!r} is not defined "
-            "here: the caller decides who is in.",
-        }
+        {"code": code, "message": message} for code, message in _warnings(experiment)
     ]
+
+
+def _warnings(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    id = experiment.audience_id
+    if id is not None and not experiment.has_audience:
+        yield (
+            "AUDIENCE_NOT_DEFINED",
+            f"The audience {id!r} is not defined here: the caller decides who is in.",
+        )
+    if experiment.state != RUNNING:
+        return
+    flows = [variant.flow_id for variant in experiment.variants if variant.flow_id]
+    for flow in dict.fromkeys(flows):
+        if flows.count(flow) > 1:
+            yield (
+                "FLOW_IN_TWO_VARIANTS",
+                f"The flow {flow!r} is in two variants: they may not differ at all.",
+            )
+    for other, flow in experiment.running_with(flows):
+        yield (
+            "FLOW_IN_TWO_EXPERIMENTS",
+            f"The flow {flow!r} is in the running experiment {other} too: its users "
+            "get it whatever this one deals.",
+        )
 
 
 class ConclusionSchema(Wire):
@@ -591,6 +650,13 @@ class UserSchema(Wire):
 
     user_id = Id(required=True)
     attributes = fields.Dict(keys=fields.String(), load_default=dict)
+
+
+class ExplainQuery(Wire):
+    """Whether to explain, and what is known of the user."""
+
+    explain = Flag(load_default=False)
+    attributes = JsonText(load_default=dict)
 
 
 def Rows(schema: Schema) -> fields.List:
@@ -620,6 +686,62 @@ class DecisionSchema(Wire):
     flow_id = fields.String(attribute="variant.flow_id", dump_default=None)
     config = fields.Raw(attribute="variant.config", dump_default=None)
     assigned_at = Moment()
+
+
+class RangeSchema(Wire):
+    """Consecutive buckets, both ends included, and the variant that has them."""
+
+    first = fields.Integer()
+    last = fields.Integer()
+    variant_id = fields.String()
+
+
+class DrawSchema(Wire):
+    """One draw: SHA-256 of `salt:userId`, the bucket it gives, the range it is in."""
+
+    salt = fields.String()
+    hash = fields.String(attribute="sha256")
+    bucket = fields.Integer()
+    ranges = fields.List(fields.Nested(RangeSchema()))
+    inside = fields.Boolean()
+    command = fields.String()
+
+
+class ReceiptOfAssignmentSchema(DrawSchema):
+    """The draw that deals the variant, and before it what let the user in."""
+
+    variant_id = fields.String()
+    entry = fields.Nested(DrawSchema())
+    audience_id = fields.String()
+    audience_snapshot_at = Moment()
+    rules = fields.Raw(metadata={"type": ["object", "null"]})
+
+
+class ExplainedSchema(DecisionSchema):
+    """A decision, and where it was asked for its receipt."""
+
+    receipt = fields.Nested(ReceiptOfAssignmentSchema())
+
+
+def explained(experiment: Experiment, explanation: Any) -> SimpleNamespace:
+    """Return a decision with its receipt, as ExplainedSchema takes it."""
+    entry, split = explanation.receipt
+    dealt = [variant.key for variant in experiment.variants]
+    ranges = [
+        {**each._asdict(), "variant_id": key}
+        for each, key in zip(split.ranges, dealt, strict=True)
+    ]
+    receipt = {
+        **split._asdict(),
+        "ranges": ranges,
+        "inside": True,
+        "variant_id": dealt[split.position],
+        "entry": {**entry._asdict(), "inside": entry.position is not None},
+        "audience_id": experiment.audience_id,
+        "audience_snapshot_at": experiment.audience_snapshot_at,
+        "rules": explanation.rules,
+    }
+    return SimpleNamespace(**explanation.decision._asdict(), receipt=receipt)
 
 
 class MembershipSchema(Wire):
@@ -708,6 +830,152 @@ class ReceiptSchema(Wire):
     value = Value()
     occurred_at = Moment()
     idempotency_key = fields.String()
+
+
+# ----------------------------------------------------------------------------
+# Audiences, overrides, history, erasure
+# ----------------------------------------------------------------------------
+
+
+def is_a_rule_tree(tree: Any) -> None:
+    """Raise ValidationError with all that is wrong with a tree, each with its path."""
+    found: dict[str, Any] = {}
+    for path, message in audience.problems(tree):
+        found.setdefault(path or "_schema", []).append(message)
+    if found:
+        raise ValidationError(found)
+
+
+class AudienceSchema(Wire):
+    """Whom an experiment is for."""
+
+    id = fields.String(dump_only=True)
+    name = Name(200, required=True)
+    description = fields.String(allow_none=True, validate=validate.Length(max=10_000))
+    rule_tree = fields.Raw(
+        required=True, validate=is_a_rule_tree, metadata={"type": "object"}
+    )
+    created_at = Moment(dump_only=True)
+    updated_at = Moment(dump_only=True)
+
+
+class AudienceChangeSchema(AudienceSchema):
+    """What a PATCH of an audience may hold: only the fields given change."""
+
+    name = Name(200)
+    rule_tree = fields.Raw(validate=is_a_rule_tree, metadata={"type": "object"})
+
+
+class AudiencePage(Page):
+    """Which page of the audiences, and which of them."""
+
+    search = fields.String(load_default=None, validate=validate.Length(max=200))
+
+
+class TrialSchema(Wire):
+    """Somebody to try an audience on."""
+
+    user_id = Id(load_default=None)
+    attributes = fields.Dict(keys=fields.String(), load_default=dict)
+
+
+class TrialResultSchema(Wire):
+    """Whether somebody is meant, and the truth of each rule."""
+
+    matches = fields.Boolean()
+    trace = fields.Raw(metadata={"type": "object"})
+
+
+class OverrideSchema(Wire):
+    """A variant forced for one user."""
+
+    experiment_id = fields.String(dump_only=True)
+    user_id = fields.String(dump_only=True)
+    variant_id = Id(required=True, attribute="variant")
+
+
+class ChangeSchema(Wire):
+    """One thing that was done to an experiment."""
+
+    at = Moment()
+    subject = fields.String(attribute="actor")
+    action = fields.String()
+    user_id = fields.String()
+    changes = fields.Function(
+        lambda change: changes(change), metadata={"type": "object"}
+    )
+
+
+class SettingsSchema(ExperimentSchema):
+    """What can be changed of an experiment, each as its answers have it."""
+
+    class Meta:
+        exclude = ("count",)
+
+    status = fields.String()
+    variant_id = fields.String()
+
+
+SETTINGS = SettingsSchema()
+
+
+def changes(change: Change) -> dict[str, dict[str, Any]]:
+    """Return what an entry of the history changed: `{"name": {"from", "to"}}`."""
+    before, after = (
+        SETTINGS.dump({name: pair[place] for name, pair in change.changes.items()})
+        for place in (0, 1)
+    )
+    return {name: {"from": before[name], "to": after[name]} for name in after}
+
+
+class CountedSchema(Wire):
+    """What an experiment counts in all."""
+
+    participants = fields.Integer()
+    conversions = fields.Integer()
+    events = fields.Integer()
+
+
+class ErasedSchema(Wire):
+    """What one experiment counted before a person was erased, and after."""
+
+    experiment_id = fields.String()
+    before = fields.Nested(CountedSchema())
+    after = fields.Nested(CountedSchema())
+
+
+class ErasureSchema(Wire):
+    """Where a person was erased."""
+
+    experiments = fields.List(fields.Nested(ErasedSchema()))
+    log_emptied = fields.Boolean()
+
+
+def csv_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield exported rows as CSV, with a header line."""
+    return tables.csv_lines(EXPORTED, map(_exported, rows))
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield exported rows as JSON, an object a line."""
+    return (f"{dumps(_exported(row))}\n" for row in rows)
+
+
+def _exported(row: dict[str, Any]) -> dict[str, Any]:
+    times = {name: row[name] and moment(row[name]) for name in TIMES}
+    value = row["value"]
+    return {**row, **times, "value": value if value is None else plain(value)}
+
+
+TIMES = ("timestamp", "converted_at")
+
+
+class ExportQuery(Wire):
+    """The form of an export."""
+
+    format = fields.String(
+        load_default="csv", validate=validate.OneOf(["csv", "ndjson"])
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -874,7 +1142,7 @@ def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
 def camel(value: Any) -> Any:
     """Return a tree of named tuples as the wire has it: dicts, in camel case."""
     if hasattr(value, "_asdict"):
-        return {_camel(name): camel(item) for name, item in value._asdict().items()}
+        return {camel_case(name): camel(item) for name, item in value._asdict().items()}
     if isinstance(value, list | tuple):
         return [camel(item) for item in value]
     return value

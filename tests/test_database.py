@@ -1,6 +1,7 @@
 """The database: its own rules, its connection, its making."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import peewee
 import pytest
-from conftest import assert_error, two_variants
+from conftest import SECRET, assert_error, two_variants
+from flask_jwt_extended import create_access_token
 
 import models
 import reports
@@ -246,6 +248,7 @@ def test_two_tests_of_an_embedding_app_do_not_share_a_database():
     create_app(settings)
     models.Experiment.draft(
         [{"name": "A", "split": 5000}, {"name": "B", "split": 5000}],
+        by="tester",
         name="One",
         type="ab_test",
         primary_metric="conversion",
@@ -481,7 +484,7 @@ def test_creating_again_keeps_what_is_there(api, app, draft):
     path = draft()
     before = api.get(path).json
 
-    assert models.create(app.config["DATABASE_URL"]) is False
+    assert models.create(app.config["DATABASE_URL"]) == "there"
 
     assert api.get(path).json == before
     assert models.Identity.select().count() == 1
@@ -502,8 +505,110 @@ def test_eight_that_create_at_once_make_one_database(tmp_path):
     told = [process.communicate(timeout=60)[0].strip() for process in started]
 
     assert [process.returncode for process in started] == [0] * 8
-    assert sorted(told) == ["False"] * 7 + ["True"]
+    assert sorted(told) == ["made"] + ["there"] * 7
     models.bind(url)
     models.verify()
     assert models.Identity.select().count() == 1
     models.database.close()
+
+
+# ----------------------------------------------------------------------------
+# Migration
+# ----------------------------------------------------------------------------
+
+
+def of_schema_1(path):
+    """Write the database of schema 1 that tests/cases has, as version 0.1 made it."""
+    database = peewee.sqlite3.connect(path)
+    database.executescript((ROOT / "tests/cases/schema_1.sql").read_text())
+    database.execute("PRAGMA journal_mode = wal")
+    database.close()
+
+
+def shape(path):
+    """Return all that is told of each table but how its text is set."""
+    database = peewee.sqlite3.connect(path)
+    told = database.execute("SELECT name, tbl_name, sql FROM sqlite_master").fetchall()
+    tables = {table for _, table, _ in told}
+    kinds = ("table_info", "foreign_key_list", "index_list")
+    shapes = {
+        (table, kind): sorted(
+            row[1:] for row in database.execute(f"PRAGMA {kind}('{table}')").fetchall()
+        )
+        for table in tables
+        for kind in kinds
+    }
+    # A column that is added stands behind the checks: the clauses, in any order.
+    clauses = {
+        name: sorted(re.sub(r"[\s)]", "", sql or "").split(","))
+        for name, _, sql in told
+    }
+    database.close()
+    return shapes, clauses
+
+
+def test_a_database_of_schema_1_becomes_what_a_new_one_is(tmp_path):
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    of_schema_1(old)
+
+    assert models.create(f"sqlite:///{old}") == "migrated"
+
+    assert models.create(f"sqlite:///{new}") == "made"
+    assert shape(old) == shape(new)
+    assert models.create(f"sqlite:///{old}") == "there"
+
+
+def test_a_migration_keeps_all_that_was_counted(tmp_path):
+    old = tmp_path / "old.db"
+    of_schema_1(old)
+    app = create_app(
+        {
+            "TESTING": True,
+            "DATABASE_URL": f"sqlite:///{old}",
+            "JWT_SECRET_KEY": SECRET,
+        }
+    )
+
+    with app.app_context():
+        token = create_access_token("tester")
+    client = app.test_client()
+    headers = {"Authorization": f"Bearer {token}"}
+
+    def ask(path):
+        answer = client.get(f"/api/experiments{path}", headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json["data"]
+
+    running, draft = ask("")
+    assert (running["name"], draft["name"]) == ("A running one", "A draft")
+    assert running["trafficPercentage"] == 80.5
+    assert running["_count"] == {"assignments": 10}
+    results = ask(f"/{running['id']}/results")
+    assert results["quality"]["counted"] == 7
+    assert results["quality"]["notEnrolled"] == 2
+    assert len(ask(f"/{running['id']}/history")) == 0
+    assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
+    models.database.close()
+
+
+def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
+    old = tmp_path / "old.db"
+    of_schema_1(old)
+    models.bind(f"sqlite:///{old}")
+
+    with pytest.raises(models.NotReady, match="schema 1"):
+        models.verify()
+    models.database.close()
+
+
+def test_a_migration_that_fails_halfway_leaves_the_old_schema(tmp_path):
+    old = tmp_path / "old.db"
+    of_schema_1(old)
+    database = peewee.sqlite3.connect(old)
+    database.execute("CREATE TABLE change (in_the_way TEXT)")  # the last to be made
+    database.close()
+    before = shape(old)
+
+    with pytest.raises(peewee.OperationalError, match="already exists"):
+        models.create(f"sqlite:///{old}")
+    assert shape(old) == before

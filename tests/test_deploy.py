@@ -1,12 +1,16 @@
 """The shipped nginx configuration, run for real in front of a real service."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import service as real
@@ -24,18 +28,39 @@ def service(tmp_path_factory):
         yield service
 
 
-@pytest.fixture(scope="module")
-def port(service, tmp_path_factory):
-    """Yield the port of nginx with the shipped configuration."""
+class Proxy(NamedTuple):
+    """A running nginx: its port, and the folder of its logs."""
+
+    port: int
+    folder: Path
+
+    def logged(self, *words):
+        """Return all that it wrote, once these words are in it.
+
+        A line is written after its answer was sent.
+        """
+        deadline = time.monotonic() + 5
+        while True:
+            files = self.folder.glob("*.log")
+            written = "".join(file.read_text() for file in files)
+            if all(word in written for word in words):
+                return written
+            assert time.monotonic() < deadline, written
+            time.sleep(0.02)
+
+
+@contextmanager
+def proxied(folder, upstream):
+    """Yield nginx with the shipped configuration, in front of this port."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not installed; .ci/run installs it")
-    folder = tmp_path_factory.mktemp("nginx")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shipped = (real.ROOT / "deploy" / "nginx.conf").read_text()
     for theirs, ours in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
-        ("server 127.0.0.1:8000;", f"server 127.0.0.1:{service.port};"),
+        ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
+        ("/var/log/nginx/", f"{folder}/"),
     ):
         assert theirs in shipped
         shipped = shipped.replace(theirs, ours)
@@ -49,7 +74,7 @@ def port(service, tmp_path_factory):
         f"{'user root;' if os.getuid() == 0 else ''}"
         f"daemon off; pid {folder / 'pid'}; worker_processes 1;"
         "events { worker_connections 512; }"
-        f"http {{ access_log off; {paths} {shipped} }}"
+        f"http {{ {paths} {shipped} }}"
     )
     log = folder / "error.log"
     nginx = subprocess.Popen(["nginx", "-e", str(log), "-c", str(whole)])
@@ -63,10 +88,21 @@ def port(service, tmp_path_factory):
                 assert nginx.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
-        yield port
+        yield Proxy(port, folder)
     finally:
         nginx.terminate()
         nginx.wait(10)
+
+
+@pytest.fixture(scope="module")
+def proxy(service, tmp_path_factory):
+    with proxied(tmp_path_factory.mktemp("nginx"), service.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def port(proxy):
+    return proxy.port
 
 
 @contextmanager
@@ -83,16 +119,31 @@ def held(port, number, sent):
             connection.close()
 
 
-def asked(port, method, path, body=None, token="", timeout=10):
+def answered(port, method, path, body=None, token="", timeout=10):
+    """Return the answer's status, its headers, and its body."""
     connection = HTTPConnection("127.0.0.1", port, timeout=timeout)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
-        answer.read()
-        return answer.status
+        return answer.status, answer.headers, answer.read()
     finally:
         connection.close()
+
+
+def asked(*words, **options):
+    return answered(*words, **options)[0]
+
+
+def assert_shape(answer, status, code):
+    """Assert that nginx's own refusal has the one shape of every error."""
+    assert answer[0] == status, answer
+    assert answer[1]["Content-Type"] == "application/json"
+    error = json.loads(answer[2])["error"]
+    assert set(error) == {"statusCode", "code", "message", "details", "requestId"}
+    assert (error["statusCode"], error["code"]) == (status, code)
+    assert error["requestId"] == answer[1]["X-Request-ID"]
+    assert answer[1]["Retry-After"] == ("1" if status in (429, 503) else None)
 
 
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
@@ -118,7 +169,8 @@ def test_without_the_proxy_they_do_hold_it_up(service):
 def test_only_a_batch_may_be_larger_than_a_mebibyte(service, port):
     large = b" " * 2_000_000
 
-    assert asked(port, "POST", "/api/experiments", large, service.token) == 413
+    refused = answered(port, "POST", "/api/experiments", large, service.token)
+    assert_shape(refused, 413, "PAYLOAD_TOO_LARGE")
     # 400 is the service's own: it was let through, and it is not JSON.
     assert asked(port, "POST", "/api/events/batch", large, service.token) == 400
     over = b" " * (10 * 1024 * 1024 + 1)
@@ -128,8 +180,9 @@ def test_only_a_batch_may_be_larger_than_a_mebibyte(service, port):
 def test_one_address_has_at_most_100_requests_open(service, port):
     with held(port, 100, SLOW["half a body"]):
         deadline = time.monotonic() + 5
-        while asked(port, "GET", "/healthz") != 503:
+        while (refused := answered(port, "GET", "/healthz"))[0] != 503:
             assert time.monotonic() < deadline
+        assert_shape(refused, 503, "UNAVAILABLE")
 
     deadline = time.monotonic() + 5
     while asked(port, "GET", "/healthz") != 200:
@@ -153,3 +206,74 @@ def test_a_request_line_of_8190_bytes_passes_the_proxy(port):
     path += "x" * (8190 - len(f"GET {path} HTTP/1.1"))
 
     assert asked(port, "GET", path) == 401
+
+
+def test_a_token_that_asks_too_often_is_429_and_no_other_is(port):
+    schemes = ("Bearer", "bearer", "BEARER", "Bearer  ")  # one token, however written
+
+    def ask(number):
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        told = []
+        for _ in range(300):
+            scheme = schemes[number % len(schemes)]
+            headers = {"Authorization": f"{scheme} hasty.token.x"}
+            connection.request("GET", "/healthz", headers=headers)
+            answer = connection.getresponse()
+            told.append((answer.status, answer.headers, answer.read()))
+        connection.close()
+        return told
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as callers:
+        told = [one for many in callers.map(ask, range(4)) for one in many]
+        other = asked(port, "GET", "/healthz", token="patient.token.x")
+    took = time.monotonic() - began
+
+    assert other == 200
+    assert {one[0] for one in told} == {200, 429}
+    for one in told:
+        if one[0] == 429:
+            assert_shape(one, 429, "TOO_MANY_REQUESTS")
+    # The burst at once, and then 200 a second.
+    passed = [one[0] for one in told].count(200)
+    assert 400 <= passed <= 401 + 200 * took
+    deadline = time.monotonic() + 5
+    while asked(port, "GET", "/healthz", token="hasty.token.x") != 200:
+        assert time.monotonic() < deadline
+
+
+def test_without_the_service_the_proxy_answers_in_its_shape(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = free.getsockname()[1]
+    with proxied(tmp_path, nobody) as proxy:
+        refused = answered(proxy.port, "GET", "/api/users/marker-user/assignments")
+
+        assert_shape(refused, 503, "UNAVAILABLE")
+        assert "marker" not in proxy.logged(" 503 ", " 502 ")
+
+
+def test_the_metrics_are_not_for_the_open_network(service, port):
+    assert_shape(answered(port, "GET", "/metrics"), 404, "NOT_FOUND")
+    assert b"abacus_" in answered(service.port, "GET", "/metrics")[2]
+
+
+def test_what_the_proxy_writes_down_names_no_user_and_no_token(service, proxy):
+    path = "/api/users/marker-user/assignments"
+
+    assert asked(proxy.port, "GET", path, token="marker-token") == 401
+    assert asked(proxy.port, "GET", path, token=service.token) == 200
+    assert asked(proxy.port, "POST", path, b" " * 2_000_000) == 413
+    with ThreadPoolExecutor(4) as callers:
+        asks = [
+            callers.submit(asked, proxy.port, "GET", path, token="marker-token")
+            for _ in range(900)
+        ]
+        assert 429 in {one.result() for one in asks}
+    with held(proxy.port, 100, SLOW["half a body"].replace("/events", path[4:])):
+        deadline = time.monotonic() + 5
+        while asked(proxy.port, "GET", path) != 503:
+            assert time.monotonic() < deadline
+
+    written = proxy.logged(" 401 ", " 200 ", " 413 ", " 429 ", " 503 ")
+    assert "marker" not in written and service.token not in written
+    assert "127.0.0.1" not in written

@@ -305,7 +305,7 @@ def test_an_enrolment_that_meets_a_stop_on_its_way_is_refused(api, running):
     read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
     assert api.post(f"{path}/stop").status_code == 200
 
-    (decision,) = ledger.enrol(read, ["late"])
+    (decision,) = ledger.enrol(read, [ledger.User("late")])
 
     assert (decision.reason, decision.variant) == ("ENROLLMENT_CLOSED", None)
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}

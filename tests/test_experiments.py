@@ -407,7 +407,7 @@ def test_an_archiving_takes_back_no_move_that_came_first(
     for name in moves[read_after:]:
         assert move(api, path, name).status_code == 200
 
-    read.archive()
+    read.archive("tester")
 
     after = api.get(path).json["data"]
     assert (after["status"], after["archivedAt"] is None) == (status, False)
@@ -418,7 +418,7 @@ def test_a_completion_keeps_the_end_that_a_racing_stop_answered(api, running):
     read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
     told = api.post(f"{path}/stop").json["data"]["endDate"]
 
-    read.complete("lost", None, None)
+    read.complete("lost", None, None, "tester")
 
     assert api.get(path).json["data"]["endDate"] == told
 
@@ -432,7 +432,7 @@ def test_a_completion_after_a_racing_resume_ends_no_earlier_than_the_resume(
     assert api.post(f"{path}/resume").status_code == 200
     resumed = models.utcnow()
 
-    read.complete("lost", None, None)
+    read.complete("lost", None, None, "tester")
 
     stored = models.Experiment.get_by_id(read.id)
     assert stored.end_date >= resumed
@@ -446,7 +446,7 @@ def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
     before = api.get(path).json["data"]
 
     with pytest.raises(models.Conflict):
-        read.revise(None, name="Too late")
+        read.revise(None, "tester", name="Too late")
 
     assert api.get(path).json["data"] == before
 

@@ -44,7 +44,7 @@ def test_every_curl_line_works_when_pasted_in_order(tmp_path):
         }
 
     assert told.returncode == 0, told.stdout + told.stderr
-    texts = script.count("Accept: text/")
+    texts = script.count("Accept: text/") + script.count("/export?")
     assert told.stdout.count('{"data": ') == script.count("\nask ") - texts
     assert asked == routes, "an endpoint has no curl line"
 
@@ -59,6 +59,13 @@ def test_the_manual_has_the_four_published_vectors():
 @pytest.mark.parametrize(("salt", "user_id", "bucket"), VECTORS)
 def test_the_vectors_are_those_of_the_hash(salt, user_id, bucket):
     assert assignment.bucket(salt, user_id) == int(bucket)
+
+
+def test_the_receipt_s_shell_line_prints_the_published_bucket():
+    (line,) = re.findall(r"^    (printf %s .*)$", README, re.MULTILINE)
+    told = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+
+    assert int(told.stdout) == int(VECTORS[0][2])
 
 
 def test_every_setting_that_is_read_is_in_the_table_and_no_other():

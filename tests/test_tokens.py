@@ -52,6 +52,8 @@ def test_a_plain_token_of_anybody_with_the_secret_is_enough(app):
         signed(GOOD, algorithm="none", key=None),
         signed(GOOD, algorithm="HS512", key=SECRET * 2),
         signed(GOOD)[:-6],
+        signed(GOOD, "o" * 32, jwk={"kty": "oct", "k": "b29v" * 11}, kid="jwk"),
+        signed(GOOD, crit=["unheard-of"]),
     ],
 )
 def test_a_token_that_proves_nothing_is_401(app, token):

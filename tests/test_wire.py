@@ -1,6 +1,8 @@
 """The wire: strict JSON in, one shape of errors out, nothing secret in the logs."""
 
+import base64
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -161,21 +163,50 @@ def test_bad_paths_and_methods_have_the_one_shape(api):
 
 
 def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
-    @app.get("/crash")
-    def crash():
-        raise RuntimeError("a marker of the inside")
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(application.Lines())
+    application.log.addHandler(handler)
 
-    response = api.get("/crash")
+    @app.get("/crash/<user_id>")
+    def crash(user_id):
+        raise KeyError(user_id)
+
+    try:
+        response = api.get("/crash/marker")
+    finally:
+        application.log.removeHandler(handler)
 
     assert_error(response, 500, "INTERNAL_ERROR")
     assert "marker" not in response.text
+    line = json.loads(stream.getvalue())
+    assert line["error"] == "KeyError" and "in crash" in line["traceback"]
+    assert "marker" not in stream.getvalue()
 
 
-def test_answers_are_not_sniffed_and_not_stored(api):
-    headers = api.get("experiments").headers
+@pytest.mark.parametrize("path", ["experiments", "/nowhere", "/healthz", "/docs/"])
+def test_no_answer_is_sniffed_stored_framed_or_told_on(api, path):
+    headers = api.get(path).headers
 
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    policy = headers["Content-Security-Policy"].split("; ")
+    assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)
+
+
+def test_the_docs_page_runs_its_own_scripts_and_no_other(anonymous):
+    page = anonymous.get("/docs/", headers={"Host": "marker.example"})
+    policy = page.headers["Content-Security-Policy"]
+
+    (inline,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    proof = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+    assert f"script-src 'self' 'sha256-{proof}';" in policy
+    assert "unsafe" not in policy.replace("style-src 'self' 'unsafe-inline'", "")
+    assert "http" not in policy and "*" not in policy
+    assert "marker" not in page.text
+    assert not re.search(r"\son\w+=", page.text)
 
 
 def test_log_lines_are_json_without_tokens_or_users(app, api, running):

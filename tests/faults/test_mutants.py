@@ -42,21 +42,17 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
     "a random variant": [
         (
             "ledger.py",
-            "position = assignment.dealt(experiment.id, user_id, splits)",
+            "position = assignment.dealt(experiment.id, user.user_id, splits)",
             "position = __import__('random').randrange(len(splits))",
         )
     ],
     "a counter in another transaction": [
         (
             "ledger.py",
-            "        Variant.update(participants=Variant.participants + number).where(\n"
-            '            Variant.experiment == rows[0]["experiment"], Variant.key == key\n'
-            "        ).execute()",
-            "        database.commit()\n"
-            "        database.begin()\n"
-            "        Variant.update(participants=Variant.participants + number).where(\n"
-            '            Variant.experiment == rows[0]["experiment"], Variant.key == key\n'
-            "        ).execute()",
+            "    for key, number in Counter(variants[user_id] for user_id in written)",
+            "    database.commit()\n"
+            "    database.begin()\n"
+            "    for key, number in Counter(variants[user_id] for user_id in written)",
         )
     ],
     "a swallowed lock error": [

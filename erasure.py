@@ -1,0 +1,106 @@
+"""A person erased everywhere, and no result moved by it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from peewee import fn
+
+import audience
+from models import (
+    Assignment,
+    Audience,
+    Change,
+    Conversion,
+    Experiment,
+    Override,
+    database,
+    empty_log,
+)
+from reports import counts
+
+
+class Erased(NamedTuple):
+    """What one experiment counted before a person was erased, and after."""
+
+    experiment_id: str
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+class Erasure(NamedTuple):
+    """What was done; `log_emptied` says if no old page holds a trace any more."""
+
+    experiments: list[Erased]
+    log_emptied: bool
+
+
+def erase(user_id: str, by: str) -> Erasure:
+    """Put a tombstone in the place of a user id, everywhere, in one transaction.
+
+    Rows and tallies stay as they are, so nothing that was counted changes. Their
+    idempotency keys go with the person, who may be named in them, and so do
+    overrides. Erasing twice, or somebody unknown, erases nothing more, and empties
+    the write-ahead log again.
+    """
+    tombstone = f"erased_{secrets.token_hex(10)}"
+    with database.atomic():
+        rows: list[Any] = [
+            *Assignment.select().where(Assignment.user_id == user_id),
+            *Override.select().where(Override.user_id == user_id),
+        ]
+        mine = sorted({row.experiment_id for row in rows})
+        before = _counted(mine)
+        _erase_rows(user_id, tombstone)
+        _erase_rules(user_id, tombstone)
+        if by == user_id:
+            by = tombstone
+        for experiment in before:
+            Change.note(experiment, by, "erase", {}, {})
+        after = _counted(mine)
+    pairs = zip(before.items(), after.values(), strict=True)
+    erased = [Erased(one.id, then, now) for (one, then), now in pairs]
+    return Erasure(erased, empty_log())
+
+
+def _erase_rows(user_id: str, tombstone: str) -> None:
+    seats = Assignment.select(Assignment.id).where(Assignment.user_id == user_id)
+    Conversion.update(idempotency_key=None).where(
+        Conversion.assignment.in_(seats)
+    ).execute()
+    Assignment.update(user_id=tombstone).where(Assignment.user_id == user_id).execute()
+    Override.delete().where(Override.user_id == user_id).execute()
+    for column in (Change.user_id, Change.actor):
+        Change.update({column: tombstone}).where(column == user_id).execute()
+
+
+def _erase_rules(user_id: str, tombstone: str) -> None:
+    """Take a user id out of the rules that name it."""
+    for table, column in (
+        (Audience, Audience.rule_tree),
+        (Experiment, Experiment.audience_rules),
+    ):
+        # The rules are kept as text; only those that have the id in it are read.
+        named = table.select().where(fn.INSTR(column, _quoted(user_id)) > 0)
+        for row in named:
+            rules = audience.without(getattr(row, column.name), user_id, tombstone)
+            table.update({column: rules}).where(table.id == row.id).execute()
+
+
+def _quoted(user_id: str) -> Any:
+    return Experiment.audience_rules.db_value(user_id)
+
+
+def _counted(experiment_ids: Iterable[str]) -> dict[Experiment, dict[str, int]]:
+    """Return what each experiment counts, from its tallies and rows."""
+    told = {}
+    for id in experiment_ids:
+        its = counts(Experiment.get_by_id(id))
+        told[its.experiment] = {
+            "participants": sum(its.participants.values()),
+            "conversions": sum(tally.users for tally in its.tallies.values()),
+            "events": sum(tally.events for tally in its.tallies.values()),
+        }
+    return told

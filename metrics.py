@@ -1,0 +1,128 @@
+"""What Prometheus is told: how much was asked, how it went, and how the file does.
+
+A label is a word that this program knows, never one that a caller sent: a route's
+rule and not a path, so that nobody can make series without end, or read an id here.
+Under gunicorn each worker counts in a file of its own, and any of them answers for
+all (`gunicorn.conf.py` makes the folder).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+# Those that an alert waits for are there from the start: a counter that first
+# appears as 1 has not increased.
+SQLITE_ERRORS = ("BUSY", "FULL", "READONLY", "IOERR", "CORRUPT", "NOTADB", "CANTOPEN")
+
+Answer = TypeVar("Answer", bound=Sequence[Any])
+
+own = CollectorRegistry()
+requests = Counter(
+    "abacus_requests",
+    "Requests that were answered.",
+    ("method", "route", "status"),
+    registry=own,
+)
+latency = Histogram(
+    "abacus_request_seconds",
+    "How long the service took to answer.",
+    ("route",),
+    buckets=SECONDS,
+    registry=own,
+)
+refusals = Counter(
+    "abacus_refusals",
+    "Requests that were refused, by the code of the error.",
+    ("code",),
+    registry=own,
+)
+enrolments = Counter(
+    "abacus_enrolments",
+    "Users who asked for a variant, by what they were told.",
+    ("reason",),
+    registry=own,
+)
+conversions = Counter(
+    "abacus_conversions",
+    "Conversions, by what became of them.",
+    ("status", "reason"),
+    registry=own,
+)
+database_errors = Counter(
+    "abacus_database_errors",
+    "Errors of the database, by SQLite's name for them.",
+    ("error",),
+    registry=own,
+)
+for _name in SQLITE_ERRORS:
+    database_errors.labels(f"SQLITE_{_name}")
+
+
+def answered(
+    method: str, route: str | None, status: int, code: str | None, seconds: float
+) -> None:
+    """Count a request; *route* is the rule that it matched, None where none did."""
+    route = route or "unmatched"
+    requests.labels(method, route, status).inc()
+    latency.labels(route).observe(seconds)
+    if code:
+        refusals.labels(code).inc()
+
+
+def enrolled(decisions: Answer) -> Answer:
+    """Count the decisions by their reasons, and return them."""
+    for decision in decisions:
+        enrolments.labels(decision.reason).inc()
+    return decisions
+
+
+def converted(receipts: Answer) -> Answer:
+    """Count the receipts by what they say, and return them."""
+    for receipt in receipts:
+        conversions.labels(receipt.status, receipt.reason or "").inc()
+    return receipts
+
+
+class Files(Collector):
+    """The sizes of the database's files, as they are when somebody asks."""
+
+    def __init__(self, database: Path | None) -> None:
+        self.database = database
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, suffix, told in (
+            ("abacus_database_bytes", "", "Size of the database's file."),
+            ("abacus_wal_bytes", "-wal", "Size of its write-ahead log."),
+        ):
+            size = 0
+            if self.database is not None:
+                file = self.database.with_name(self.database.name + suffix)
+                size = file.stat().st_size if file.exists() else 0
+            yield GaugeMetricFamily(name, told, value=size)
+
+
+def exposition(database: Path | None) -> bytes:
+    """Return all counts of all workers, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    counts: Iterable[Collector] = [own]
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        counts = [MultiProcessCollector(None)]
+    for collector in (*counts, Files(database)):
+        registry.register(collector)
+    return generate_latest(registry)

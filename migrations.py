@@ -1,0 +1,52 @@
+"""What brings a database from each schema version to the next, as it was then."""
+
+# From 1 to 2: audiences, overrides, exclusion groups, history; readiness is a write.
+AUDIENCES = """
+ALTER TABLE "identity" ADD COLUMN "probed_at" INTEGER;
+ALTER TABLE "experiment" ADD COLUMN "exclusion_group" TEXT;
+ALTER TABLE "experiment" ADD COLUMN "audience_rules" TEXT;
+ALTER TABLE "experiment" ADD COLUMN "audience_snapshot_at" INTEGER;
+CREATE TABLE "audience" (
+    "id" TEXT NOT NULL PRIMARY KEY,
+    "name" TEXT NOT NULL,
+    "description" TEXT,
+    "rule_tree" TEXT NOT NULL,
+    "searched" TEXT NOT NULL,
+    "created_at" INTEGER NOT NULL,
+    "updated_at" INTEGER NOT NULL
+);
+CREATE INDEX "audience_created_at" ON "audience" ("created_at");
+CREATE TABLE "override" (
+    "experiment_id" TEXT NOT NULL,
+    "user_id" TEXT NOT NULL,
+    "variant" TEXT NOT NULL,
+    PRIMARY KEY ("experiment_id", "user_id"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key") DEFERRABLE INITIALLY DEFERRED
+);
+CREATE TABLE "group_share" (
+    "experiment_id" TEXT NOT NULL,
+    "held" TEXT,
+    "first" INTEGER NOT NULL,
+    "last" INTEGER NOT NULL,
+    PRIMARY KEY ("experiment_id", "first"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    CHECK (0 <= first AND first <= last AND last < 10000)
+);
+CREATE UNIQUE INDEX "group_share_held_first" ON "group_share" ("held", "first");
+CREATE TABLE "change" (
+    "id" INTEGER NOT NULL PRIMARY KEY,
+    "experiment_id" TEXT NOT NULL,
+    "at" INTEGER NOT NULL,
+    "actor" TEXT NOT NULL,
+    "action" TEXT NOT NULL,
+    "user_id" TEXT,
+    "settings" TEXT NOT NULL,
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id")
+);
+CREATE INDEX "change_experiment_id" ON "change" ("experiment_id")
+"""
+
+MIGRATIONS = [AUDIENCES]
+"""The first leads from version 1 to version 2, and so on."""

@@ -1,0 +1,404 @@
+"""The audit log, the erasure of a person, and the export."""
+
+import csv
+import io
+import json
+import os
+import random
+
+import pytest
+from conftest import Caller, assert_error, two_variants
+
+import models
+
+
+def history(api, path):
+    """Return what was done, oldest first."""
+    response = api.get(f"{path}/history?limit=100")
+    assert response.status_code == 200, response.text
+    return response.json["data"][::-1]
+
+
+# ----------------------------------------------------------------------------
+# History
+# ----------------------------------------------------------------------------
+
+
+def test_every_move_edit_and_override_is_written_down(app, token, draft):
+    ann, bob = (Caller(app, token(name)) for name in ("ann", "bob"))
+    body = {"name": "Flow", "key": "flow", "variants": two_variants()}
+    made = ann.post("experiments", body).json["data"]
+    path = f"experiments/{made['id']}"
+    variants = [{"id": "v1", "splitPercentage": 33.33}, {"id": "v2"}]
+    variants[1]["splitPercentage"] = 66.67
+    winner = {"conclusion": "won", "winnerVariantId": "v2", "note": "Ship it"}
+    for caller, call in (
+        (bob, ("PATCH", path, {"name": "Flows", "variants": variants})),
+        (bob, ("PATCH", path, {"name": "Flows"})),  # changes nothing
+        (ann, ("PUT", f"{path}/overrides/qa", {"variantId": "v1"})),
+        (ann, ("PUT", f"{path}/overrides/qa", {"variantId": "v2"})),
+        (bob, ("DELETE", f"{path}/overrides/qa")),
+        (ann, ("POST", f"{path}/start")),
+        (bob, ("POST", f"{path}/stop")),
+        (ann, ("POST", f"{path}/resume")),
+        (bob, ("POST", f"{path}/complete", winner)),
+        (ann, ("DELETE", path)),
+    ):
+        assert caller(*call).status_code in (200, 201)
+
+    told = history(ann, path)
+
+    assert [(one["subject"], one["action"], one["userId"]) for one in told] == [
+        ("ann", "create", None),
+        ("bob", "update", None),
+        ("ann", "override", "qa"),
+        ("ann", "override", "qa"),
+        ("bob", "remove_override", "qa"),
+        ("ann", "start", None),
+        ("bob", "stop", None),
+        ("ann", "resume", None),
+        ("bob", "complete", None),
+        ("ann", "archive", None),
+    ]
+    changes = [one["changes"] for one in told]
+    assert changes[0]["variants"] == {"from": None, "to": made["variants"]}
+    assert changes[0]["trafficPercentage"] == {"from": None, "to": 100}
+    assert changes[0]["name"] == {"from": None, "to": "Flow"}
+    assert changes[1].keys() == {"name", "variants"}
+    assert changes[1]["name"] == {"from": "Flow", "to": "Flows"}
+    splits = [one["splitPercentage"] for one in changes[1]["variants"]["to"]]
+    assert splits == [33.33, 66.67]
+    assert changes[2] == {"variantId": {"from": None, "to": "v1"}}
+    assert changes[3] == {"variantId": {"from": "v1", "to": "v2"}}
+    assert changes[4] == {"variantId": {"from": "v2", "to": None}}
+    now = ann.get(path).json["data"]
+    start = {"from": None, "to": now["startDate"]}
+    assert changes[5] == {"status": {"from": "draft", "to": "running"}} | {
+        "startDate": start
+    }
+    assert changes[6]["status"] == {"from": "running", "to": "stopped"}
+    assert changes[7]["endDate"] == {"from": changes[6]["endDate"]["to"], "to": None}
+    assert changes[8]["winnerVariantId"] == {"from": None, "to": "v2"}
+    assert changes[8]["note"] == {"from": None, "to": "Ship it"}
+    assert changes[9] == {"archivedAt": {"from": None, "to": now["archivedAt"]}}
+    times = [one["at"] for one in told]
+    assert times == sorted(times)
+
+
+def test_a_copy_says_that_it_is_one(api, draft):
+    copy = api.post(f"{draft()}/duplicate").json["data"]
+
+    (told,) = history(api, f"experiments/{copy['id']}")
+
+    assert (told["action"], told["subject"]) == ("duplicate", "tester")
+
+
+def test_what_was_refused_is_not_written_down(api, running):
+    path = running(exclusionGroup="page")
+    other = running(name="Other")
+    before = history(api, path)
+    for call in (
+        ("POST", f"{path}/start"),
+        ("POST", f"{path}/resume"),
+        ("DELETE", path),
+        ("PATCH", path, {"name": "Late"}),
+        ("PUT", f"{path}/overrides/qa", {"variantId": "v9"}),
+        ("DELETE", f"{path}/overrides/qa"),
+    ):
+        assert api(*call).status_code in (400, 404, 409)
+    assert history(api, path) == before
+    assert [one["action"] for one in history(api, other)] == ["create", "start"]
+
+
+def test_history_is_paged_newest_first(api, running):
+    path = running()
+    page = api.get(f"{path}/history?page=2&limit=1").json
+
+    assert [one["action"] for one in page["data"]] == ["create"]
+    assert page["meta"] == {"total": 2, "page": 2, "limit": 1, "totalPages": 2}
+
+
+# ----------------------------------------------------------------------------
+# Erasure
+# ----------------------------------------------------------------------------
+
+PERSON = "marie.dupont+42@example.org"
+
+
+@pytest.fixture
+def traffic(api, running, enrolled, app):
+    """Return two experiments with hundreds of users, a person among them."""
+    draw = random.Random(7)
+    paths = [running(exclusionGroup=None), running(primaryMetric="order")]
+    for path in paths:
+        users = [f"user-{draw.random()}" for _ in range(400)]
+        enrolled(path, *users[:200])
+        enrolled(path, PERSON)
+        enrolled(path, *users[200:])
+        rows = [
+            {
+                "userId": draw.choice([PERSON, *users]),
+                "metric": draw.choice(["order", "conversion"]),
+                "value": draw.choice([None, 0.1, 19.99]),
+            }
+            for _ in range(600)
+        ]
+        for number in range(20):
+            key = f"{PERSON}/order-{number}"
+            rows.append({"userId": PERSON, "value": 0.3, "idempotencyKey": key})
+        body = {"conversions": rows}
+        assert api.post(f"{path}/conversions/batch", body).status_code == 200
+    return paths
+
+
+def everything(api, path):
+    """Return all that is counted and computed of an experiment."""
+    raw = api.get(f"{path}/results?granularity=day").json["data"]
+    computed = api.post(f"{path}/compute-results").json["data"]
+    computed["analysis"].pop("computedAt")
+    return raw, computed, api.get(path).json["data"]["_count"]
+
+
+def test_a_person_is_erased_everywhere_and_moves_no_result(
+    api, app, token, traffic, draft, tmp_path
+):
+    named = {
+        "logicalOperator": "OR",
+        "rules": [
+            {"field": "userId", "operator": "in", "value": ["boss", PERSON]},
+            {"field": "userId", "operator": "eq", "value": PERSON},
+            {"field": "userId", "operator": "eq", "value": f"{PERSON}.not"},
+        ],
+    }
+    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": named})
+    frozen = draft(audienceId="aud_beta")
+    assert api.post(f"{frozen}/start").status_code == 200
+    herself = Caller(app, token(PERSON))
+    put = herself("PUT", f"{frozen}/overrides/{PERSON}", {"variantId": "v1"})
+    assert put.status_code == 201
+    before = [everything(api, path) for path in traffic]
+
+    answer = api.delete(f"users/{PERSON}")
+
+    assert answer.status_code == 200
+    told = answer.json["data"]
+    assert told["logEmptied"] is True
+    assert {one["experimentId"] for one in told["experiments"]} == {
+        path.removeprefix("experiments/") for path in (*traffic, frozen)
+    }
+    for one in told["experiments"]:
+        assert one["before"] == one["after"]
+    assert [everything(api, path) for path in traffic] == before
+    assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
+    # Nothing that can be asked names her,
+    assert api.get(f"users/{PERSON}/assignments").json["data"] == []
+    asked = [
+        *(f"{path}/{what}" for path in (*traffic, frozen) for what in LISTS),
+        "audiences",
+        "experiments",
+    ]
+    for path in asked:
+        answer = api.get(path)
+        assert answer.status_code == 200
+        assert PERSON not in answer.text.replace(f"{PERSON}.not", ""), path
+    tree = api.get("audiences/aud_beta").json["data"]["ruleTree"]
+    assert tree["rules"][0]["value"][0] == "boss"
+    assert tree["rules"][2]["value"] == f"{PERSON}.not"
+    # and once the audience of the one whose id is longer is gone, no byte does.
+    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": named["rules"][0]})
+    assert api.delete(f"users/{PERSON}.not").status_code == 200
+    assert api.delete(f"users/{PERSON}").json["data"]["logEmptied"] is True
+    models.database.close()
+    files = [file for file in tmp_path.iterdir() if file.name.startswith("abacus")]
+    assert files
+    for file in files:
+        assert PERSON.encode() not in file.read_bytes(), file.name
+
+
+LISTS = ("assignments", "overrides", "history", "export", "export?format=ndjson")
+
+
+def test_an_erasure_is_in_the_history_without_the_person(api, traffic):
+    assert api.delete(f"users/{PERSON}").status_code == 200
+
+    last = history(api, traffic[0])[-1]
+
+    assert (last["action"], last["subject"]) == ("erase", "tester")
+    assert (last["userId"], last["changes"]) == (None, {})
+
+
+def test_who_was_erased_is_somebody_new(api, traffic):
+    path = traffic[0]
+    before = api.get(path).json["data"]["_count"]["assignments"]
+    kept = api.get(f"{path}/assignments/{PERSON}").json["data"]
+    assert api.delete(f"users/{PERSON}").status_code == 200
+
+    refused = api.post(f"{path}/conversions", {"userId": PERSON})
+    assert_error(refused, 409, "NOT_ENROLLED")
+    again = api.post(f"{path}/assignments", {"userId": PERSON})
+
+    assert again.status_code == 201
+    assert again.json["data"]["variantId"] == kept["variantId"]
+    assert api.get(path).json["data"]["_count"]["assignments"] == before + 1
+
+
+def test_nobody_is_erased_as_often_as_you_like(api, traffic):
+    before = [everything(api, path) for path in traffic]
+    for _ in range(2):
+        told = api.delete("users/nobody").json["data"]
+        assert told == {"experiments": [], "logEmptied": True}
+    assert [everything(api, path) for path in traffic] == before
+    assert len(history(api, traffic[0])) == 2
+
+
+def test_an_erased_person_stays_in_the_export_as_a_tombstone(api, traffic):
+    path = traffic[0]
+    before = exported(api, path)
+    mine = [row for row in before if row["user_id"] == PERSON]
+    assert api.delete(f"users/{PERSON}").status_code == 200
+
+    after = exported(api, path)
+
+    (tombstone,) = {row["user_id"] for row in after} - {
+        row["user_id"] for row in before
+    }
+    theirs = [row for row in after if row["user_id"] == tombstone]
+    anonymous = {"user_id": tombstone, "idempotency_key": None}
+    assert theirs == [{**row, **anonymous} for row in mine]
+    assert len(after) == len(before)
+
+
+# ----------------------------------------------------------------------------
+# Export
+# ----------------------------------------------------------------------------
+
+
+def exported(api, path):
+    response = api.get(f"{path}/export?format=ndjson")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/x-ndjson"
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def exported_csv(api, path):
+    response = api.get(f"{path}/export")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert response.headers["Content-Disposition"].startswith("attachment; ")
+    return list(csv.DictReader(io.StringIO(response.text, newline="")))
+
+
+def test_the_rows_of_an_export_are_what_was_counted(api, traffic):
+    for path in traffic:
+        rows = exported(api, path)
+        for variant in api.get(f"{path}/results").json["data"]["variants"]:
+            mine = [row for row in rows if row["variant"] == variant["variantId"]]
+            users = {row["user_id"] for row in mine}
+            assert len(users) == variant["participants"]
+            for one in variant["results"]:
+                its = [row for row in mine if row["metric"] == one["metric"]]
+                assert len(its) == one["events"]
+                converted = {row["user_id"] for row in its}
+                assert len(converted) == one["conversions"]
+
+
+def test_both_forms_say_the_same(api, traffic):
+    rows, lines = exported(api, traffic[1]), exported_csv(api, traffic[1])
+
+    told = [
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        for row in rows
+    ]
+    assert lines == told
+
+
+def test_an_export_imports_into_another_experiment_with_the_same_results(
+    api, app, running, traffic, tmp_path
+):
+    path = traffic[1]
+    # Lines without a key are keyed by their content; each has a moment of its own.
+    for number in range(30):
+        body = {"userId": PERSON, "idempotencyKey": f"key-{number}", "value": number}
+        assert api.post(f"{path}/conversions", body).status_code == 201
+    other = running(primaryMetric="order")
+    file = tmp_path / "export.ndjson"
+    keyed = [
+        row
+        for row in exported(api, path)
+        if row["idempotency_key"] or not row["metric"]
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in keyed))
+
+    command = ["import", other.removeprefix("experiments/"), str(file)]
+    ran = app.test_cli_runner().invoke(args=command)
+
+    assert ran.exit_code == 0, ran.output
+    by_line = json.dumps
+    assert sorted(exported(api, other), key=by_line) == sorted(keyed, key=by_line)
+
+
+def test_no_cell_of_a_csv_is_a_formula(api, running, enrolled):
+    path = running()
+    hostile = ["=1+1", "+1", "-1", "@cmd", "\tx", "a,b", 'a"b', "a\nb"]
+    enrolled(path, *hostile)
+
+    rows = exported_csv(api, path)
+
+    told = {row["user_id"] for row in rows}
+    assert told == {f"'{one}" if one[0] in "=+-@\t" else one for one in hostile}
+
+
+def test_an_export_of_nobody_is_a_header(api, draft):
+    path = draft()
+    assert exported(api, path) == exported_csv(api, path) == []
+    assert api.get(f"{path}/export").text.count("\n") == 1
+
+
+def test_an_export_in_no_form_of_ours_is_refused(api, draft):
+    response = api.get(f"{draft()}/export?format=xlsx")
+    assert_error(response, 400, "VALIDATION_ERROR")
+
+
+def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(
+    api, running, enrolled
+):
+    path = running()
+    users = [f"user-{number}" for number in range(3_000)]
+    enrolled(path, *users)
+    counted = {"conversions": [{"userId": one} for one in users[:2_500]]}
+    assert api.post(f"{path}/conversions/batch", counted).status_code == 200
+    before = exported(api, path)
+    stream = api.client.get(
+        f"/api/{path}/export?format=ndjson", headers=api.headers, buffered=False
+    )
+    lines = iter(stream.response)
+    first = next(lines)
+
+    enrolled(path, "late")
+    late = {"conversions": [{"userId": one} for one in [*users, "late"]]}
+    assert api.post(f"{path}/conversions/batch", late).status_code == 200
+
+    whole = b"".join([first, *lines]).decode()
+    assert [json.loads(line) for line in whole.splitlines()] == before
+    assert len(exported(api, path)) == 2_500 + 3_001
+
+
+def resident():
+    """Return the memory that this process holds, in MiB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_an_export_takes_the_memory_of_a_page(api, running, enrolled):
+    path = running()
+    for some in range(3):
+        enrolled(path, *(f"{some}-{number:0>200}" for number in range(10_000)))
+    stream = api.client.get(f"/api/{path}/export", headers=api.headers, buffered=False)
+    pages = iter(stream.response)
+    size, before, most = len(next(pages)), resident(), 0.0
+    for page in pages:
+        size += len(page)
+        most = max(most, resident() - before)
+
+    assert size > 30_000 * 200
+    assert most < 4  # the whole is 6 MiB as text, and many times that as rows
