@@ -1,5 +1,7 @@
 """The harness itself: it notices when our own server is broken on purpose."""
 
+import threading
+
 import pytest
 import service as real
 from mutants import mutated
@@ -95,7 +97,6 @@ def noticed(service, rounds):
 
 def same_users(callers):
     """Let all callers enrol the same new users at once."""
-    import threading
 
     def enrol(caller):
         for number in range(30):

@@ -105,7 +105,7 @@ def test_f5_nothing_acknowledged_is_lost_when_the_power_fails(tmp_path, rounds, 
     )
 
 
-def test_f5_without_the_flush_the_same_cuts_do_lose(tmp_path, rounds, figure):
+def test_f5_without_the_flush_the_same_cuts_do_lose(tmp_path, rounds, thorough, figure):
     """The control: synchronous=NORMAL, in a copy of the service, must be caught."""
     tree = mutated(
         tmp_path,

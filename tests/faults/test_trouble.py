@@ -251,9 +251,9 @@ def test_f10_a_damaged_or_missing_database_is_refused_and_not_made_anew(
     figure(f"F10 {getattr(damage, '__name__', damage)}", refused="1 of 1")
 
 
-def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, figure):
+def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, thorough, figure):
     program = "import models, sys; print(models.create(sys.argv[1]))"
-    boots = 5 * rounds if rounds >= 20 else rounds
+    boots = 5 * rounds
     for number in range(boots):
         url = f"sqlite:///{tmp_path / str(number) / 'abacus.db'}"
         started = [
