@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -40,6 +40,15 @@ def flask(instance: Path, *words: str, check: bool = True, tree: Path = ROOT) ->
         capture_output=True,
         text=True,
     )
+
+
+def wait_until(done: Callable[[], Any], seconds: float) -> float:
+    """Return how long it took; fail after so many seconds."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+    return time.monotonic() - began
 
 
 class Service:
@@ -85,6 +94,12 @@ class Service:
             if self.process.poll() is None:
                 self.kill()  # nobody else could
             raise
+
+    def restarted(self) -> float:
+        """Start it, and return the seconds until it was ready."""
+        began = time.monotonic()
+        self.start()
+        return time.monotonic() - began
 
     def _wait(self, awaited: str) -> None:
         deadline = time.monotonic() + 30

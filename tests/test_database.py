@@ -441,7 +441,7 @@ def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
 
 def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enrolled):
     path = running()
-    enrolled(path, "u1")
+    enrolled(path, *[f"u{number}" for number in range(5_000)])
     api.post(f"{path}/conversions", {"userId": "u1"})
 
     def emptied():
@@ -456,9 +456,11 @@ def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enroll
         for asked in (
             *("experiments", path, f"{path}/assignments", "users/u1/assignments"),
             *(f"{path}/results", f"{path}/results?granularity=day"),
+            *(f"{path}/export?format=ndjson", f"{path}/export?format=csv"),
         ):
             answer = api.get(asked, buffered=False)
             assert answer.status_code == 200
+            assert next(answer.iter_encoded())  # an export goes on after this
             assert other.submit(emptied).result(), asked
         answer = api.post(f"{path}/compute-results", buffered=False)
         assert answer.status_code == 200

@@ -5,9 +5,8 @@ import threading
 import pytest
 import service as real
 from mutants import mutated
-from test_kill import restarted, wait_until
-from test_trouble import locked
-from traffic import Caller, Traffic
+from service import wait_until
+from traffic import Caller, Traffic, locked
 
 MUTANTS = {
     "acknowledge before commit": [
@@ -87,7 +86,7 @@ def noticed(service, rounds):
         with traffic.flowing():
             wait_until(lambda told=told: traffic.told() > told + 20, 30)
             service.kill()
-            restarted(service)
+            service.restarted()
         if wrong := proof(traffic):
             return wrong
     with locked(service, 6), traffic.flowing():

@@ -5,33 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 import service as real
-from test_kill import wait_until
-from traffic import Caller, Traffic
-
-HOLD = """
-import sys, time, pysqlite3
-held = pysqlite3.connect(sys.argv[1], isolation_level=None)
-held.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
-
-
-@contextmanager
-def locked(service, seconds):
-    """Let another process hold the write lock for so long, and wait for its end."""
-    database = service.instance / "abacus.db"
-    command = [sys.executable, "-c", HOLD, str(database), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        yield
-        assert holder.wait(seconds + 10) == 0
+from service import wait_until
+from traffic import Caller, Traffic, locked
 
 
 def health_until(service, done):
