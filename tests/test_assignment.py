@@ -350,3 +350,19 @@ def test_no_draw_says_anything_about_another(asked):
     for row in pairs:
         assert 0.001 < row.p < 0.999, row
         assert row.bonferroni > 0.001, row
+
+
+def test_sixty_and_forty_percent_of_a_group_share_none_of_200_000_users():
+    sixty = allotted([], 6_000)
+    forty = allotted(sixty, 4_000)
+
+    shares = [
+        [in_share("page", f"user-{number}", share) for share in (sixty, forty)]
+        for number in range(200_000)
+    ]
+
+    assert all(sum(one) == 1 for one in shares)
+    inside = sum(one[0] for one in shares)
+    assert abs(inside - 120_000) < 5 * (200_000 * 0.6 * 0.4) ** 0.5
+    with pytest.raises(ValueError, match="of 0 free"):
+        allotted([*sixty, *forty], 1)

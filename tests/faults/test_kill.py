@@ -87,9 +87,7 @@ def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, fi
     told(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
 
 
-def test_f2_when_a_worker_is_killed_the_others_answer(
-    traffic, rounds, thorough, figure
-):
+def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
     def fault(service):
         victim = random.choice(sorted(service.workers()))
         os.kill(victim, signal.SIGKILL)
@@ -145,7 +143,7 @@ def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
 
 
 def test_f12_eight_callers_who_enrol_the_same_new_users_make_one_row_each(
-    traffic, rounds, thorough, figure
+    traffic, rounds, figure
 ):
     service, path = traffic.service, traffic.path
     users = [f"same-{number}" for number in range(10 * rounds)]
