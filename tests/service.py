@@ -76,15 +76,11 @@ class Service:
     def start(self, awaited: str = "/readyz") -> None:
         """Start it, and wait until this path answers 200."""
         address = f"127.0.0.1:{self.port}"
-        # One that is killed cannot take its counts away; here they go with the test.
-        counts = self.instance.with_name(f"{self.instance.name}.counts")
-        counts.mkdir(exist_ok=True)
-        given = {"PROMETHEUS_MULTIPROC_DIR": str(counts), **self.settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, *GUNICORN, "--bind", address],
                 cwd=self.tree,
-                env={**environment(self.instance), **given},
+                env={**environment(self.instance), **self.settings},
                 stderr=log,
                 start_new_session=True,
             )
