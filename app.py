@@ -1,43 +1,30 @@
-"""The API: a handler for each endpoint, one shape for every error, create_app."""
+"""The API: a handler for each endpoint, and create_app."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import secrets
 import sys
-import time
-import traceback
 from base64 import b64encode
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import peewee
-from flask import Flask, Response, current_app, g, jsonify, redirect, request
-from flask.json.provider import JSONProvider
+from flask import Flask, Response, current_app, redirect, request
 from flask_cors import CORS
-from flask_smorest import Api as SmorestApi
-from flask_smorest import Blueprint as SmorestBlueprint
 from flask_swagger_ui import get_swaggerui_blueprint
-from marshmallow import Schema, ValidationError, fields
-from webargs.flaskparser import FlaskParser
+from marshmallow import ValidationError
 from werkzeug.exceptions import (
-    BadRequest,
-    HTTPException,
-    InternalServerError,
     NotFound,
-    RequestEntityTooLarge,
-    UnsupportedMediaType,
 )
-from werkzeug.routing import PathConverter
 
 import auth
 import cli
+import engine
 import erasure
+import figures
 import ledger
 import metrics
 import models
@@ -48,323 +35,27 @@ from auth import requires
 from models import (
     Audience,
     Change,
-    Conflict,
     Experiment,
-    Invalid,
-    InvalidState,
-    NoRoom,
     Override,
+)
+from wire import (
+    ANSWERS,
+    Api,
+    Blueprint,
+    Json,
+    Lines,
+    Listed,
+    Opaque,
+    envelope,
+    log,
+    note_arrival,
+    note_departure,
+    page,
+    readable,
 )
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
-MEBIBYTE = 1024 * 1024
-log = logging.getLogger("abacus")
-
-
-# ----------------------------------------------------------------------------
-# How a body is read, and an answer wrapped
-# ----------------------------------------------------------------------------
-
-
-class Parser(FlaskParser):
-    """Reads JSON once, strictly; unknown query parameters are errors too."""
-
-    DEFAULT_VALIDATION_STATUS = 400
-    DEFAULT_UNKNOWN_BY_LOCATION = {
-        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
-        "query": "raise",
-    }
-
-    def load_json(self, req: Any, schema: Schema) -> Any:
-        body = read_body(10 * MEBIBYTE if req.path.endswith("/batch") else MEBIBYTE)
-        if not body:
-            return {}
-        if not req.is_json:
-            raise UnsupportedMediaType("The body must be application/json.")
-        if req.headers.get("Content-Encoding", "identity") != "identity":
-            raise UnsupportedMediaType("The body must not be compressed.")
-        return schemas.loads(body)
-
-    def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> Any:
-        # Without the location that webargs puts before every path.
-        raise ValidationError(*error.messages_dict.values())
-
-
-def read_body(limit: int) -> bytes:
-    """Return the body; answer 413 over *limit* bytes, 400 where it is cut off."""
-    declared = request.content_length
-    if declared is not None and declared > limit:
-        raise RequestEntityTooLarge(f"A body has at most {limit} bytes.")
-    stream = request.environ["wsgi.input"]
-    try:
-        # One byte more than is allowed tells a chunked body that is too long.
-        body = bytes(stream.read(limit + 1 if declared is None else declared))
-    except Exception as error:  # each server has its own for a broken body
-        raise BadRequest("The body could not be read.") from error
-    if len(body) > limit:
-        raise RequestEntityTooLarge(f"A body has at most {limit} bytes.")
-    if declared is not None and len(body) < declared:
-        raise BadRequest("The body was cut off.")
-    return body
-
-
-class Blueprint(SmorestBlueprint):
-    """flask-smorest's, with answers in `{"data": …}`."""
-
-    ARGUMENTS_PARSER = Parser()
-
-    @staticmethod
-    def _prepare_response_content(data: Any) -> Any:
-        if isinstance(data, dict) and "meta" in data:
-            return data
-        return {"data": data}
-
-    @staticmethod
-    def _make_doc_response_schema(schema: Any) -> Any:
-        return schema if schema is None or "meta" in schema.fields else envelope(schema)
-
-
-_envelopes: dict[tuple[type, bool], type[Schema]] = {}
-
-
-def envelope(schema: Schema) -> type[Schema]:
-    """Return the schema of `{"data": …}`, one for each schema that it holds."""
-    many = bool(schema.many)
-    if (type(schema), many) not in _envelopes:
-        name = type(schema).__name__.removesuffix("Schema") + "Envelope"
-        held = fields.Nested(type(schema), many=many)
-        made = Schema.from_dict({"data": held}, name=f"{name}s" if many else name)
-        _envelopes[type(schema), many] = made
-    return _envelopes[type(schema), many]
-
-
-class Opaque(PathConverter):
-    """Werkzeug's path, also one that begins with a slash: an id is opaque."""
-
-    regex = ".+?"
-    part_isolating = False
-
-
-class Meta(Schema):
-    """Where a page stands in its list."""
-
-    total = fields.Integer()
-    page = fields.Integer()
-    limit = fields.Integer()
-    totalPages = fields.Integer()
-
-
-def Listed(schema: Schema) -> Schema:
-    """Return the schema of a page of a list."""
-    name = type(schema).__name__.removesuffix("Schema") + "List"
-    listed = {"data": fields.List(fields.Nested(schema)), "meta": fields.Nested(Meta())}
-    return Schema.from_dict(listed, name=name)()
-
-
-def page(rows: list[Any], total: int, number: int, limit: int) -> dict[str, Any]:
-    """Return a page of a list with its meta."""
-    pages = -(-total // limit)
-    meta = {"total": total, "page": number, "limit": limit, "totalPages": pages}
-    return {"data": rows, "meta": meta}
-
-
-def readable(
-    name: str, result: dict[str, Any], drawn: Callable[[str, Any], tables.Sheet]
-) -> Any:
-    """Return the result as JSON, or as the text that the caller accepts rather."""
-    accepted = request.accept_mimetypes
-    form = accepted.best_match(["application/json", *tables.FORMS])
-    if form not in tables.FORMS:
-        return result
-    text = tables.FORMS[form](drawn(name, result))
-    return Response(text, content_type=f"{form}; charset=utf-8")
-
-
-class Json(JSONProvider):
-    """Answers with numbers that nobody rounds; bodies are read by the Parser."""
-
-    def dumps(self, obj: Any, **options: Any) -> str:
-        return schemas.dumps(obj)
-
-    def loads(self, s: str | bytes, **options: Any) -> Any:
-        return json.loads(s)
-
-
-# ----------------------------------------------------------------------------
-# Errors: one shape, made here
-# ----------------------------------------------------------------------------
-
-CODES = {
-    401: "UNAUTHENTICATED",
-    403: "FORBIDDEN",
-    404: "NOT_FOUND",
-    405: "METHOD_NOT_ALLOWED",
-    409: "CONFLICT",
-    413: "PAYLOAD_TOO_LARGE",
-    415: "UNSUPPORTED_MEDIA_TYPE",
-    500: "INTERNAL_ERROR",
-    503: "UNAVAILABLE",
-}
-
-
-class ErrorDetail(Schema):
-    path = fields.String()
-    message = fields.String()
-    current = fields.String()
-    allowed = fields.List(fields.String())
-
-
-class ErrorBody(Schema):
-    statusCode = fields.Integer(required=True)
-    code = fields.String(required=True)
-    message = fields.String(required=True)
-    details = fields.List(fields.Nested(ErrorDetail()), required=True)
-    requestId = fields.String(required=True)
-
-
-class Error(Schema):
-    error = fields.Nested(ErrorBody(), required=True)
-
-
-def problem(
-    status: int,
-    message: str,
-    code: str | None = None,
-    details: list[dict[str, Any]] | None = None,
-) -> Response:
-    """Return an answer in the one shape of every error."""
-    g.code = (
-        code or CODES.get(status) or ("BAD_REQUEST" if status < 500 else CODES[500])
-    )
-    error = {
-        "statusCode": status,
-        "code": g.code,
-        "message": message,
-        "details": details or [],
-        "requestId": g.get("request_id", ""),
-    }
-    response = jsonify({"error": error})
-    response.status_code = status
-    if status == 503:
-        response.headers["Retry-After"] = "1"
-    return response
-
-
-def answer_http(error: HTTPException) -> Response:
-    response = problem(error.code or 500, error.description or error.name)
-    for name, value in error.get_headers():
-        if name in ("Allow", "WWW-Authenticate", "Location"):
-            response.headers[name] = value
-    return response
-
-
-def answer_validation(error: ValidationError) -> Response:
-    details = list(schemas.flattened(error.messages))
-    told = "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"]
-        for one in details[:3]
-    )
-    return problem(400, told, "VALIDATION_ERROR", details[:100])
-
-
-def answer_invalid(error: Invalid) -> Response:
-    details = [{"path": error.path, "message": str(error)}]
-    return problem(400, str(error), "VALIDATION_ERROR", details)
-
-
-def answer_invalid_json(error: schemas.InvalidJson) -> Response:
-    return problem(400, str(error), "INVALID_JSON")
-
-
-def answer_invalid_state(error: InvalidState) -> Response:
-    details = [{"current": error.current, "allowed": error.allowed}]
-    return problem(409, str(error), "INVALID_STATE", details)
-
-
-def answer_conflict(error: Conflict) -> Response:
-    code = {
-        models.NotEnrolled: "NOT_ENROLLED",
-        models.BeforeEnrollment: "BEFORE_ENROLLMENT",
-    }.get(type(error))
-    response = problem(409, str(error), code)
-    if request.endpoint == f"{api.name}.{convert.__name__}":
-        metrics.conversions.labels(ledger.REJECTED, g.code).inc()
-    return response
-
-
-def answer_no_room(error: NoRoom) -> Response:
-    wanted, left = models.percent(error.wanted), models.percent(error.left)
-    details = [{"current": wanted, "allowed": [left]}]
-    return problem(409, str(error), details=details)
-
-
-TROUBLES = {
-    "BUSY": "The database is busy with other writes; try again.",
-    "PROTOCOL": "The database is busy with other writes; try again.",
-    "FULL": "The disk of the database is full; nothing was written.",
-    "READONLY": "The database is read-only; nothing was written.",
-    "CANTOPEN": "The database cannot be opened.",
-    "CORRUPT": "The database is damaged; nothing is written to it any more.",
-    "NOTADB": "The database is damaged; nothing is written to it any more.",
-    "IOERR": "The disk of the database failed (I/O error); try again.",
-}
-LEAVE = "abacus.leave"  # in a request's environ: another process would do better
-
-
-def answer_unavailable(error: Exception) -> Response:
-    name = models.trouble(error) or type(error).__name__
-    kind = name.removeprefix("SQLITE_").partition("_")[0]
-    if kind in ("CORRUPT", "NOTADB"):
-        models.database.obj.damaged = True
-    if kind == "IOERR" or (kind == "READONLY" and models.can_be_written()):
-        request.environ[LEAVE] = True
-    metrics.database_errors.labels(name).inc()
-    log.error("database", extra={"error": f"{name}: {error}"})
-    told = TROUBLES.get(kind, "The database does not answer now; try again.")
-    return problem(503, told)
-
-
-def answer_keyless(error: Exception) -> Response:
-    log.error("keys", extra={"error": f"{type(error).__name__}: {error}"})
-    return problem(503, "No token can be verified now; try again.")
-
-
-def answer_crash(error: Exception) -> Response:
-    if name := models.trouble(error):
-        metrics.database_errors.labels(name).inc()
-    log.exception("crash")
-    return problem(500, "Something went wrong here, and it has been written down.")
-
-
-ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
-    HTTPException: answer_http,
-    ValidationError: answer_validation,
-    Invalid: answer_invalid,
-    schemas.InvalidJson: answer_invalid_json,
-    InvalidState: answer_invalid_state,
-    NoRoom: answer_no_room,
-    Conflict: answer_conflict,
-    models.NotReady: answer_unavailable,
-    auth.WeakSecret: answer_keyless,
-    auth.Unreachable: answer_keyless,
-    peewee.OperationalError: answer_unavailable,
-    peewee.InterfaceError: answer_unavailable,
-    peewee.DatabaseError: answer_unavailable,
-    peewee.IntegrityError: answer_crash,
-    peewee.ProgrammingError: answer_crash,
-    Exception: answer_crash,
-    InternalServerError: answer_http,
-}
-
-
-class Api(SmorestApi):
-    """flask-smorest's, with our errors in its document."""
-
-    ERROR_SCHEMA = Error
-
-    def _register_error_handlers(self) -> None:
-        """Leave the errors to ANSWERS."""
 
 
 # ----------------------------------------------------------------------------
@@ -398,7 +89,7 @@ def guard() -> None:
         if "\0" in value:
             raise ValidationError({name: ["An id holds no NUL."]})
     OWN_IDS.load({schemas.camel_case(name): id for name, id in ids.items()})
-    models.connect()
+    engine.connect()
 
 
 def find(id: str) -> Experiment:
@@ -714,7 +405,9 @@ def try_audience(body, audience_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    (receipt,) = metrics.converted([ledger.convert(find(id), ledger.Event(**body))])
+    booked = ledger.record(find(id), [ledger.Event(**body)])
+    (receipt,) = metrics.converted(booked)
+    ledger.refuse_rejected(receipt)
     return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
 
 
@@ -764,7 +457,7 @@ def get_results(query, id):
         counts = reports.replayed(experiment, query["as_of"])
     else:
         counts = reports.counts(experiment)
-    shown = schemas.daily_results if query["granularity"] else schemas.results
+    shown = figures.daily_results if query["granularity"] else figures.results
     return readable(experiment.name, shown(counts, metric), tables.counts)
 
 
@@ -775,7 +468,7 @@ def get_results(query, id):
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
     experiment = find(id)
-    result = schemas.computed_results(reports.counts(experiment), **body)
+    result = figures.computed_results(reports.counts(experiment), **body)
     return readable(experiment.name, result, tables.analysis)
 
 
@@ -819,7 +512,7 @@ def list_history(query, id):
 @requires("read")
 def plan_sample_size(body):
     """Return the users and days that a plan needs, for one look and for any look."""
-    return schemas.sample_sizes(**body)
+    return figures.sample_sizes(**body)
 
 
 @api.post("/experiments/<id>/simulate")
@@ -830,71 +523,12 @@ def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
     experiment = find(id)
     experiment.refuse_unless_draft()
-    return schemas.rehearsed(experiment, **body)
+    return figures.rehearsed(experiment, **body)
 
 
 # ----------------------------------------------------------------------------
 # The application
 # ----------------------------------------------------------------------------
-
-
-def note_arrival() -> None:
-    """Give the request its id and its clock."""
-    g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
-
-
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # a path names users
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
-
-
-def note_departure(response: Response) -> Response:
-    """Write the log line: what was asked, never by whom or about whom."""
-    response.headers["X-Request-ID"] = g.request_id
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    seconds = time.perf_counter() - g.started
-    route = request.url_rule.rule if request.url_rule else None
-    code = g.get("code")
-    # Any word can be sent as a method; the log and the counts have none that is sent.
-    method = request.method if request.method in METHODS else "other"
-    metrics.answered(method, route, response.status_code, code, seconds)
-    log.info(
-        "request",
-        extra={
-            "requestId": g.request_id,
-            "method": method,
-            "route": route,
-            "status": response.status_code,
-            "code": code,
-            "ms": round(seconds * 1000, 2),
-        },
-    )
-    return response
-
-
-class Lines(logging.Formatter):
-    """One JSON object a line."""
-
-    KEPT = ("requestId", "method", "route", "status", "code", "ms", "error")
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": schemas.moment(models.utcnow()), "level": record.levelname}
-        line["event"] = record.getMessage()
-        line |= {
-            name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
-        }
-        if record.exc_info and record.exc_info[0]:
-            # Without the message, in which there may be a user's id.
-            kind, _, trace = record.exc_info
-            line["error"] = kind.__name__
-            line["traceback"] = "".join(traceback.format_tb(trace))
-        return schemas.dumps(line)
 
 
 def alive() -> dict[str, str]:
@@ -905,13 +539,13 @@ def alive() -> dict[str, str]:
 def ready() -> dict[str, str]:
     """Say that the database answers and takes a write; 503 where it does not."""
     models.verify()
-    models.database.probe()
+    models.probe()
     return {"status": "ok"}
 
 
 def measured() -> Response:
     """Tell Prometheus what was counted, and how large the files are."""
-    file = models.source(current_app.config["DATABASE_URL"]).file
+    file = engine.source(current_app.config["DATABASE_URL"]).file
     return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
@@ -949,7 +583,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     log.setLevel(logging.WARNING if app.testing else logging.INFO)
     log.propagate = False
 
-    models.bind(app.config["DATABASE_URL"])
+    engine.bind(app.config["DATABASE_URL"])
     if app.testing:
         models.create(app.config["DATABASE_URL"])
     auth.install(app)

@@ -80,6 +80,7 @@ def _verify() -> None:
     if given is None:
         raise NoAuthorizationError("Send one header: Authorization: Bearer <token>.")
     request.environ["HTTP_AUTHORIZATION"] = f"Bearer {given[1]}"
+    g.use_previous_key = False
     try:
         verify_jwt_in_request()
     except InvalidSignatureError:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import peewee
 
+import engine
 import models
 import reports
 from models import SCHEMA_VERSION, TABLES, Identity, database
@@ -23,6 +24,7 @@ Counts = dict[str, int]
 # #the_lock_byte_page): 510 bytes behind the first two of the page at 1 GiB. In WAL mode
 # a connection holds one for as long as it is open.
 SHARED_FIRST, SHARED_SIZE = 2**30 + 2, 510
+IN_USE = "{} is open: stop the service, and what copies it."
 
 
 class NotProved(Exception):
@@ -68,23 +70,26 @@ def prove(file: Path) -> Counts:
     if file.with_name(f"{file.name}-wal").exists():
         told = "it is a live database, and no copy of one"
         raise NotProved(f"{file} has a write-ahead log beside it: {told}.")
-    try:
-        with _reading(file):
-            for pragma in ("integrity_check", "foreign_key_check"):
-                wrong = list(database.execute_sql(f"PRAGMA {pragma}"))
-                if wrong and wrong != [("ok",)]:
-                    raise NotProved(f"{file}: {pragma} says {wrong[0]}.")
-            found = Identity.select().first()
-            if found is None or found.schema_version != SCHEMA_VERSION:
-                version = found and found.schema_version
-                raise NotProved(
-                    f"{file} has schema {version}, this program {SCHEMA_VERSION}."
-                )
-            for sentence in reports.discrepancies():
-                raise NotProved(f"{file}: {sentence}.")
-            return counts()
-    except peewee.DatabaseError as error:
-        raise NotProved(f"{file} cannot be read: {error}.") from error
+    with _reading(file):
+        held = _whole()
+        for sentence in reports.discrepancies():
+            raise NotProved(f"{file}: {sentence}.")
+    return held
+
+
+def _whole() -> Counts:
+    """Return what the open file holds; raise NotProved unless it is whole and ours."""
+    for pragma in ("integrity_check", "foreign_key_check"):
+        wrong = list(database.execute_sql(f"PRAGMA {pragma}"))
+        if wrong and wrong != [("ok",)]:
+            raise NotProved(f"The file is damaged: {pragma} says {wrong[0]}.")
+    found = Identity.select().first()
+    version = found and found.schema_version
+    if version != SCHEMA_VERSION:
+        raise NotProved(
+            f"The file has schema {version}, this program {SCHEMA_VERSION}."
+        )
+    return counts()
 
 
 def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
@@ -94,12 +99,16 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
     and change nothing, while anybody has that one open.
     """
     target = target.resolve()
-    with models._alone(target), _draft(target) as draft:
-        prove(file)
+    if target.exists() and is_open(target):  # told before the work, and asked again
+        raise InUse(IN_USE.format(target))
+    with engine.alone(target), _draft(target) as draft:
+        held = prove(file)
         with _reading(file), closing(driver.connect(str(draft))) as copy:
             database.connection().backup(copy)
             copy.execute("PRAGMA journal_mode = wal")
-        held = prove(draft)
+        with _reading(draft):
+            if (found := _whole()) != held:
+                raise NotProved(f"The copy has {found}, {file} {held}.")
         if not target.exists():
             _set_aside_log(target, _aside(target))
             os.link(draft, target)
@@ -127,8 +136,7 @@ def alone_with(file: Path) -> Iterator[None]:
         try:
             fcntl.lockf(handle, how, SHARED_SIZE, SHARED_FIRST)
         except OSError as error:
-            told = f"{file} is open: stop the service, and what copies it."
-            raise InUse(told) from error
+            raise InUse(IN_USE.format(file)) from error
         yield
     finally:
         os.close(handle)
@@ -166,6 +174,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         database.connect()
         yield
+    except peewee.DatabaseError as error:
+        raise NotProved(f"{file} cannot be read: {error}.") from error
     finally:
         database.close()
         database.initialize(served)

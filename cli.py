@@ -17,13 +17,14 @@ from flask_jwt_extended import create_access_token
 
 import auth
 import backups
+import engine
 import importer
 import ledger
 import models
 import reports
 
 EXPECTED = (
-    models.NotReady,
+    engine.NotReady,
     models.Conflict,
     auth.WeakSecret,
     backups.NotProved,
@@ -117,7 +118,7 @@ def check() -> None:
     """Prove the file whole and every tally from its rows; exit 1 where one is not."""
     with told():
         models.verify()
-        models.examine("integrity_check")
+        engine.examine("integrity_check")
         wrong = 0
         for sentence in reports.discrepancies():
             wrong += 1
@@ -148,7 +149,7 @@ def restore(file: Path, dry_run: bool) -> None:
 
     The service must be stopped. The database that was there is kept beside it.
     """
-    target = models.source(current_app.config["DATABASE_URL"]).file
+    target = engine.source(current_app.config["DATABASE_URL"]).file
     if target is None:
         raise click.ClickException("A database in memory has no place.")
     with told():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from peewee import fn
 
 import audience
+from engine import empty_log
 from models import (
     Assignment,
     Audience,
@@ -17,7 +18,6 @@ from models import (
     Experiment,
     Override,
     database,
-    empty_log,
 )
 from reports import counts
 

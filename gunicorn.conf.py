@@ -1,15 +1,18 @@
 """The server's settings, each with its reason; flags on the command line win."""
 
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import peewee
 from gunicorn.glogging import Logger
 
+import engine
 import models
 from auth import WeakSecret, keys_are_ready
 
@@ -23,9 +26,11 @@ class DiscreetLogger(Logger):
         super().warning(msg, *args, **options)
 
     def exception(self, msg, *args, **options):
+        if not msg.startswith("Error handling request"):
+            return super().exception(msg, *args, **options)
         kind, _, trace = sys.exc_info()
         lines = "".join(traceback.format_tb(trace))
-        self.error("%s: %s\n%s", msg.partition(" %")[0], kind and kind.__name__, lines)
+        return self.error("Error handling a request: %s\n%s", kind, lines)
 
 
 bind = "127.0.0.1:8000"
@@ -43,17 +48,38 @@ control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
 preload_app = False
 
+COUNTS = "abacus-metrics-"  # begins the name of a folder that we make and remove
+
 
 def on_starting(server):
     """Let nobody else read our files; make the folder of the counts for /metrics."""
     os.umask(0o077)
+    # In memory, if possible: a full disk must not stop those who only read.
+    memory = "/dev/shm"  # noqa: S108
+    if not os.access(memory, os.W_OK):
+        memory = tempfile.gettempdir()
+    for left in Path(memory).glob(f"{COUNTS}*"):
+        with suppress(OSError):  # somebody lives there, or it is another user's
+            lock = _lock(left, fcntl.LOCK_EX)
+            shutil.rmtree(left)
+            os.close(lock)
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        # In memory, if possible: a full disk must not stop those who only read.
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
-        folder = tempfile.mkdtemp(prefix="abacus-", dir=memory)
+        folder = tempfile.mkdtemp(prefix=COUNTS, dir=memory)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    _lock(os.environ["PROMETHEUS_MULTIPROC_DIR"], fcntl.LOCK_SH)  # and never let go
     for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
         file.unlink()
+
+
+def _lock(folder, how):
+    """Lock a folder until the answer is closed, here and in all forks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def child_exit(server, worker):
@@ -65,9 +91,10 @@ def child_exit(server, worker):
 
 
 def on_exit(server):
-    """Take the folder away, unless a new master (USR2) goes on with it."""
-    if not server.reexec_pid:
-        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+    """Take our folder away, unless a new master (USR2) goes on with it."""
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    if folder.name.startswith(COUNTS) and not server.reexec_pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post_worker_init(worker):
@@ -75,7 +102,7 @@ def post_worker_init(worker):
     try:
         keys_are_ready(worker.app.wsgi())
         models.verify()
-    except (WeakSecret, models.NotReady) as problem:
+    except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"
     except peewee.OperationalError as problem:
@@ -93,7 +120,7 @@ def pre_request(worker, request):
 
 def post_request(worker, request, environ, response):
     """Leave once what has begun is done, where a new worker would do better."""
-    from app import LEAVE  # late: prometheus_client looks for the folder
+    from wire import LEAVE  # late: prometheus_client looks for the folder
 
     if environ.get(LEAVE):
         worker.handle_exit(None, None)

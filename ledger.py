@@ -341,20 +341,18 @@ class Receipt(NamedTuple):
     reason: str | None = None
 
 
-def convert(experiment: Experiment, event: Event) -> Receipt:
-    """Book one conversion and return its receipt.
+def refuse_rejected(receipt: Receipt) -> None:
+    """Raise what a single conversion that was rejected is answered with.
 
-    Raise NotEnrolled, BeforeEnrollment, or Conflict where its idempotency key
-    belongs to another body; the refusal is on the books all the same.
+    NotEnrolled, BeforeEnrollment, or Conflict where its idempotency key belongs to
+    another body; the refusal is on the books all the same.
     """
-    receipt = record(experiment, [event])[0]
     if receipt.reason == NOT_ENROLLED:
-        raise NotEnrolled(f"The user is not enrolled in {experiment.id}.")
+        raise NotEnrolled(f"The user is not enrolled in {receipt.experiment_id}.")
     if receipt.reason == BEFORE_ENROLLMENT:
         raise BeforeEnrollment("The conversion happened before the enrolment.")
     if receipt.status == REJECTED:
         raise Conflict("The idempotencyKey was used with another body.")
-    return receipt
 
 
 def credit(events: Sequence[Event]) -> list[list[Receipt]]:

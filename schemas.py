@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
@@ -20,9 +20,7 @@ from marshmallow import (
     validates_schema,
 )
 
-import assignment
 import audience
-import stats
 import tables
 from models import (
     CONCLUSIONS,
@@ -31,7 +29,6 @@ from models import (
     STATUSES,
     Change,
     Experiment,
-    Variant,
     utcnow,
 )
 from reports import EXPORTED
@@ -976,173 +973,3 @@ class ExportQuery(Wire):
     format = fields.String(
         load_default="csv", validate=validate.OneOf(["csv", "ndjson"])
     )
-
-
-# ----------------------------------------------------------------------------
-# Results
-# ----------------------------------------------------------------------------
-
-
-def results(counts: Any, metric: str | None) -> dict[str, Any]:
-    """Return the raw counts of an experiment as the wire has them."""
-    experiment = counts.experiment
-    whole = {
-        "experimentId": experiment.id,
-        "name": experiment.name,
-        "status": experiment.state,
-        "startDate": experiment.start_date and moment(experiment.start_date),
-        "endDate": experiment.end_date and moment(experiment.end_date),
-        "variants": [
-            {
-                "variantId": variant.key,
-                "variantName": variant.name,
-                "splitPercentage": plain(Decimal(variant.split) / 100),
-                "participants": counts.participants[variant.key],
-                "results": list(_metrics(counts, variant, metric)),
-            }
-            for variant in experiment.variants
-        ],
-        "quality": quality(counts),
-    }
-    if counts.as_of:
-        whole["asOf"] = moment(counts.as_of)
-    return whole
-
-
-def daily_results(counts: Any, metric: str | None) -> dict[str, Any]:
-    """Return the raw counts, and beside each variant's the days that sum to them."""
-    whole = results(counts, metric)
-    for shown in whole["variants"]:
-        shown["series"] = list(_series(counts, shown["variantId"], metric))
-    return whole
-
-
-def _series(counts: Any, variant: str, metric: str | None) -> Iterator[dict[str, Any]]:
-    metrics = [one for one in counts.metrics if metric in (None, one)]
-    told = {day for key, day in counts.enrolled_on if key == variant} | {
-        day for key, day, one in counts.days if key == variant and one in metrics
-    }
-    for day in sorted(told):
-        gained = [(one, counts.days.get((variant, day, one))) for one in metrics]
-        yield {
-            "date": day.isoformat(),
-            "participants": counts.enrolled_on[variant, day],
-            "results": [
-                {
-                    "metric": one,
-                    "conversions": its.users,
-                    "events": its.events,
-                    "value": {"count": its.value_users, "sum": plain(its.value_sum)},
-                }
-                for one, its in gained
-                if its
-            ],
-        }
-
-
-def _metrics(
-    counts: Any, variant: Variant, wanted: str | None
-) -> Iterator[dict[str, Any]]:
-    for metric in counts.metrics:
-        tally = counts.tallies.get((variant.key, metric))
-        if tally is None or wanted not in (None, metric):
-            continue
-        yield {
-            "metric": metric,
-            "primary": metric == counts.experiment.primary_metric,
-            "conversions": tally.users,
-            "events": tally.events,
-            "value": {
-                "count": tally.value_users,
-                "sum": plain(tally.value_sum),
-                "sumSquares": plain(tally.value_sum_squares),
-            },
-            "firstAt": moment(tally.first_at),
-            "lastAt": moment(tally.last_at),
-        }
-
-
-def quality(counts: Any) -> dict[str, int]:
-    """Return what was received and what became of it; the sum closes."""
-    became = {
-        "counted": sum(tally.events for tally in counts.tallies.values()),
-        "duplicates": counts.refusals.get("duplicate", 0),
-        "beforeEnrollment": counts.refusals.get("BEFORE_ENROLLMENT", 0),
-        "notEnrolled": counts.refusals.get("NOT_ENROLLED", 0),
-    }
-    return {"received": sum(became.values()), **became}
-
-
-def computed_results(
-    counts: Any, metric: str | None, confidence_level: Decimal
-) -> dict[str, Any]:
-    """Return every figure of one metric, with the verdict and what it rests on."""
-    experiment = counts.experiment
-    metric = metric or experiment.primary_metric
-    analysis = stats.analyse(
-        [_arm(counts, variant, metric) for variant in experiment.variants],
-        plan=stats.Plan(**experiment.plan) if experiment.plan else None,
-        confidence_level=confidence_level,
-        metric=metric,
-        computed_at=moment(utcnow()),
-    )
-    return {"experimentId": experiment.id, **camel(analysis)}
-
-
-# Users dealt in one rehearsal: about 5 seconds.
-REHEARSAL = 4_000_000
-
-
-def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
-    """Return the users and days that a plan needs, for one look and for any look."""
-    planned: dict[str, Any] = camel(stats.plan_sample_size(splits=splits, **plan))
-    return planned
-
-
-def rehearsed(
-    experiment: Experiment, baseline_rate: Decimal, effect: Decimal, **rehearsal: int
-) -> dict[str, Any]:
-    """Return what the production hash and statistics make of a draft's users."""
-    splits = [variant.split for variant in experiment.variants]
-    plan = stats.Plan(**experiment.plan) if experiment.plan else None
-    confidence = plan.confidence_level if plan else 0.95
-    came_of_it: dict[str, Any] = camel(
-        stats.simulate(
-            baseline_rate=float(baseline_rate),
-            effect=float(effect),
-            splits=splits,
-            assign=lambda salt, user_id: assignment.dealt(salt, user_id, splits),
-            confidence_level=float(confidence),
-            centre=stats.planned_centre(plan),
-            budget=REHEARSAL,
-            **rehearsal,
-        )
-    )
-    return came_of_it
-
-
-def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
-    tally = counts.tallies.get((variant.key, metric))
-    none = stats.ValueSums(0, Decimal(0), Decimal(0))
-    value = none if counts.has_values(metric) else None
-    if tally and value:
-        value = stats.ValueSums(
-            tally.value_users, tally.value_sum, tally.value_sum_squares
-        )
-    return stats.Arm(
-        variant.key,
-        variant.name,
-        Decimal(variant.split) / 100,
-        counts.participants[variant.key],
-        tally.users if tally else 0,
-        value,
-    )
-
-
-def camel(value: Any) -> Any:
-    """Return a tree of named tuples as the wire has it: dicts, in camel case."""
-    if hasattr(value, "_asdict"):
-        return {camel_case(name): camel(item) for name, item in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [camel(item) for item in value]
-    return value

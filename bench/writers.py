@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import peewee
 
+import engine
 import ledger
 import models
 from models import Experiment, database
@@ -46,7 +47,7 @@ class Plain(Line):
 
     def __init__(self) -> None:
         for name in ("begin", "commit", "rollback"):
-            setattr(models.Sqlite, name, getattr(peewee.SqliteDatabase, name))
+            setattr(engine.Sqlite, name, getattr(peewee.SqliteDatabase, name))
 
 
 class Mutex(Plain):
@@ -101,13 +102,13 @@ def work(
     way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
 ) -> None:
     """Enrol and convert in eight threads; tell how long each call took."""
-    models.bind(url)
+    engine.bind(url)
     turn = WAYS[way]()
     spent: list[list[float]] = [[] for _ in range(THREADS)]
     start = time.monotonic() + 0.2
 
     def run(place: int) -> None:
-        models.connect()
+        engine.connect()
         experiment = Experiment.get_by_id(id)
         step = THREADS * PROCESSES / pace if pace else 0.0
         due = start + step * place / THREADS

@@ -15,6 +15,7 @@ import pytest
 from conftest import SECRET, assert_error, two_variants
 from flask_jwt_extended import create_access_token
 
+import engine
 import models
 import reports
 from app import create_app
@@ -40,7 +41,7 @@ def test_every_connection_keeps_the_contract(api):
 
 def test_the_driver_is_the_one_without_the_lost_commit():
     assert peewee.sqlite3.__name__.startswith("pysqlite3")
-    models.refuse_affected(peewee.sqlite3.sqlite_version_info)
+    engine.refuse_affected(peewee.sqlite3.sqlite_version_info)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +60,10 @@ def test_the_driver_is_the_one_without_the_lost_commit():
 )
 def test_an_affected_sqlite_is_refused(version, refused):
     if refused:
-        with pytest.raises(models.NotReady, match="lose commits"):
-            models.refuse_affected(version)
+        with pytest.raises(engine.NotReady, match="lose commits"):
+            engine.refuse_affected(version)
     else:
-        models.refuse_affected(version)
+        engine.refuse_affected(version)
 
 
 def rows(api, running, enrolled):
@@ -115,6 +116,7 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
         lambda: Tally.update(events=7),
         lambda: Tally.update(value_sum=Decimal(7)),
         lambda: Outcome.update(total=Decimal(7)),
+        lambda: Outcome.insert(assignment=1, metric="never done", events=1),
         lambda: models.RefusalTally.update(count=7),
         lambda: Conversion.delete(),
         lambda: models.Refusal.delete(),
@@ -187,12 +189,12 @@ def test_a_missing_database_is_never_made_by_a_request(tmp_path, token, app):
 def test_a_file_that_is_not_ours_is_refused(tmp_path):
     strange = tmp_path / "strange.db"
     strange.write_bytes(b"")
-    models.bind(f"sqlite:///{strange}")
-    with pytest.raises(models.NotReady, match="never created"):
+    engine.bind(f"sqlite:///{strange}")
+    with pytest.raises(engine.NotReady, match="never created"):
         models.verify()
     models.database.close()
     strange.write_bytes(b"not a database at all" * 500)
-    with pytest.raises(models.NotReady, match="cannot be read"):
+    with pytest.raises(engine.NotReady, match="cannot be read"):
         models.verify()
     models.database.close()
 
@@ -200,7 +202,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path):
 def test_another_version_of_the_schema_is_refused(app):
     models.Identity.update(schema_version=99).execute()
 
-    with pytest.raises(models.NotReady, match="schema 99"):
+    with pytest.raises(engine.NotReady, match="schema 99"):
         models.verify()
 
 
@@ -362,12 +364,12 @@ def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
         error = assert_error(response, 503, "UNAVAILABLE")
         assert error["message"].startswith("The database is damaged")
     assert api.get(path).status_code == 200
-    with pytest.raises(models.NotReady, match="damaged"):
+    with pytest.raises(engine.NotReady, match="damaged"):
         models.create(app.config["DATABASE_URL"])
 
 
 def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
-    turns, order = models.Turns(), []
+    turns, order = engine.Turns(), []
     turns.take(1)
 
     def write(number):
@@ -390,14 +392,14 @@ def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
 
 
 def test_no_more_writers_wait_than_a_worker_can_spare():
-    turns = models.Turns()
+    turns = engine.Turns()
     turns.most = 2
     turns.take(0)
 
     def late(seconds):
-        with pytest.raises(models.Refused) as refused:
+        with pytest.raises(engine.Refused) as refused:
             turns.take(seconds)
-        return models.trouble(refused.value), str(refused.value)
+        return engine.trouble(refused.value), str(refused.value)
 
     with ThreadPoolExecutor(2) as others:
         slow = others.submit(late, 0.2)
@@ -414,7 +416,7 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
 
 def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
     statements = []
-    models.connect()
+    engine.connect()
     models.database.connection().set_trace_callback(statements.append)
 
     path = running()
@@ -444,7 +446,7 @@ def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enroll
 
     def emptied():
         """Tell whether the write-ahead log can be emptied: no reader holds it."""
-        models.connect()
+        engine.connect()
         models.database.pragma("busy_timeout", 0)
         busy = models.database.pragma("wal_checkpoint(TRUNCATE)")
         models.database.close()
@@ -508,7 +510,7 @@ def test_eight_that_create_at_once_make_one_database(tmp_path):
 
     assert [process.returncode for process in started] == [0] * 8
     assert sorted(told) == ["made"] + ["there"] * 7
-    models.bind(url)
+    engine.bind(url)
     models.verify()
     assert models.Identity.select().count() == 1
     models.database.close()
@@ -596,9 +598,9 @@ def test_a_migration_keeps_all_that_was_counted(tmp_path):
 def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
     old = tmp_path / "old.db"
     of_schema_1(old)
-    models.bind(f"sqlite:///{old}")
+    engine.bind(f"sqlite:///{old}")
 
-    with pytest.raises(models.NotReady, match="schema 1"):
+    with pytest.raises(engine.NotReady, match="schema 1"):
         models.verify()
     models.database.close()
 

@@ -94,6 +94,20 @@ def test_an_audience_that_is_not_defined_here_is_warned_of(api, draft):
     assert [one["code"] for one in started["warnings"]] == ["AUDIENCE_NOT_DEFINED"]
 
 
+def equal(number):
+    """Return so many variants, whose splits sum to 100."""
+    rest = 100 - 4 * (number - 1)  # of 20, 24; of 21, 20
+    splits = [4] * (number - 1) + [rest]
+    return [
+        {"name": f"Variant {place}", "splitPercentage": split}
+        for place, split in enumerate(splits)
+    ]
+
+
+def test_twenty_variants_are_not_too_many(draft):
+    assert draft(variants=equal(20))
+
+
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
@@ -115,6 +129,7 @@ def test_an_audience_that_is_not_defined_here_is_warned_of(api, draft):
         ({"variants": []}, "variants"),
         ({"variants": [{"name": "A", "splitPercentage": 100}]}, "variants"),
         ({"variants": [None, None]}, "variants.0"),
+        ({"variants": equal(21)}, "variants"),
     ],
 )
 def test_a_field_that_is_wrong_is_named_and_nothing_is_made(api, fields, path):

@@ -204,6 +204,20 @@ def test_any_worker_answers_for_all_and_a_killed_one_is_remembered(tmp_path):
     assert not folder.exists()
 
 
+def test_what_a_killed_service_left_is_taken_away_and_a_living_one_s_is_not(tmp_path):
+    with real.served(tmp_path / "other") as other, real.served(tmp_path) as service:
+        living, left = (
+            counts_of(min(one.workers())).parent for one in (other, service)
+        )
+        service.kill()
+        assert left.exists()
+
+        service.start()
+
+        assert not left.exists()
+        assert living.exists() and scraped(other)
+
+
 @pytest.fixture
 def promtool():
     """Return a way to run Prometheus's own checker."""

@@ -10,6 +10,7 @@ import service as real
 
 import app as application
 import assignment
+import wire
 from models import STATUSES
 
 README = (real.ROOT / "README.md").read_text()
@@ -79,7 +80,7 @@ def test_every_setting_that_is_read_is_in_the_table_and_no_other():
 
 
 def test_every_code_and_every_state_is_in_the_manual():
-    for word in (*application.CODES.values(), *STATUSES):
+    for word in (*wire.CODES.values(), *STATUSES):
         assert word in README or word == "INTERNAL_ERROR", word
 
 

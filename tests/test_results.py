@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 import assignment
+import figures
 import schemas
 
 
@@ -433,7 +434,7 @@ def test_every_plan_that_is_taken_has_a_size(baseline, effect, power, level, var
             schemas.SizeSchema().load(body)
         return
 
-    told = schemas.sample_sizes(**schemas.SizeSchema().load(body))
+    told = figures.sample_sizes(**schemas.SizeSchema().load(body))
 
     fixed, always = told["fixedHorizon"], told["alwaysValid"]
     for size in [fixed, always or fixed]:

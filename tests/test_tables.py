@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-import schemas
+import figures
 import stats
 import tables
 
@@ -28,7 +28,7 @@ def analyses(draw):
         value = stats.ValueSums(conversions, total, total * total)
         split = Decimal(100) / len(names)
         arms.append(stats.Arm(f"v{place}", name, split, size, conversions, value))
-    return schemas.camel(stats.analyse(arms))
+    return figures.camel(stats.analyse(arms))
 
 
 @given(NAMES, analyses())
@@ -114,7 +114,7 @@ def test_every_figure_stands_in_the_csv_as_it_is():
         stats.Arm("v1", "Control", Decimal(50), 250, 45),
         stats.Arm("v2", "Detailed", Decimal(50), 250, 67),
     ]
-    result = schemas.camel(stats.analyse(arms))
+    result = figures.camel(stats.analyse(arms))
     text = tables.comma_separated(tables.analysis("Onboarding", result))
 
     control, detailed = csv.DictReader(io.StringIO(text, newline=""))

@@ -55,6 +55,7 @@ def test_a_plain_token_of_anybody_with_the_secret_is_enough(app):
         signed(GOOD, "o" * 32, jwk={"kty": "oct", "k": "b29v" * 11}, kid="jwk"),
         signed(GOOD, crit=["unheard-of"]),
     ],
+    ids=lambda _: "token",
 )
 def test_a_token_that_proves_nothing_is_401(app, token):
     caller = Caller(app, token)

@@ -18,6 +18,7 @@ from marshmallow import ValidationError
 
 import app as application
 import schemas
+import wire
 
 BODY = {"name": "Onboarding", "variants": two_variants()}
 
@@ -165,8 +166,8 @@ def test_bad_paths_and_methods_have_the_one_shape(api):
 def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(application.Lines())
-    application.log.addHandler(handler)
+    handler.setFormatter(wire.Lines())
+    wire.log.addHandler(handler)
 
     @app.get("/crash/<user_id>")
     def crash(user_id):
@@ -175,7 +176,7 @@ def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
     try:
         response = api.get("/crash/marker")
     finally:
-        application.log.removeHandler(handler)
+        wire.log.removeHandler(handler)
 
     assert_error(response, 500, "INTERNAL_ERROR")
     assert "marker" not in response.text
@@ -212,9 +213,9 @@ def test_the_docs_page_runs_its_own_scripts_and_no_other(anonymous):
 def test_log_lines_are_json_without_tokens_or_users(app, api, running):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(application.Lines())
-    application.log.addHandler(handler)
-    application.log.setLevel(logging.INFO)
+    handler.setFormatter(wire.Lines())
+    wire.log.addHandler(handler)
+    wire.log.setLevel(logging.INFO)
     path = running()
     try:
         api.post(f"{path}/assignments", {"userId": "marker-user"})
@@ -222,7 +223,7 @@ def test_log_lines_are_json_without_tokens_or_users(app, api, running):
         api.get("users/marker-user/assignments")
         api.get("experiments/undefined")
     finally:
-        application.log.removeHandler(handler)
+        wire.log.removeHandler(handler)
 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert told in {line["requestId"] for line in lines}
@@ -382,9 +383,9 @@ def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
     path = running()
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(application.Lines())
-    application.log.addHandler(handler)
-    application.log.setLevel(logging.INFO)
+    handler.setFormatter(wire.Lines())
+    wire.log.addHandler(handler)
+    wire.log.setLevel(logging.INFO)
     try:
         marked = {"Authorization": "Bearer marker.token.marker"}
         anonymous.get("experiments", headers=marked)
@@ -395,7 +396,7 @@ def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
         post(api, '{"marker": NaN}')
         api.get("/marker")
     finally:
-        application.log.removeHandler(handler)
+        wire.log.removeHandler(handler)
 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["code"] for line in lines] == [

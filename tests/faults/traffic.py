@@ -21,6 +21,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import assignment
+import engine
 import models
 import reports
 from models import Assignment, Conversion, Refusal, Variant
@@ -134,7 +135,7 @@ class Traffic:
         self, experiment: Any, computed: Any, quality: Any
     ) -> Iterator[str]:
         models.verify()
-        models.examine("integrity_check")  # I5
+        engine.examine("integrity_check")  # I5
         yield from (f"I4: {one}" for one in reports.discrepancies())
         seats = list(
             Assignment.select(Assignment.user_id, Assignment.variant)
@@ -188,8 +189,8 @@ class Traffic:
 @contextmanager
 def opened(service: Any) -> Iterator[None]:
     """Open the service's database file in this process, as `check` would."""
-    models.bind(f"sqlite:///{service.instance / 'abacus.db'}")
-    models.connect()
+    engine.bind(f"sqlite:///{service.instance / 'abacus.db'}")
+    engine.connect()
     try:
         yield
     finally:
