@@ -88,7 +88,7 @@ def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, fi
 
 
 def test_f2_when_a_worker_is_killed_the_others_answer(
-    traffic, rounds, thorough, figure
+    thorough, traffic, rounds, figure
 ):
     def fault(service):
         victim = random.choice(sorted(service.workers()))
@@ -145,7 +145,7 @@ def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
 
 
 def test_f12_eight_callers_who_enrol_the_same_new_users_make_one_row_each(
-    traffic, rounds, thorough, figure
+    thorough, traffic, rounds, figure
 ):
     service, path = traffic.service, traffic.path
     users = [f"same-{number}" for number in range(10 * rounds)]
