@@ -122,9 +122,9 @@ def work(
             began = time.monotonic()
             if began > start + seconds:
                 break
-            user = f"{name}-{place}-{number // 2}"
+            user = ledger.User(f"{name}-{place}-{number // 2}")
             if number % 2:
-                event = ledger.Event(user)
+                event = ledger.Event(user.user_id)
                 turn.write(lambda event=event: ledger.record(experiment, [event]))
             else:
                 turn.write(lambda user=user: ledger.enrol(experiment, [user]))
@@ -147,9 +147,9 @@ def measured(way: str, pace: float, seconds: float) -> list[float]:
         models.create(url)
         halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
         made = Experiment.draft(
-            halves, name="One", type="ab_test", primary_metric="conversion"
+            halves, "bench", name="One", type="ab_test", primary_metric="conversion"
         )
-        made.start()
+        made.start("bench")
         database.close()
         context = multiprocessing.get_context("spawn")
         told: Any = context.Queue()

@@ -7,6 +7,74 @@ from pathlib import Path
 
 import service as real
 
+# What a power cut must show, and a kill cannot.
+FLUSHES_LATE = [
+    ("engine.py", '"synchronous": "full"', '"synchronous": "normal"'),
+    ("models.py", "or synchronous != 2:", "or synchronous != 1:"),
+]
+MUTANTS = {
+    "acknowledge before commit": [
+        (
+            "ledger.py",
+            "def _seated(experiment: Experiment, dealt: dict[str, Variant])",
+            """def _seated(experiment, dealt):
+    import threading
+
+    threading.Timer(0.1, _seated_late, (experiment, dealt)).start()
+    now = utcnow()
+    return {one: Decision(experiment.id, one, NEW, dealt[one], now) for one in dealt}
+
+
+def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
+        )
+    ],
+    "no UNIQUE on (experiment, user)": [
+        (
+            "models.py",
+            'indexes = ((("experiment", "user_id"), True),)',
+            'indexes = ((("experiment", "user_id"), False),)',
+        ),
+        (
+            "ledger.py",
+            """            .on_conflict(
+                action="NOTHING",
+                conflict_target=[Assignment.experiment, Assignment.user_id],
+            )
+""",
+            "",
+        ),
+    ],
+    "a random variant": [
+        (
+            "ledger.py",
+            "position = assignment.dealt(experiment.id, user.user_id, splits)",
+            "position = __import__('random').randrange(len(splits))",
+        )
+    ],
+    "a counter in another transaction": [
+        (
+            "ledger.py",
+            "    for key, number in Counter(variants[user_id] for user_id in written)",
+            "    database.commit()\n"
+            "    database.begin()\n"
+            "    for key, number in Counter(variants[user_id] for user_id in written)",
+        )
+    ],
+    "a swallowed lock error": [
+        (
+            "ledger.py",
+            "    decided |= _seated(experiment, dealt)\n",
+            """    try:
+        decided |= _seated(experiment, dealt)
+    except __import__("peewee").OperationalError:
+        now = utcnow()
+        for one, variant in dealt.items():
+            decided[one] = Decision(experiment.id, one, NEW, variant, now)
+""",
+        )
+    ],
+}
+
 
 def mutated(folder: Path, *patches: tuple[str, str, str]) -> Path:
     """Return a copy of the source tree with each (file, old, new) replaced."""

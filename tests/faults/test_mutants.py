@@ -1,75 +1,13 @@
 """The harness itself: it notices when our own server is broken on purpose."""
 
+import shutil
 import threading
 
 import pytest
 import service as real
-from mutants import mutated
+from mutants import FLUSHES_LATE, MUTANTS, mutated
 from service import wait_until
 from traffic import Caller, Traffic, locked
-
-MUTANTS = {
-    "acknowledge before commit": [
-        (
-            "ledger.py",
-            "def _seated(experiment: Experiment, dealt: dict[str, Variant])",
-            """def _seated(experiment, dealt):
-    import threading
-
-    threading.Timer(0.1, _seated_late, (experiment, dealt)).start()
-    now = utcnow()
-    return {one: Decision(experiment.id, one, NEW, dealt[one], now) for one in dealt}
-
-
-def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
-        )
-    ],
-    "no UNIQUE on (experiment, user)": [
-        (
-            "models.py",
-            'indexes = ((("experiment", "user_id"), True),)',
-            'indexes = ((("experiment", "user_id"), False),)',
-        ),
-        (
-            "ledger.py",
-            """            .on_conflict(
-                action="NOTHING",
-                conflict_target=[Assignment.experiment, Assignment.user_id],
-            )
-""",
-            "",
-        ),
-    ],
-    "a random variant": [
-        (
-            "ledger.py",
-            "position = assignment.dealt(experiment.id, user.user_id, splits)",
-            "position = __import__('random').randrange(len(splits))",
-        )
-    ],
-    "a counter in another transaction": [
-        (
-            "ledger.py",
-            "    for key, number in Counter(variants[user_id] for user_id in written)",
-            "    database.commit()\n"
-            "    database.begin()\n"
-            "    for key, number in Counter(variants[user_id] for user_id in written)",
-        )
-    ],
-    "a swallowed lock error": [
-        (
-            "ledger.py",
-            "    decided |= _seated(experiment, dealt)\n",
-            """    try:
-        decided |= _seated(experiment, dealt)
-    except __import__("peewee").OperationalError:
-        now = utcnow()
-        for one, variant in dealt.items():
-            decided[one] = Decision(experiment.id, one, NEW, variant, now)
-""",
-        )
-    ],
-}
 
 
 def noticed(service, rounds):
@@ -114,6 +52,14 @@ def proof(traffic):
         return traffic.proved()
     except Exception as error:  # a proof that cannot even be read is none
         return [repr(error)]
+
+
+@pytest.mark.parametrize("patches", [*MUTANTS.values(), FLUSHES_LATE])
+def test_f18_every_mutant_can_be_made(tmp_path, patches):
+    """So that a change of the service does not disarm the harness unseen."""
+    for name, old, new in patches:
+        assert new in (mutated(tmp_path, (name, old, new)) / name).read_text()
+        shutil.rmtree(tmp_path / "tree")
 
 
 def test_f18_the_harness_finds_nothing_in_the_server_as_it_is(tmp_path, thorough):

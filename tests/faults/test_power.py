@@ -11,7 +11,7 @@ import pysqlite3
 import pytest
 import service as real
 from disk import MODELS, STRACE, Replay
-from mutants import mutated
+from mutants import FLUSHES_LATE, mutated
 from traffic import Traffic
 
 CUTS_A_ROUND = 9  # 20 rounds are 180 moments in each of four models: 720 cuts
@@ -107,11 +107,7 @@ def test_f5_nothing_acknowledged_is_lost_when_the_power_fails(tmp_path, rounds, 
 
 def test_f5_without_the_flush_the_same_cuts_do_lose(tmp_path, rounds, thorough, figure):
     """The control: synchronous=NORMAL, in a copy of the service, must be caught."""
-    tree = mutated(
-        tmp_path,
-        ("models.py", '"synchronous": "full"', '"synchronous": "normal"'),
-        ("models.py", "or synchronous != 2:", "or synchronous != 1:"),
-    )
+    tree = mutated(tmp_path, *FLUSHES_LATE)
     replay, traffic = recorded(tmp_path, tree, min(50 * rounds, 600))
     cuts = CUTS_A_ROUND * rounds
     losses, _ = cut_often(replay, traffic, tmp_path / "cut", cuts)
