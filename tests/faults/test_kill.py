@@ -83,8 +83,8 @@ def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, fi
 
     worst = shaken(traffic, rounds, fault)
 
-    assert worst <= 3
     told(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
+    assert worst <= 3
 
 
 def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
@@ -95,8 +95,8 @@ def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
 
     worst = shaken(traffic, rounds, fault)
 
-    assert not [status for status in traffic.statuses if status >= 500]
     told(figure, "F2 kill -9 of a worker", rounds, traffic, replaced_after=worst)
+    assert not [status for status in traffic.statuses if status >= 500]
 
 
 def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, figure):
@@ -110,8 +110,8 @@ def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, 
 
     worst = shaken(traffic, rounds, fault)
 
-    assert worst <= 2
     told(figure, "F3 kill -9 of the master", rounds, traffic, port_free_after=worst)
+    assert worst <= 2
 
 
 def test_f4_what_was_answered_before_an_orderly_end_is_kept(traffic, rounds, figure):
@@ -125,8 +125,8 @@ def test_f4_what_was_answered_before_an_orderly_end_is_kept(traffic, rounds, fig
 
     worst = shaken(traffic, rounds, fault)
 
-    assert worst <= GRACE
     told(figure, "F4 SIGTERM under load", rounds, traffic, exit_after=worst)
+    assert worst <= GRACE
 
 
 def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
