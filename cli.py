@@ -120,9 +120,10 @@ def check() -> None:
         models.verify()
         engine.examine("integrity_check")
         wrong = 0
-        for sentence in reports.discrepancies():
-            wrong += 1
-            click.echo(sentence, err=True)
+        with models.database.transaction("DEFERRED"):  # one moment, while others write
+            for sentence in reports.discrepancies():
+                wrong += 1
+                click.echo(sentence, err=True)
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")

@@ -5,12 +5,15 @@ import gzip
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
 import pytest
 import service as real
 
+import models
 import reports
 from models import Assignment
 
@@ -181,14 +184,41 @@ def test_a_draft_takes_no_import(api, draft, load):
 
 
 def test_check_says_so_when_a_count_is_wrong(api, running, enrolled, operate):
-    import models
-
     enrolled(running(), "u1")
     assert operate("check").output == "Every count is what its rows say.\n"
 
     models.Variant.update(participants=5).execute()
 
     assert operate("check").exit_code == 1
+
+
+def test_check_raises_no_false_alarm_while_conversions_are_counted(
+    app, api, running, enrolled, operate
+):
+    path = running()
+    users = [f"user-{number}" for number in range(500)]
+    enrolled(path, *users)
+    checked = threading.Event()
+
+    def convert():
+        made = 0
+        while not checked.is_set():
+            rows = [{"userId": user} for user in users[made % 50 :: 50]]
+            answer = api.post(f"{path}/conversions/batch", {"conversions": rows})
+            assert answer.status_code == 200
+            made += 1
+        models.database.close()
+        return made
+
+    with ThreadPoolExecutor(1) as other:
+        writing = other.submit(convert)
+        try:
+            told = [operate("check") for _ in range(5)]
+        finally:
+            checked.set()
+        assert writing.result() > 1
+
+    assert {one.output for one in told} == {"Every count is what its rows say.\n"}
 
 
 def test_the_demo_ends_with_the_figures_of_its_data():
