@@ -155,6 +155,13 @@ def test_ndjson_says_the_same_as_csv(api, running, load):
         ("u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,2,k1", "key"),
         ("u4,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,stored", "key"),
         ("u2,v1,2024-01-01T00:00:00Z,,,,,extra", "more"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,NaN,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,-Infinity,", "value"),
+        ("u\0,v1,2024-01-01T00:00:00Z,,,,", "user_id"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,k\0", "idempotency_key"),
+        ('"u2" x,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
+        ('"u2,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
+        (f"{'u' * 200_000},v1,2024-01-01T00:00:00Z,,,,", "cannot be read"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_written(api, running, load, line, told):
@@ -171,6 +178,28 @@ def test_a_bad_line_is_named_and_nothing_is_written(api, running, load, line, to
     assert "line 3: " in result.output and told in result.output
     assert "1 bad lines; nothing was written" in result.output
     assert api.get(f"{path}/results").json == stored
+
+
+@pytest.mark.parametrize("spoilt", ["cut off", "not UTF-8"])
+def test_a_file_that_cannot_be_read_is_told_in_a_line(
+    api, running, operate, tmp_path, spoilt
+):
+    path = running()
+    line = b"u%d,v1,2024-01-01T00:00:00Z\n"
+    text = b"user_id,variant,timestamp\n" + b"".join(line % n for n in range(2_000))
+    file = tmp_path / "lines.csv"
+    file.write_bytes(
+        gzip.compress(text)[:-20]
+        if spoilt == "cut off"
+        else text + "Zoë,v1,2024-01-01T00:00:00Z\n".encode("latin-1")
+    )
+
+    result = operate("import", path.removeprefix("experiments/"), str(file))
+
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "cannot be read" in result.output
+    assert "nothing was written" in result.output
+    assert Assignment.select().count() == 0
 
 
 def test_a_draft_takes_no_import(api, draft, load):
