@@ -129,6 +129,21 @@ def check() -> None:
     click.echo("Every count is what its rows say.")
 
 
+@commands.cli.command("vacuum")
+def vacuum() -> None:
+    """Write the file anew, so that no unused part of it holds who was erased.
+
+    Writes wait meanwhile, those over 5 seconds are told 503; memory must hold the
+    whole database once.
+    """
+    with told():
+        models.verify()
+        emptied = engine.write_anew()
+    if not emptied:
+        raise click.ClickException("The log is being read and was not emptied: again.")
+    click.echo("The file is written anew.")
+
+
 @commands.cli.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:

@@ -406,8 +406,8 @@ class Experiment(Table):
         lost = Override.select(Override.user_id).where(
             Override.experiment == self.id, Override.variant.not_in(kept)
         )
-        for (user_id,) in list(lost.tuples()):
-            self.remove_override(user_id, by)
+        for row in list(lost):
+            self.remove_override(row.user_id, by)
 
     def start(self, by: str) -> None:
         """Open enrolment, by the audience's rules of this moment, from now on.
