@@ -260,6 +260,26 @@ def test_an_erasure_is_in_the_history_without_the_person(api, traffic):
     assert (last["userId"], last["changes"]) == (None, {})
 
 
+def test_rules_that_named_the_erased_are_written_down_and_no_others(api, running):
+    experiments = {}
+    for name, rule in {
+        "named": {"field": "userId", "operator": "in", "value": ["boss", PERSON]},
+        "alike": {"field": "userId", "operator": "eq", "value": f"{PERSON}.not"},
+        "field": {"field": PERSON, "operator": "exists"},
+    }.items():
+        api("PUT", f"audiences/{name}", {"name": name, "ruleTree": rule})
+        experiments[name] = running(audienceId=name)
+
+    told = api.delete(f"users/{PERSON}").json["data"]["experiments"]
+
+    assert [one["experimentId"] for one in told] == [
+        experiments["named"].removeprefix("experiments/")
+    ]
+    for name, path in experiments.items():
+        last = history(api, path)[-1]["action"]
+        assert last == ("erase" if name == "named" else "start")
+
+
 def test_who_was_erased_is_somebody_new(api, traffic):
     path = traffic[0]
     before = api.get(path).json["data"]["_count"]["assignments"]
