@@ -120,12 +120,28 @@ def check() -> None:
         models.verify()
         engine.examine("integrity_check")
         wrong = 0
-        for sentence in reports.discrepancies():
-            wrong += 1
-            click.echo(sentence, err=True)
+        with models.database.transaction("DEFERRED"):  # one moment, while others write
+            for sentence in reports.discrepancies():
+                wrong += 1
+                click.echo(sentence, err=True)
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")
+
+
+@commands.cli.command("vacuum")
+def vacuum() -> None:
+    """Write the file anew, so that no unused part of it holds who was erased.
+
+    Writes wait meanwhile, those over 5 seconds are told 503; memory must hold the
+    whole database once.
+    """
+    with told():
+        models.verify()
+        emptied = engine.write_anew()
+    if not emptied:
+        raise click.ClickException("The log is being read and was not emptied: again.")
+    click.echo("The file is written anew.")
 
 
 @commands.cli.command("backup")

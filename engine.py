@@ -294,6 +294,17 @@ def empty_log() -> bool:
     return not busy
 
 
+def write_anew() -> bool:
+    """Write every page anew, and empty the log; say if that was emptied.
+
+    When SQLite moves rows from a page to another it may leave copies in the part of
+    the page that is not in use, which secure_delete does not reach. New pages have
+    none. Writers wait meanwhile, and memory holds the database once.
+    """
+    database.execute_sql("VACUUM")
+    return empty_log()
+
+
 def examine(check: str) -> None:
     """Raise NotReady where SQLite finds the file damaged; every page is read.
 

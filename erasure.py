@@ -51,10 +51,10 @@ def erase(user_id: str, by: str) -> Erasure:
             *Assignment.select().where(Assignment.user_id == user_id),
             *Override.select().where(Override.user_id == user_id),
         ]
-        mine = sorted({row.experiment_id for row in rows})
+        named = _erase_rules(user_id, tombstone)
+        mine = sorted({row.experiment_id for row in rows} | named)
         before = _counted(mine)
         _erase_rows(user_id, tombstone)
-        _erase_rules(user_id, tombstone)
         if by == user_id:
             by = tombstone
         for experiment in before:
@@ -76,8 +76,9 @@ def _erase_rows(user_id: str, tombstone: str) -> None:
         Change.update({column: tombstone}).where(column == user_id).execute()
 
 
-def _erase_rules(user_id: str, tombstone: str) -> None:
-    """Take a user id out of the rules that name it."""
+def _erase_rules(user_id: str, tombstone: str) -> set[str]:
+    """Take a user id out of the rules that name it; return the experiments that did."""
+    experiments = set()
     for table, column in (
         (Audience, Audience.rule_tree),
         (Experiment, Experiment.audience_rules),
@@ -85,8 +86,14 @@ def _erase_rules(user_id: str, tombstone: str) -> None:
         # The rules are kept as text; only those that have the id in it are read.
         named = table.select().where(fn.INSTR(column, _quoted(user_id)) > 0)
         for row in named:
-            rules = audience.without(getattr(row, column.name), user_id, tombstone)
+            before = getattr(row, column.name)
+            rules = audience.without(before, user_id, tombstone)
+            if rules is before:
+                continue
             table.update({column: rules}).where(table.id == row.id).execute()
+            if table is Experiment:
+                experiments.add(row.id)
+    return experiments
 
 
 def _quoted(user_id: str) -> Any:

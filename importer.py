@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -30,6 +31,7 @@ from schemas import ImportLineSchema, InvalidJson, flattened, loads
 
 CHUNK = 1_000
 LINE = ImportLineSchema()
+UNREADABLE = (csv.Error, UnicodeError, EOFError, zlib.error)
 
 
 class Staged(Table):
@@ -59,14 +61,18 @@ def stage(experiment: Experiment, file: Path) -> Iterator[str]:
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
     good: list[dict[str, Any]] = []
-    for number, row in _rows(file):
-        try:
-            good.append({"line": number, **_read(experiment, row, variants)})
-        except (ValidationError, InvalidJson) as error:
-            yield f"line {number}: {_told(error)}"
-        if len(good) == CHUNK // 2:
-            Staged.insert_many(good).execute()
-            good.clear()
+    number = 0
+    try:
+        for number, row in _rows(file):
+            try:
+                good.append({"line": number, **_read(experiment, row, variants)})
+            except (ValidationError, InvalidJson) as error:
+                yield f"line {number}: {_told(error)}"
+            if len(good) == CHUNK // 2:
+                Staged.insert_many(good).execute()
+                good.clear()
+    except UNREADABLE as error:
+        yield f"line {number + 1}: from here on it cannot be read: {error}"
     if good:
         Staged.insert_many(good).execute()
     yield from _contradictions(experiment)

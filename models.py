@@ -385,6 +385,7 @@ class Experiment(Table):
                 raise Conflict("The experiment was changed meanwhile; read it again.")
             if variants is not None:
                 self._write_variants(variants)
+                self._drop_overrides(by)
 
     def refuse_unless_draft(self) -> None:
         """Raise InvalidState where the experiment is no draft any more."""
@@ -398,10 +399,15 @@ class Experiment(Table):
             for position, item in enumerate(variants)
         ]
         Variant.insert_many(rows).execute()
-        Override.delete().where(
-            Override.experiment == self.id,
-            Override.variant.not_in([item["key"] for item in variants]),
-        ).execute()
+
+    def _drop_overrides(self, by: str) -> None:
+        """Remove those to a variant that the experiment has no more."""
+        kept = Variant.select(Variant.key).where(Variant.experiment == self.id)
+        lost = Override.select(Override.user_id).where(
+            Override.experiment == self.id, Override.variant.not_in(kept)
+        )
+        for row in list(lost):
+            self.remove_override(row.user_id, by)
 
     def start(self, by: str) -> None:
         """Open enrolment, by the audience's rules of this moment, from now on.
@@ -464,9 +470,9 @@ class Experiment(Table):
 
     def archive(self, by: str) -> None:
         """Hide from lists and refuse every other move; twice is once."""
-        if self.archived_at:
-            return
         with self._recorded("archive", by):
+            if self.archived_at:  # asked here: of two at once, the second is no error
+                return
             allowed = [DRAFT, STOPPED, COMPLETED]
             # Status is kept, but an end that has passed is written down.
             now = utcnow()
@@ -475,10 +481,11 @@ class Experiment(Table):
 
     def override(self, user_id: str, variant_id: str, by: str) -> tuple[Override, bool]:
         """Force a variant for a user, in any state; return it, and if it is new."""
-        if not self.variant(variant_id):
-            message = f"The experiment has no variant {variant_id!r}."
-            raise Invalid("variantId", message)
         with database.atomic():
+            self._reload()  # a draft's variants may have been replaced meanwhile
+            if not self.variant(variant_id):
+                message = f"The experiment has no variant {variant_id!r}."
+                raise Invalid("variantId", message)
             row = Override(experiment=self.id, user_id=user_id, variant=variant_id)
             before = Override.of(self.id, [user_id]).get(user_id)
             Override.insert(row.__data__).on_conflict(

@@ -140,7 +140,13 @@ def is_not_blank(text: str) -> None:
         raise ValidationError("A blank text says nothing.")
 
 
+def is_storable(text: str) -> None:
+    if FORBIDDEN.search(text):
+        raise ValidationError("A text may hold neither NUL nor half a surrogate pair.")
+
+
 def is_an_id(text: str) -> None:
+    is_storable(text)  # what is not JSON may hold it: a query, a line of an import
     if not text.strip() or text.strip().casefold() in NOT_IDS:
         raise ValidationError(f"{text!r} is not an id but the mark of a missing one.")
 
@@ -171,7 +177,10 @@ class Number(fields.Field[Decimal]):
     ) -> Decimal:
         if isinstance(value, bool) or not isinstance(value, int | Decimal):
             raise ValidationError("Not a number.")
-        return Decimal(value)
+        number = Decimal(value)
+        if not number.is_finite():
+            raise ValidationError("Not a number.")
+        return number
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
         return value if value is None else plain(Decimal(value))
@@ -866,7 +875,9 @@ class AudienceChangeSchema(AudienceSchema):
 class AudiencePage(Page):
     """Which page of the audiences, and which of them."""
 
-    search = fields.String(load_default=None, validate=validate.Length(max=200))
+    search = fields.String(
+        load_default=None, validate=[validate.Length(max=200), is_storable]
+    )
 
 
 class TrialSchema(Wire):

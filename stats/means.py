@@ -127,7 +127,7 @@ def always_valid_means(
     tail = max(float(special.stdtr(freedom, -abs(t))), 1e-300)
     information = _information(control, treatment)
     log_e = normal_log_e_value(-float(special.ndtri(tail)), information)
-    p_value = min(1.0, exp(-log_e))
+    p_value = exp(-max(log_e, 0.0))  # the other way round, it can overflow
     k = _critical(information, freedom, 1 - confidence_level)
     if k is None:
         return AlwaysValidMeans(p_value, log_e, nothing, nothing)

@@ -133,6 +133,14 @@ def test_a_search_finds_a_part_of_id_name_or_description(api, audience, search, 
     assert page["meta"]["total"] == len(found)
 
 
+def test_a_search_for_what_no_text_holds_is_refused(api, audience):
+    audience()
+
+    refused = api.get("audiences?search=a%00")
+
+    assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"search"}
+
+
 def test_an_audience_is_tried_out_with_the_truth_of_each_rule(api, audience):
     path = audience(rule_tree=BOTH)
 

@@ -5,12 +5,14 @@ import gzip
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
 import pytest
 import service as real
 
+import models
 import reports
 from models import Assignment
 
@@ -153,6 +155,13 @@ def test_ndjson_says_the_same_as_csv(api, running, load):
         ("u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,2,k1", "key"),
         ("u4,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,stored", "key"),
         ("u2,v1,2024-01-01T00:00:00Z,,,,,extra", "more"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,NaN,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,-Infinity,", "value"),
+        ("u\0,v1,2024-01-01T00:00:00Z,,,,", "user_id"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,k\0", "idempotency_key"),
+        ('"u2" x,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
+        ('"u2,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
+        (f"{'u' * 200_000},v1,2024-01-01T00:00:00Z,,,,", "cannot be read"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_written(api, running, load, line, told):
@@ -171,6 +180,28 @@ def test_a_bad_line_is_named_and_nothing_is_written(api, running, load, line, to
     assert api.get(f"{path}/results").json == stored
 
 
+@pytest.mark.parametrize("spoilt", ["cut off", "not UTF-8"])
+def test_a_file_that_cannot_be_read_is_told_in_a_line(
+    api, running, operate, tmp_path, spoilt
+):
+    path = running()
+    line = b"u%d,v1,2024-01-01T00:00:00Z\n"
+    text = b"user_id,variant,timestamp\n" + b"".join(line % n for n in range(2_000))
+    file = tmp_path / "lines.csv"
+    file.write_bytes(
+        gzip.compress(text)[:-20]
+        if spoilt == "cut off"
+        else text + "Zoë,v1,2024-01-01T00:00:00Z\n".encode("latin-1")
+    )
+
+    result = operate("import", path.removeprefix("experiments/"), str(file))
+
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "cannot be read" in result.output
+    assert "nothing was written" in result.output
+    assert Assignment.select().count() == 0
+
+
 def test_a_draft_takes_no_import(api, draft, load):
     path = draft()
 
@@ -181,14 +212,35 @@ def test_a_draft_takes_no_import(api, draft, load):
 
 
 def test_check_says_so_when_a_count_is_wrong(api, running, enrolled, operate):
-    import models
-
     enrolled(running(), "u1")
     assert operate("check").output == "Every count is what its rows say.\n"
 
     models.Variant.update(participants=5).execute()
 
     assert operate("check").exit_code == 1
+
+
+def test_check_raises_no_false_alarm_while_conversions_are_counted(
+    app, api, running, enrolled, operate
+):
+    path = running()
+    users = [f"user-{number}" for number in range(500)]
+    enrolled(path, *users)
+
+    def convert():
+        for number in range(40):
+            rows = [{"userId": user} for user in users[number % 50 :: 50]]
+            answer = api.post(f"{path}/conversions/batch", {"conversions": rows})
+            assert answer.status_code == 200
+        models.database.close()
+
+    with ThreadPoolExecutor(1) as other:
+        writing, told = other.submit(convert), []
+        while not writing.done():
+            told.append(operate("check"))
+        writing.result()
+
+    assert {one.output for one in told} == {"Every count is what its rows say.\n"}
 
 
 def test_the_demo_ends_with_the_figures_of_its_data():

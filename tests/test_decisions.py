@@ -118,6 +118,11 @@ def test_an_override_follows_its_variant_through_an_edit(api, draft):
     assert decided(api, path, "stays")["variantName"] == "Renamed"
     assert decided(api, path, "goes")["reason"] == "NOT_STARTED"
     assert api.get(f"{path}/overrides").json["meta"]["total"] == 1
+    # What went with the variant is written down like any other removal.
+    history = api.get(f"{path}/history").json["data"]
+    told = {(one["action"], one["userId"]): one["changes"] for one in history}
+    assert told["remove_override", "goes"] == {"variantId": {"from": "v1", "to": None}}
+    assert ("remove_override", "stays") not in told
 
 
 # ----------------------------------------------------------------------------

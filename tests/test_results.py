@@ -513,3 +513,9 @@ def test_only_a_draft_is_rehearsed(api, running):
     error = assert_error(api.post(f"{path}/simulate", body), 409, "INVALID_STATE")
 
     assert error["details"] == [{"current": "running", "allowed": ["draft"]}]
+
+
+def test_a_metric_that_no_conversion_can_have_is_refused(api, running):
+    refused = api.get(f"{running()}/results?metric=a%00")
+
+    assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"metric"}

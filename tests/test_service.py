@@ -194,6 +194,35 @@ def test_of_eight_racing_starts_one_wins(service):
         assert sorted(callers.map(start, range(8))) == [200] + [409] * 7
 
 
+def test_all_of_eight_racing_archivings_are_answered_alike(service):
+    with ThreadPoolExecutor(8) as callers:
+        for _ in range(3):
+            made = service.data("POST", "experiments", CREATE)
+            path = f"experiments/{made['id']}"
+            told = list(callers.map(service.data, ["DELETE"] * 8, [path] * 8))
+
+            assert len({one["archivedAt"] for one in told}) == 1
+            history = service.data("GET", f"{path}/history")
+            assert [one["action"] for one in history] == ["archive", "create"]
+
+
+def test_an_override_that_races_with_the_end_of_its_variant_is_made_or_refused(service):
+    left = [{"id": "v1"}, {"name": "New", "splitPercentage": 50}]
+    with ThreadPoolExecutor(8) as callers:
+        for _ in range(5):
+            made = service.data("POST", "experiments", CREATE)
+            path = f"experiments/{made['id']}"
+            users = [f"{path}/overrides/qa-{number}" for number in range(8)]
+            forced = [
+                callers.submit(service, "PUT", user, {"variantId": "v2"})
+                for user in users
+            ]
+            assert service("PATCH", path, {"variants": left})[0] == 200
+
+            assert {one.result()[0] for one in forced} <= {201, 400}
+            assert service.data("GET", f"{path}/overrides") == []
+
+
 def test_of_eight_same_conversions_one_counts(service):
     path = service.running()
     service.data("POST", f"{path}/assignments", {"userId": "u1"})

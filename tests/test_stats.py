@@ -337,6 +337,17 @@ def test_any_counts_give_finite_figures_in_json(control, treatment, splits, leve
     assert sum(v.probability_best for v in result.variants) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("size", [10**6, 10**8, 10**10, 10**12])
+def test_values_of_any_number_of_equal_users_have_no_difference(size):
+    sums = ValueSums(size, Decimal(size) * 3, Decimal(size) * 10)
+    arms = [Arm(key, key, Decimal(50), size, size, sums) for key in ("v1", "v2")]
+
+    told = stats.analyse(arms).variants[1].value.comparison.sequential
+
+    assert told.p_value == 1
+    assert told.log_e_value < 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(close_counts(), st.sampled_from([0.8, 0.95, 0.99]))
 def test_a_p_value_is_below_alpha_exactly_if_both_intervals_exclude_none(arms, level):
