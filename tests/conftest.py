@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import models
 from app import create_app
@@ -28,6 +28,17 @@ settings.load_profile("repeatable")
 def pytest_addoption(parser: pytest.Parser) -> None:
     told = "how often each fault is made: 2 of the quick ones; `make faults` says 20"
     parser.addoption("--rounds", type=int, default=2, help=told)
+    told = "how many examples the contract is tried with; `make contract` says 300"
+    parser.addoption("--examples", type=int, default=10, help=told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile(
+        "contract",
+        settings.get_profile("repeatable"),
+        max_examples=config.getoption("--examples"),
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @pytest.fixture
