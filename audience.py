@@ -345,8 +345,8 @@ def _reached(facts: Any, path: str) -> Any:
     while isinstance(facts, dict):
         if path in facts:
             return facts[path]
-        step, dot, path = path.partition(".")
-        facts = facts.get(step) if dot else MISSING
+        step, _, path = path.partition(".")
+        facts = facts.get(step)
     return MISSING
 
 

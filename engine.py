@@ -228,13 +228,28 @@ def connect() -> None:
         _opened.file = identity()
 
 
+def _file() -> Path | None:
+    name = database.database.removeprefix("file:").partition("?")[0]
+    return None if name == ":memory:" else Path(unquote(name))
+
+
+def can_be_written() -> bool:
+    """Tell whether the file system lets this process write the database now.
+
+    SQLite never writes through handles that were opened when it could not be.
+    """
+    file = _file()
+    files = [file.parent, *file.parent.glob(f"{file.name}*")] if file else []
+    return all(os.access(one, os.W_OK) for one in files)
+
+
 def identity() -> tuple[int, int] | None:
     """Return what tells the file at the database's path from any other."""
-    name = database.database.removeprefix("file:").partition("?")[0]
-    if name == ":memory:":
+    file = _file()
+    if file is None:
         return None
     try:
-        told = Path(unquote(name)).stat()
+        told = file.stat()
     except FileNotFoundError:
         return None
     return told.st_dev, told.st_ino

@@ -458,7 +458,7 @@ def _receipt(
         event.user_id,
         event.metric or experiment.primary_metric,
         event.value,
-        event.occurred_at or now,
+        _occurred(event, now, seat),
         event.idempotency_key,
         seat.variant if seat else None,
         reason,
@@ -485,14 +485,24 @@ def _same(
 ) -> bool:
     """Tell whether an event says what the one with its key said.
 
-    An event without an occurredAt occurred when it was received.
+    An event without an occurredAt occurred when it was received; see _occurred.
     """
     return (
         earlier.assignment_id == seat.id
         and earlier.metric == receipt.metric
         and earlier.value == event.value
-        and earlier.occurred_at == (event.occurred_at or earlier.received_at)
+        and earlier.occurred_at == _occurred(event, earlier.received_at, seat)
     )
+
+
+def _occurred(event: Event, received_at: datetime, seat: Assignment | None) -> datetime:
+    """Return when an event occurred: received, where it does not say.
+
+    Never before the enrolment by that, for our own clock may have been set back.
+    """
+    if event.occurred_at is None and seat is not None:
+        return max(received_at, seat.assigned_at)
+    return event.occurred_at or received_at
 
 
 def write_conversions(experiment: Experiment, rows: Sequence[Conversion]) -> None:

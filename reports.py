@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from peewee import JOIN, fn
@@ -216,36 +218,52 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
 
 
 def discrepancies() -> Iterator[str]:
-    """Yield a sentence for each tally or total that its rows do not prove."""
-    yield from _differences(
-        "participants",
-        {
-            (row.experiment_id, row.key): row.participants
-            for row in Variant.select().where(Variant.participants != 0)
-        },
-        _grouped(Assignment, Assignment.variant),
-    )
-    yield from _differences(
-        "refusals",
-        {(row.experiment_id, row.reason): row.count for row in RefusalTally.select()},
-        _grouped(Refusal, Refusal.reason),
-    )
-    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
-    # One participant at a time: memory does not grow with the rows.
-    for id, mine in groupby(_conversions(), key=lambda row: row.assignment_id):
-        counted: dict[tuple[int, str], Outcome] = {}
-        for row in mine:
-            its = tallies.setdefault(row.experiment_id, {})
-            ledger.count(row, row.variant, counted, its)
-        stored = Outcome.select().where(Outcome.assignment == id)
+    """Yield a sentence for each tally or total that its rows do not prove.
+
+    All of one moment, whatever is written meanwhile, and in bounded memory.
+    """
+    with database.transaction("DEFERRED"):
         yield from _differences(
-            "total", {id: _figures(stored)}, {id: _figures(counted.values())}
+            "participants",
+            {
+                (row.experiment_id, row.key): row.participants
+                for row in Variant.select().where(Variant.participants != 0)
+            },
+            _grouped(Assignment, Assignment.variant),
         )
-    yield from _differences(
-        "tally",
-        _figures(Tally.select()),
-        _figures(row for its in tallies.values() for row in its.values()),
-    )
+        yield from _differences(
+            "refusals",
+            {
+                (row.experiment_id, row.reason): row.count
+                for row in RefusalTally.select()
+            },
+            _grouped(Refusal, Refusal.reason),
+        )
+        tallies: dict[str, dict[tuple[str, str], Tally]] = {}
+        for id, conversions, outcomes in _by_participant():
+            counted: dict[tuple[int, str], Outcome] = {}
+            for row in conversions:
+                its = tallies.setdefault(row.experiment_id, {})
+                ledger.count(row, row.variant, counted, its)
+            yield from _differences(
+                "total", {id: _figures(outcomes)}, {id: _figures(counted.values())}
+            )
+        yield from _differences(
+            "tally",
+            _figures(Tally.select()),
+            _figures(row for its in tallies.values() for row in its.values()),
+        )
+
+
+def _by_participant() -> Iterator[tuple[int, list[Any], list[Outcome]]]:
+    """Yield each participant's conversions and stored totals, from one pass of each."""
+    stored = Outcome.select().order_by(Outcome.assignment).iterator()
+    both = heapq.merge(_conversions(), stored, key=attrgetter("assignment_id"))
+    for id, rows in groupby(both, key=attrgetter("assignment_id")):
+        mine: tuple[list[Any], list[Outcome]] = [], []
+        for row in rows:
+            mine[isinstance(row, Outcome)].append(row)
+        yield id, *mine
 
 
 def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:

@@ -325,7 +325,7 @@ TROUBLES = {
     "NOTADB": "The database is damaged; nothing is written to it any more.",
     "IOERR": "The disk of the database failed (I/O error); try again.",
 }
-LEAVE = "abacus.leave"  # in a request's environ: this process is not to be trusted
+LEAVE = "abacus.leave"  # in a request's environ: another process would do better
 
 
 def answer_unavailable(error: Exception) -> Response:
@@ -333,7 +333,7 @@ def answer_unavailable(error: Exception) -> Response:
     kind = name.removeprefix("SQLITE_").partition("_")[0]
     if kind in ("CORRUPT", "NOTADB"):
         models.database.obj.damaged = True
-    if kind == "IOERR":
+    if kind == "IOERR" or (kind == "READONLY" and engine.can_be_written()):
         request.environ[LEAVE] = True
     metrics.database_errors.labels(name).inc()
     log.error("database", extra={"error": f"{name}: {error}"})

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -42,6 +42,15 @@ def flask(instance: Path, *words: str, check: bool = True, tree: Path = ROOT) ->
     )
 
 
+def wait_until(done: Callable[[], Any], seconds: float) -> float:
+    """Return how long it took; fail after so many seconds."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
 class Service:
     """A running service; called, it answers status and body.
 
@@ -61,31 +70,42 @@ class Service:
         self.token = flask(instance, "token", "tester").stdout.strip()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.log = instance / "log"
+        self.log = instance.with_name(f"{instance.name}.log")
         self.start()
 
-    def start(self) -> None:
+    def start(self, awaited: str = "/readyz") -> None:
+        """Start it, and wait until this path answers 200."""
         address = f"127.0.0.1:{self.port}"
+        # One that is killed cannot take its counts away; here they go with the test.
+        counts = self.instance.with_name(f"{self.instance.name}.counts")
+        counts.mkdir(exist_ok=True)
+        given = {"PROMETHEUS_MULTIPROC_DIR": str(counts), **self.settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, *GUNICORN, "--bind", address],
                 cwd=self.tree,
-                env={**environment(self.instance), **self.settings},
+                env={**environment(self.instance), **given},
                 stderr=log,
                 start_new_session=True,
             )
         try:
-            self._wait()
+            self._wait(awaited)
         except BaseException:
             if self.process.poll() is None:
                 self.kill()  # nobody else could
             raise
 
-    def _wait(self) -> None:
+    def restarted(self) -> float:
+        """Start it, and return the seconds until it was ready."""
+        began = time.monotonic()
+        self.start()
+        return time.monotonic() - began
+
+    def _wait(self, awaited: str) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
-                if self("GET", "/readyz")[0] == 200:
+                if self("GET", awaited)[0] == 200:
                     return
             except OSError:
                 pass

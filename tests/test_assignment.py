@@ -78,6 +78,17 @@ def test_each_draw_has_the_salt_that_is_published(user_id, width):
     assert shared is (bucket("group:Größe", user_id) < width)
 
 
+@given(user_ids, st.lists(st.tuples(widths, widths).map(sorted)))
+def test_a_share_holds_the_buckets_from_first_to_last(user_id, others):
+    place = bucket("group:checkout", user_id)
+    outside = [(first, last) for first, last in others if not first <= place <= last]
+
+    assert not in_share("checkout", user_id, outside)
+    assert not in_share("checkout", user_id, [(0, place - 1), (place + 1, BUCKETS)])
+    for edge in [(place, place), (0, place), (place, BUCKETS - 1)]:
+        assert in_share("checkout", user_id, [*outside, edge])
+
+
 # ---------------------------------------------------------------------------
 # Exclusion groups
 
@@ -97,6 +108,7 @@ def test_each_draw_has_the_salt_that_is_published(user_id, width):
         ([(1_000, 1_999), (3_000, 9_999)], 1_500, [(0, 999), (2_000, 2_499)]),
         ([(1_000, 1_999), (3_000, 9_999)], 2_000, [(0, 999), (2_000, 2_999)]),
         ([(1, 9_998)], 2, [(0, 0), (9_999, 9_999)]),
+        ([(0, 9), (20, 29), (30, 39), (50, 9_999)], 15, [(10, 19), (40, 44)]),
     ],
 )
 def test_a_newcomer_takes_one_range_or_else_the_pieces_that_are_free(
@@ -149,6 +161,7 @@ class Group(RuleBasedStateMachine):
             return
         share = allotted(self.taken(), width)
         assert room(share) == width
+        assert all(first <= last for first, last in share)
         self.shares.append(share)
         self.kept.append(list(share))
 

@@ -116,6 +116,7 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
         lambda: Tally.update(events=7),
         lambda: Tally.update(value_sum=Decimal(7)),
         lambda: Outcome.update(total=Decimal(7)),
+        lambda: Outcome.insert(assignment=1, metric="never done", events=1),
         lambda: models.RefusalTally.update(count=7),
         lambda: Conversion.delete(),
         lambda: models.Refusal.delete(),
@@ -440,7 +441,7 @@ def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
 
 def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enrolled):
     path = running()
-    enrolled(path, "u1")
+    enrolled(path, *[f"u{number}" for number in range(5_000)])
     api.post(f"{path}/conversions", {"userId": "u1"})
 
     def emptied():
@@ -455,9 +456,11 @@ def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enroll
         for asked in (
             *("experiments", path, f"{path}/assignments", "users/u1/assignments"),
             *(f"{path}/results", f"{path}/results?granularity=day"),
+            *(f"{path}/export?format=ndjson", f"{path}/export?format=csv"),
         ):
             answer = api.get(asked, buffered=False)
             assert answer.status_code == 200
+            assert next(answer.iter_encoded())  # an export goes on after this
             assert other.submit(emptied).result(), asked
         answer = api.post(f"{path}/compute-results", buffered=False)
         assert answer.status_code == 200

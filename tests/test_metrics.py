@@ -206,7 +206,9 @@ def test_any_worker_answers_for_all_and_a_killed_one_is_remembered(tmp_path):
 
 def test_what_a_killed_service_left_is_taken_away_and_a_living_one_s_is_not(tmp_path):
     with real.served(tmp_path / "other") as other, real.served(tmp_path) as service:
-        living, left = (counts_of(min(workers(one))).parent for one in (other, service))
+        living, left = (
+            counts_of(min(one.workers())).parent for one in (other, service)
+        )
         service.kill()
         assert left.exists()
 

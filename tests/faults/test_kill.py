@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import service as real
+from service import wait_until
 from traffic import Traffic, opened
 
 from models import Assignment
@@ -45,15 +46,6 @@ def is_free(port):
     return True
 
 
-def wait_until(done, seconds):
-    """Return how long it took; fail after so many seconds."""
-    began = time.monotonic()
-    while not done():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.01)
-    return time.monotonic() - began
-
-
 def shaken(traffic, rounds, fault):
     """Let traffic flow, and make the fault in its midst, so often; return the worst.
 
@@ -84,16 +76,10 @@ def told(figure, fault, rounds, traffic, **figures):
     )
 
 
-def restarted(service):
-    began = time.monotonic()
-    service.start()
-    return time.monotonic() - began
-
-
 def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, figure):
     def fault(service):
         service.kill()
-        return restarted(service)
+        return service.restarted()
 
     worst = shaken(traffic, rounds, fault)
 
@@ -101,7 +87,9 @@ def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, fi
     told(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
 
 
-def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
+def test_f2_when_a_worker_is_killed_the_others_answer(
+    traffic, rounds, thorough, figure
+):
     def fault(service):
         victim = random.choice(sorted(service.workers()))
         os.kill(victim, signal.SIGKILL)
@@ -119,7 +107,7 @@ def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, 
         service.process.wait(10)
         free_after = wait_until(lambda: is_free(service.port), 40)
         wait_until(lambda: not living(service), 40)
-        assert restarted(service) <= 3
+        assert service.restarted() <= 3
         return free_after
 
     worst = shaken(traffic, rounds, fault)
@@ -148,7 +136,7 @@ def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
 
     def fault(service):
         service.kill()
-        return restarted(service)
+        return service.restarted()
 
     shaken(traffic, rounds, fault)
 
@@ -157,7 +145,7 @@ def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
 
 
 def test_f12_eight_callers_who_enrol_the_same_new_users_make_one_row_each(
-    traffic, rounds, figure
+    traffic, rounds, thorough, figure
 ):
     service, path = traffic.service, traffic.path
     users = [f"same-{number}" for number in range(10 * rounds)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +29,13 @@ from models import Assignment, Conversion, Refusal, Variant
 CALLERS = 8
 BATCH = 100
 EVEN = [5_000, 5_000]
+HOLD = """
+import sys, time, pysqlite3
+held = pysqlite3.connect(sys.argv[1], isolation_level=None)
+held.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
 
 
 class Traffic:
@@ -186,6 +195,17 @@ def opened(service: Any) -> Iterator[None]:
         yield
     finally:
         models.database.close()
+
+
+@contextmanager
+def locked(service: Any, seconds: float) -> Iterator[None]:
+    """Let another process hold the write lock for so long, and wait for its end."""
+    database = service.instance / "abacus.db"
+    command = [sys.executable, "-c", HOLD, str(database), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        yield
+        assert holder.wait(seconds + 10) == 0
 
 
 class Caller:
