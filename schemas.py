@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -54,6 +55,8 @@ def loads(body: bytes) -> Any:
     keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
     a text that holds NUL or half a surrogate pair.
     """
+    if body.startswith(BOM_UTF8):  # simplejson would pass over it
+        raise InvalidJson("The body begins with a byte order mark.")
     depth = 0
     for token in STRUCTURE.finditer(body):
         if token[0] in (b"[", b"{"):
@@ -141,7 +144,7 @@ BLANKS = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u30
 VISIBLE = f"[^{BLANKS}]"
 AN_ID = {
     "pattern": VISIBLE,
-    "not": {"enum": ["undefined", "null", "None", "NaN", "[object Object]"]},
+    "not": {"enum": sorted({*NOT_IDS, "None", "NaN", "[object Object]"})},
 }
 
 

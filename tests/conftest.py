@@ -33,10 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis try what is quick 100 times, and what is not, ten times."""
+    wanted = config.getoption("--examples")
+    settings.register_profile(
+        "repeatable", settings.get_profile("repeatable"), max_examples=max(100, wanted)
+    )
+    settings.load_profile("repeatable")
     settings.register_profile(
         "contract",
-        settings.get_profile("repeatable"),
-        max_examples=config.getoption("--examples"),
+        max_examples=wanted,
         suppress_health_check=list(HealthCheck),
     )
 

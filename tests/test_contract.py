@@ -1,6 +1,7 @@
 """The OpenAPI document is true, and nothing that it does not describe gets in."""
 
 import itertools
+import logging
 import re
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 import models
+import wire
 from app import create_app
 
 app = create_app({"JWT_SECRET_KEY": SECRET, "DATABASE_URL": "sqlite:///unused"})
@@ -79,6 +81,7 @@ class Token:
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
     """Return the ids of experiments in every state, in a database of their own."""
+    wire.log.setLevel(logging.WARNING)
     models.create(f"sqlite:///{tmp_path_factory.mktemp('contract') / 'abacus.db'}")
     api = Caller(app, token())
     made = []
