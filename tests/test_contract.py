@@ -49,7 +49,7 @@ RULES = {
     "POST /api/events": [PAST],
     "POST /api/events/batch": [PAST],
     # One effect and one split of two are given; no rate leaves 0 to 1.
-    "POST /api/sample-size": ["", "minimumEffect", "relativeEffect", "variants", ""],
+    "POST /api/sample-size": ["", "minimumEffect", "relativeEffect", "variants"],
     "POST /api/experiments/{id}/simulate": ["effect", "looks"],
 }
 # An id may hold slashes: a user `batch` of one path, an audience `aud_1/test` of
