@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test demo check faults bench requirements
+.PHONY: run test demo check faults contract bench requirements
 
 run: .venv/ready
 	@$(BIN)/flask --app wsgi init
@@ -34,6 +34,11 @@ check: .venv/ready-dev
 ROUNDS ?= 20
 faults: .venv/ready-dev
 	$(BIN)/pytest tests/faults --rounds $(ROUNDS)
+
+# 300 examples of each operation and each property; more with EXAMPLES=1000.
+EXAMPLES ?= 300
+contract: .venv/ready-dev
+	$(BIN)/pytest tests/test_contract.py tests/test_model.py --examples $(EXAMPLES)
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -m venv .venv

@@ -46,12 +46,12 @@ from wire import (
     Lines,
     Listed,
     Opaque,
-    envelope,
     log,
     note_arrival,
     note_departure,
     page,
     readable,
+    refuse_odd_query,
 )
 
 ROOT = Path(__file__).parent
@@ -80,10 +80,12 @@ OWN_IDS = schemas.OwnIds()
 
 @api.before_request
 def guard() -> None:
-    """Know who asks, refuse ids that cannot be, and open the database."""
+    """Know who asks, refuse queries and ids that cannot be, open the database."""
     if request.method == "OPTIONS":  # a preflight carries no token, and asks nothing
         return
     auth.authenticate()
+    handler: Any = current_app.view_functions[str(request.endpoint)]
+    refuse_odd_query(handler.reads)
     ids = request.view_args or {}
     for name, value in ids.items():
         if "\0" in value:
@@ -122,6 +124,7 @@ def list_experiments(query):
 @api.post("/experiments")
 @api.arguments(EXPERIMENT)
 @api.response(201, WARNED)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def create_experiment(body):
     """Create a draft; the first variant is the control."""
@@ -139,6 +142,7 @@ def get_experiment(id):
 @api.patch("/experiments/<id>")
 @api.arguments(schemas.ExperimentChangeSchema())
 @api.response(200, EXPERIMENT)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def update_experiment(changes, id):
     """Change a draft; fields left out stay as they are."""
@@ -152,6 +156,7 @@ def update_experiment(changes, id):
 
 @api.delete("/experiments/<id>")
 @api.response(200, EXPERIMENT)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def archive_experiment(id):
     """Archive an experiment that is not running; its data stays."""
@@ -163,6 +168,7 @@ def archive_experiment(id):
 @api.post("/experiments/<id>/start")
 @api.arguments(NOTHING)
 @api.response(200, WARNED)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def start_experiment(body, id):
     """Start a draft: users are enrolled from now on."""
@@ -174,6 +180,7 @@ def start_experiment(body, id):
 @api.post("/experiments/<id>/stop")
 @api.arguments(NOTHING)
 @api.response(200, EXPERIMENT)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def stop_experiment(body, id):
     """Stop a running experiment: nobody is enrolled any more; conversions count."""
@@ -185,6 +192,7 @@ def stop_experiment(body, id):
 @api.post("/experiments/<id>/resume")
 @api.arguments(NOTHING)
 @api.response(200, EXPERIMENT)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def resume_experiment(body, id):
     """Open a stopped experiment's enrolment again."""
@@ -196,6 +204,7 @@ def resume_experiment(body, id):
 @api.post("/experiments/<id>/complete")
 @api.arguments(schemas.ConclusionSchema())
 @api.response(200, EXPERIMENT)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def complete_experiment(body, id):
     """Make the results final; with a winner, everyone is given its variant."""
@@ -221,7 +230,7 @@ def duplicate_experiment(body, id):
 @api.post("/experiments/<id>/assignments")
 @api.arguments(schemas.UserSchema())
 @api.response(201, DECISION)
-@api.alt_response(200, schema=envelope(DECISION), description="Nobody new")
+@api.alt_response(200, schema=DECISION, description="Nobody new")
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
@@ -300,7 +309,7 @@ def list_overrides(query, id):
 @api.put("/experiments/<id>/overrides/<path:user_id>")
 @api.arguments(OVERRIDE)
 @api.response(200, OVERRIDE)
-@api.alt_response(201, schema=envelope(OVERRIDE), description="Not forced before")
+@api.alt_response(201, schema=OVERRIDE, description="Not forced before")
 @requires("write")
 def set_override(body, id, user_id):
     """Force a variant for a user, in any state and outside every count."""
@@ -355,7 +364,7 @@ def get_audience(audience_id):
 @api.put("/audiences/<path:audience_id>")
 @api.arguments(AUDIENCE)
 @api.response(200, AUDIENCE)
-@api.alt_response(201, schema=envelope(AUDIENCE), description="Created")
+@api.alt_response(201, schema=AUDIENCE, description="Created")
 @requires("write")
 def define_audience(body, audience_id):
     """Write an audience whole, under your own id."""
@@ -376,6 +385,7 @@ def update_audience(changes, audience_id):
 
 @api.delete("/audiences/<path:audience_id>")
 @api.response(200, AUDIENCE)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def remove_audience(audience_id):
     """Delete an audience that no draft and no running experiment uses."""
@@ -401,7 +411,8 @@ def try_audience(body, audience_id):
 @api.post("/experiments/<id>/conversions")
 @api.arguments(EVENT)
 @api.response(201, RECEIPT)
-@api.alt_response(200, schema=envelope(RECEIPT), description="Counted already")
+@api.alt_response(200, schema=RECEIPT, description="Counted already")
+@api.alt_response(409, "CONFLICT")
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
@@ -414,6 +425,7 @@ def convert(body, id):
 @api.post("/experiments/<id>/conversions/batch")
 @api.arguments(schemas.ConversionsSchema())
 @api.response(200, RECEIPTS)
+@api.alt_response(409, "CONFLICT")
 @requires("assign")
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
@@ -432,13 +444,13 @@ def record_event(body):
 
 @api.post("/events/batch")
 @api.arguments(schemas.EventsSchema())
-@api.response(200)
+@api.response(200, schemas.BookedSchema())
 @requires("assign")
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
     booked = ledger.credit(events)
-    return [RECEIPTS.dump(metrics.converted(receipts)) for receipts in booked]
+    return {"data": [metrics.converted(receipts) for receipts in booked]}
 
 
 # ----------------------------------------------------------------------------
@@ -448,7 +460,8 @@ def record_events_batch(body):
 
 @api.get("/experiments/<id>/results")
 @api.arguments(schemas.ResultsQuery(), location="query")
-@api.response(200)
+@api.response(200, figures.Results())
+@api.texts
 @requires("read")
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
@@ -463,7 +476,8 @@ def get_results(query, id):
 
 @api.post("/experiments/<id>/compute-results")
 @api.arguments(schemas.AnalysisSchema())
-@api.response(200)
+@api.response(200, figures.COMPUTED)
+@api.texts
 @requires("read")
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
@@ -474,8 +488,8 @@ def compute_results(body, id):
 
 @api.get("/experiments/<id>/export")
 @api.arguments(schemas.ExportQuery(), location="query")
-@api.response(200, content_type="text/csv")
-@api.alt_response(200, content_type="application/x-ndjson", description="As NDJSON")
+@api.response(200, {"type": "string"}, content_type="text/csv")
+@api.alt_response(200, schema={"type": "string"}, content_type="application/x-ndjson")
 @requires("read")
 def export_experiment(query, id):
     """Stream a row for each conversion, and for each participant without any."""
@@ -508,7 +522,7 @@ def list_history(query, id):
 
 @api.post("/sample-size")
 @api.arguments(schemas.SizeSchema())
-@api.response(200)
+@api.response(200, figures.SIZES)
 @requires("read")
 def plan_sample_size(body):
     """Return the users and days that a plan needs, for one look and for any look."""
@@ -517,7 +531,8 @@ def plan_sample_size(body):
 
 @api.post("/experiments/<id>/simulate")
 @api.arguments(schemas.RehearsalSchema())
-@api.response(200)
+@api.response(200, figures.REHEARSED)
+@api.alt_response(409, "CONFLICT")
 @requires("write")
 def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
@@ -612,7 +627,6 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
 
 def _document(app: Flask) -> None:
     """Serve the API, its OpenAPI document, and the page that shows it."""
-    token = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
     document = Api(
         app,
         spec_kwargs={
@@ -620,12 +634,6 @@ def _document(app: Flask) -> None:
             "security": [{"token": []}],
         },
     )
-    document.spec.components.security_scheme("token", token)
-    for field in (schemas.Number, schemas.Percentage, schemas.Between):
-        document.register_field(field, "number", None)
-    document.register_field(schemas.Moment, "string", "date-time")
-    document.register_field(schemas.Whole, "string", None)
-    document.register_field(schemas.Flag, "string", None)
     document.register_blueprint(api)
     config = {
         # A fixed address: or the page would repeat the Host header in its script.

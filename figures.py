@@ -4,12 +4,106 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from marshmallow import fields
 
 import assignment
 import stats
-from models import Experiment, Variant, utcnow
-from schemas import camel_case, moment, plain
+from models import STATUSES, Experiment, Variant, utcnow
+from schemas import Answer, camel_case, moment, plain
+
+# ----------------------------------------------------------------------------
+# Counts
+# ----------------------------------------------------------------------------
+
+
+def Count() -> fields.Field[Any]:
+    """Return a field for how many there are."""
+    return fields.Raw(metadata={"type": "integer", "minimum": 0})
+
+
+def Figure(type: str = "number", **options: Any) -> fields.Field[Any]:
+    """Return a field for what stands in an answer as it is."""
+    return fields.Raw(metadata={"type": type, **options.pop("metadata", {})}, **options)
+
+
+TIME = {"format": "date-time"}
+
+
+class Value(Answer):
+    """What the users with a value have together."""
+
+    sometimes = ("sumSquares",)  # a day's would not sum to the whole's
+
+    count = Count()
+    sum = Figure()
+    sumSquares = Figure()
+
+
+class DaysMetric(Answer):
+    """What a variant gained in one metric on one day."""
+
+    metric = Figure("string")
+    conversions = Count()
+    events = Count()
+    value = fields.Nested(Value())
+
+
+class Day(Answer):
+    """What a variant gained on one day, in UTC."""
+
+    date = Figure("string", metadata={"format": "date"})
+    participants = Count()
+    results = fields.List(fields.Nested(DaysMetric()))
+
+
+class VariantsMetric(DaysMetric):
+    """What a variant has in one metric."""
+
+    primary = Figure("boolean")
+    firstAt = Figure("string", metadata=TIME)
+    lastAt = Figure("string", metadata=TIME)
+
+
+class VariantsCounts(Answer):
+    """What a variant has; day by day where that was asked for."""
+
+    sometimes = ("series",)
+
+    variantId = Figure("string")
+    variantName = Figure("string")
+    splitPercentage = Figure()
+    participants = Count()
+    results = fields.List(fields.Nested(VariantsMetric()))
+    series = fields.List(fields.Nested(Day()))
+
+
+class Quality(Answer):
+    """What was received, and what became of it."""
+
+    received = Count()
+    counted = Count()
+    duplicates = Count()
+    beforeEnrollment = Count()
+    notEnrolled = Count()
+
+
+class Results(Answer):
+    """The raw counts of an experiment."""
+
+    sometimes = ("asOf",)
+
+    experimentId = Figure("string")
+    name = Figure("string")
+    status = Figure("string", metadata={"enum": STATUSES})
+    startDate = Figure("string", metadata=TIME, allow_none=True)
+    endDate = Figure("string", metadata=TIME, allow_none=True)
+    variants = fields.List(fields.Nested(VariantsCounts()))
+    quality = fields.Nested(Quality())
+    asOf = Figure("string", metadata=TIME)
 
 
 def results(counts: Any, metric: str | None) -> dict[str, Any]:
@@ -102,6 +196,11 @@ def quality(counts: Any) -> dict[str, int]:
     return {"received": sum(became.values()), **became}
 
 
+# ----------------------------------------------------------------------------
+# Statistics
+# ----------------------------------------------------------------------------
+
+
 def computed_results(
     counts: Any, metric: str | None, confidence_level: Decimal
 ) -> dict[str, Any]:
@@ -175,3 +274,35 @@ def camel(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [camel(item) for item in value]
     return value
+
+
+TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
+@cache
+def shape(kind: Any) -> type[Answer]:
+    """Return the schema of a named tuple on the wire, read off its annotations."""
+    hints = get_type_hints(kind)
+    its = {camel_case(name): _field(hint) for name, hint in hints.items()}
+    return Answer.from_dict(its, name=f"Computed{kind.__name__}")  # type: ignore
+
+
+def _field(hint: Any) -> fields.Field[Any]:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    null, kind = NoneType in kinds, kinds[0]
+    if get_origin(kind) is list:
+        return fields.List(_field(*get_args(kind)), allow_none=null)
+    if hasattr(kind, "_fields"):
+        return fields.Nested(shape(kind), allow_none=null)
+    return Figure("number" if float in kinds else TYPES[kind], allow_none=null)
+
+
+class Computed(shape(stats.Analysis)):  # type: ignore[misc]
+    """Every figure of one metric of an experiment."""
+
+    experimentId = Figure("string")
+
+
+COMPUTED = Computed()
+SIZES = shape(stats.PlannedSize)()
+REHEARSED = shape(stats.Simulation)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -54,6 +55,8 @@ def loads(body: bytes) -> Any:
     keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
     a text that holds NUL or half a surrogate pair.
     """
+    if body.startswith(BOM_UTF8):  # simplejson would pass over it
+        raise InvalidJson("The body begins with a byte order mark.")
     depth = 0
     for token in STRUCTURE.finditer(body):
         if token[0] in (b"[", b"{"):
@@ -132,7 +135,17 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
 
 NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
-WHOLE = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+# Of a page: of so many digits, times 100, no database's offset overflows.
+WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+LIMIT = re.compile(r"[1-9][0-9]?|100", re.ASCII)
+
+# What OpenAPI says of them. Blanks are written out: each dialect has its own `\s`.
+BLANKS = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+VISIBLE = f"[^{BLANKS}]"
+AN_ID = {
+    "pattern": VISIBLE,
+    "not": {"enum": sorted({*NOT_IDS, "None", "NaN", "[object Object]"})},
+}
 
 
 def is_not_blank(text: str) -> None:
@@ -161,16 +174,50 @@ def is_a_slug(text: str) -> None:
 
 def Name(length: int, **options: Any) -> fields.String:
     """Return a field for a text that people read, and that is not blank."""
-    return fields.String(validate=[validate.Length(1, length), is_not_blank], **options)
+    return fields.String(
+        validate=[validate.Length(1, length), is_not_blank],
+        metadata={"pattern": VISIBLE},
+        **options,
+    )
 
 
 def Id(**options: Any) -> fields.String:
     """Return a field for an opaque id of 1 to 255 characters."""
-    return fields.String(validate=[validate.Length(1, 255), is_an_id], **options)
+    return fields.String(
+        validate=[validate.Length(1, 255), is_an_id],
+        metadata=AN_ID,
+        **options,
+    )
 
 
-class Number(fields.Field[Decimal]):
+def Key(**options: Any) -> fields.String:
+    """Return a field for an experiment's slug."""
+    return fields.String(
+        validate=is_a_slug, metadata={"pattern": f"^{KEY.pattern}$"}, **options
+    )
+
+
+def Text(length: int, **options: Any) -> fields.String:
+    """Return a field for a text that may be null."""
+    return fields.String(
+        allow_none=True, validate=validate.Length(max=length), **options
+    )
+
+
+class Told(fields.Field[Any]):
+    """A field that says in OpenAPI what it takes, and what it answers."""
+
+    shape: Mapping[str, Any] = {}
+
+    def __init__(self, **options: Any) -> None:
+        metadata = {**self.shape, **options.pop("metadata", {})}
+        super().__init__(metadata=metadata, **options)
+
+
+class Number(Told):
     """A JSON number, exact; neither a text nor true."""
+
+    shape = {"type": "number"}
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -189,6 +236,13 @@ class Number(fields.Field[Decimal]):
 class Percentage(Number):
     """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
 
+    shape = {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "multipleOf": Decimal("0.01"),
+    }
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
         number = super()._deserialize(value, attr, data)
         if not 0 < number <= 100:
@@ -201,8 +255,10 @@ class Percentage(Number):
         return value if value is None else plain(Decimal(value) / 100)
 
 
-class Moment(fields.Field[datetime]):
+class Moment(Told):
     """ISO-8601 with an offset; UTC inside, and with a Z on the wire."""
+
+    shape = {"type": "string", "format": "date-time"}
 
     FORM = re.compile(
         r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?"
@@ -230,17 +286,35 @@ class Moment(fields.Field[datetime]):
         return value and moment(value)
 
 
-class Whole(fields.Field[int]):
+class Whole(Told):
     """A whole number above 0 that arrives as a string of digits."""
 
+    form, refused = WHOLE, "Not a whole number from 1 on, of at most 16 digits."
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> int:
-        if not isinstance(value, str) or not WHOLE.fullmatch(value):
-            raise ValidationError("Not a whole number above 0.")
+        if not isinstance(value, str) or not self.form.fullmatch(value):
+            raise ValidationError(self.refused)
         return int(value)
 
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return str(value)
 
-class Flag(fields.Field[bool]):
+
+class Limit(Whole):
+    """How many rows a page has at most."""
+
+    form, refused = LIMIT, "Not a whole number from 1 to 100."
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
+
+class Flag(Told):
     """True or false, spelled so."""
+
+    shape = {"type": "string", "enum": ["true", "false"]}
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return "true" if value else "false"
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> bool:
         if value not in ("true", "false"):
@@ -248,8 +322,10 @@ class Flag(fields.Field[bool]):
         return bool(value == "true")
 
 
-class JsonText(fields.Field[dict[str, Any]]):
+class JsonText(Told):
     """A JSON object that arrives as text."""
+
+    shape = {"type": "object"}
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -292,6 +368,16 @@ class Wire(Schema):
             field_obj.data_key = camel_case(field_name)
 
 
+class Answer(Wire):
+    """What only goes out: every field is there, but for those named in `sometimes`."""
+
+    sometimes: tuple[str, ...] = ()
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        super().on_bind_field(field_name, field_obj)
+        field_obj.required = field_name not in self.sometimes
+
+
 class Nothing(Wire):
     """A body that has nothing in it."""
 
@@ -310,21 +396,15 @@ class Page(Wire):
     """Which page of a list."""
 
     page = Whole(load_default=1)
-    limit = Whole(load_default=20)
-
-    @post_load
-    def _bounded(self, data: dict[str, Any], **_: Any) -> dict[str, Any]:
-        if data["limit"] > 100:
-            raise ValidationError("At most 100.", "limit")
-        if data["page"] * data["limit"] > 2**63 - 1:
-            raise ValidationError("No list is that long.", "page")
-        return data
+    limit = Limit(load_default=20)
 
 
 class ExperimentPage(Page):
     """Which page of the experiments, and which of them."""
 
-    status = fields.String(load_default=None, validate=validate.OneOf(STATUSES))
+    status = fields.String(
+        load_default=None, allow_none=False, validate=validate.OneOf(STATUSES)
+    )
     archived = Flag(load_default=False)
 
 
@@ -403,7 +483,9 @@ class Between(Number):
 
     def __init__(self, low: str, high: str, **options: Any) -> None:
         self.low, self.high = Decimal(low), Decimal(high)
-        super().__init__(**options)
+        bounds = {"minimum": plain(self.low), "maximum": plain(self.high)}
+        metadata = {**bounds, **options.pop("metadata", {})}
+        super().__init__(metadata=metadata, **options)
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -412,6 +494,18 @@ class Between(Number):
         if not self.low <= number <= self.high:
             raise ValidationError(f"Must be from {self.low} to {self.high}.")
         return number
+
+
+class Integer(Between):
+    """A whole number between bounds, however it is written: 20, 20.0 or 2e1."""
+
+    shape = {"type": "integer"}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
+        number = super()._deserialize(value, attr, data)
+        if number != number.to_integral_value():
+            raise ValidationError("Not a whole number.")
+        return int(number)
 
 
 # Beyond these, sizes leave the numbers that a float holds.
@@ -455,15 +549,11 @@ class SizeSchema(Wire):
     relative_effect = Between(LEAST, "1000000", load_default=None)
     power = Power()
     confidence_level = ConfidenceLevel()
-    variants = fields.Integer(
-        strict=True, load_default=None, validate=validate.Range(2, 20)
-    )
+    variants = Integer("2", "20", load_default=None)
     splits = fields.List(
         Percentage(), load_default=None, validate=validate.Length(2, 20)
     )
-    users_per_day = fields.Integer(
-        strict=True, load_default=None, validate=validate.Range(1, 10**12)
-    )
+    users_per_day = Integer("1", "1000000000000", load_default=None)
 
     @validates_schema(skip_on_field_errors=True)
     def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
@@ -493,20 +583,12 @@ class SizeSchema(Wire):
 class RehearsalSchema(Wire):
     """What to rehearse a draft with; a run is one whole experiment."""
 
-    participants = fields.Integer(
-        strict=True, required=True, validate=validate.Range(2, 1_000_000)
-    )
+    participants = Integer("2", "1000000", required=True)
     baseline_rate = Between("0", "1", required=True)
     effect = Between("-1", "1", load_default=Decimal(0))
-    looks = fields.Integer(
-        strict=True, load_default=20, validate=validate.Range(1, 1_000)
-    )
-    runs = fields.Integer(
-        strict=True, load_default=200, validate=validate.Range(1, 10_000)
-    )
-    seed = fields.Integer(
-        strict=True, load_default=0, validate=validate.Range(0, 2**31 - 1)
-    )
+    looks = Integer("1", "1000", load_default=20)
+    runs = Integer("1", "10000", load_default=200)
+    seed = Integer("0", "2147483647", load_default=0)
 
     @validates_schema(skip_on_field_errors=True)
     def _possible(self, rehearsal: dict[str, Any], **_: Any) -> None:
@@ -526,9 +608,11 @@ class AnalysisSchema(Wire):
 class ResultsQuery(Wire):
     """Which part of the counts, and as of when."""
 
-    metric = Id(load_default=None)
-    as_of = Moment(load_default=None)
-    granularity = fields.String(load_default=None, validate=validate.OneOf(["day"]))
+    metric = Id(load_default=None, allow_none=False)
+    as_of = Moment(load_default=None, allow_none=False)
+    granularity = fields.String(
+        load_default=None, allow_none=False, validate=validate.OneOf(["day"])
+    )
 
 
 def is_ahead(time: datetime) -> None:
@@ -536,35 +620,33 @@ def is_ahead(time: datetime) -> None:
         raise ValidationError("The endDate must be in the future.")
 
 
-class CountSchema(Wire):
-    """The counts of a list item."""
-
-    assignments = fields.Integer()
-
-
 class ExperimentSchema(Wire):
     """A test of variants against each other."""
 
     id = fields.String(dump_only=True)
-    key = fields.String(validate=is_a_slug)
+    key = Key()
     name = Name(200, required=True)
-    description = fields.String(allow_none=True, validate=validate.Length(max=10_000))
-    hypothesis = fields.String(allow_none=True, validate=validate.Length(max=10_000))
+    description = Text(10_000)
+    hypothesis = Text(10_000)
     type = fields.String(load_default="ab_test", validate=validate.OneOf(["ab_test"]))
-    status = fields.String(dump_only=True, attribute="state")
+    status = fields.String(
+        dump_only=True, attribute="state", metadata={"enum": STATUSES}
+    )
     audience_id = Id(allow_none=True)
-    audience_snapshot_at = Moment(dump_only=True)
+    audience_snapshot_at = Moment(dump_only=True, allow_none=True)
     exclusion_group = Id(allow_none=True)
     primary_metric = Id(load_default="conversion")
     plan = fields.Nested(PlanSchema(), allow_none=True)
     traffic_percentage = Percentage(attribute="traffic", load_default=FULL)
-    start_date = Moment(dump_only=True)
+    start_date = Moment(dump_only=True, allow_none=True)
     end_date = Moment(allow_none=True, validate=is_ahead)
-    completed_at = Moment(dump_only=True)
-    archived_at = Moment(dump_only=True)
-    conclusion = fields.String(dump_only=True)
-    winner_variant_id = fields.String(dump_only=True)
-    note = fields.String(dump_only=True)
+    completed_at = Moment(dump_only=True, allow_none=True)
+    archived_at = Moment(dump_only=True, allow_none=True)
+    conclusion = fields.String(
+        dump_only=True, allow_none=True, metadata={"enum": [*CONCLUSIONS, None]}
+    )
+    winner_variant_id = fields.String(dump_only=True, allow_none=True)
+    note = fields.String(dump_only=True, allow_none=True)
     created_at = Moment(dump_only=True)
     updated_at = Moment(dump_only=True)
     variants = fields.List(
@@ -576,7 +658,8 @@ class ExperimentSchema(Wire):
         dump_only=True,
         metadata={
             "type": "object",
-            "properties": {"assignments": {"type": "integer"}},
+            "properties": {"assignments": {"type": "integer", "minimum": 0}},
+            "required": ["assignments"],
         },
     )
 
@@ -597,17 +680,24 @@ class ExperimentChangeSchema(ExperimentSchema):
     )
 
 
-class WarningSchema(Wire):
-    """Something that the caller should know and that stops nothing."""
-
-    code = fields.String()
-    message = fields.String()
-
-
 class WarnedExperimentSchema(ExperimentSchema):
     """An experiment with what its maker should know."""
 
-    warnings = fields.Function(lambda experiment: warnings(experiment), dump_only=True)
+    warnings = fields.Function(
+        lambda experiment: warnings(experiment),
+        dump_only=True,
+        metadata={
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                },
+                "required": ["code", "message"],
+            },
+        },
+    )
 
 
 def warnings(experiment: Experiment) -> list[dict[str, str]]:
@@ -646,9 +736,7 @@ class ConclusionSchema(Wire):
 
     conclusion = fields.String(required=True, validate=validate.OneOf(CONCLUSIONS))
     winner_variant_id = Id(load_default=None, allow_none=True)
-    note = fields.String(
-        load_default=None, allow_none=True, validate=validate.Length(max=10_000)
-    )
+    note = Text(10_000, load_default=None)
 
 
 class UserSchema(Wire):
@@ -678,7 +766,12 @@ class UsersSchema(Wire):
     users = Rows(UserSchema())
 
 
-class DecisionSchema(Wire):
+def OfVariant(**options: Any) -> fields.String:
+    """Return a field of the variant, which is null where there is none."""
+    return fields.String(dump_default=None, allow_none=True, **options)
+
+
+class DecisionSchema(Answer):
     """Which variant a user gets, if any, and why."""
 
     experiment_id = fields.String()
@@ -687,22 +780,35 @@ class DecisionSchema(Wire):
         lambda decision: decision.variant is not None, metadata={"type": "boolean"}
     )
     reason = fields.String()
-    variant_id = fields.String(attribute="variant.key", dump_default=None)
-    variant_name = fields.String(attribute="variant.name", dump_default=None)
-    flow_id = fields.String(attribute="variant.flow_id", dump_default=None)
-    config = fields.Raw(attribute="variant.config", dump_default=None)
-    assigned_at = Moment()
+    variant_id = fields.String(
+        attribute="variant.key", dump_default=None, allow_none=True
+    )
+    variant_name = fields.String(
+        attribute="variant.name", dump_default=None, allow_none=True
+    )
+    flow_id = fields.String(
+        attribute="variant.flow_id", dump_default=None, allow_none=True
+    )
+    config = fields.Raw(
+        attribute="variant.config",
+        dump_default=None,
+        allow_none=True,
+        metadata={"type": "object"},
+    )
+    assigned_at = Moment(allow_none=True)
 
 
-class RangeSchema(Wire):
+class RangeSchema(Answer):
     """Consecutive buckets, both ends included, and the variant that has them."""
+
+    sometimes = ("variant_id",)  # what lets a user in deals no variant
 
     first = fields.Integer()
     last = fields.Integer()
     variant_id = fields.String()
 
 
-class DrawSchema(Wire):
+class DrawSchema(Answer):
     """One draw: SHA-256 of `salt:userId`, the bucket it gives, the range it is in."""
 
     salt = fields.String()
@@ -718,13 +824,15 @@ class ReceiptOfAssignmentSchema(DrawSchema):
 
     variant_id = fields.String()
     entry = fields.Nested(DrawSchema())
-    audience_id = fields.String()
-    audience_snapshot_at = Moment()
-    rules = fields.Raw(metadata={"type": ["object", "null"]})
+    audience_id = fields.String(allow_none=True)
+    audience_snapshot_at = Moment(allow_none=True)
+    rules = fields.Raw(allow_none=True, metadata={"type": "object"})
 
 
 class ExplainedSchema(DecisionSchema):
     """A decision, and where it was asked for its receipt."""
+
+    sometimes = ("receipt",)
 
     receipt = fields.Nested(ReceiptOfAssignmentSchema())
 
@@ -750,7 +858,7 @@ def explained(experiment: Experiment, explanation: Any) -> SimpleNamespace:
     return SimpleNamespace(**explanation.decision._asdict(), receipt=receipt)
 
 
-class MembershipSchema(Wire):
+class MembershipSchema(Answer):
     """An experiment that a user is in."""
 
     experiment_id = fields.String()
@@ -758,7 +866,7 @@ class MembershipSchema(Wire):
     experiment_name = fields.String()
     variant_id = fields.String()
     variant_name = fields.String()
-    flow_id = fields.String()
+    flow_id = fields.String(allow_none=True)
     assigned_at = Moment()
 
 
@@ -767,6 +875,8 @@ DECIMALS = 340  # what it takes to write any double exactly as it is printed
 
 class Value(Number):
     """A number from -1e12 to 1e12."""
+
+    shape = {"type": "number", "minimum": -(10**12), "maximum": 10**12}
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
@@ -824,18 +934,24 @@ class ImportLineSchema(Schema):
             raise ValidationError("It is before the timestamp.", "converted_at")
 
 
-class ReceiptSchema(Wire):
+class ReceiptSchema(Answer):
     """What became of an event in one experiment."""
 
     experiment_id = fields.String()
-    status = fields.String()
-    reason = fields.String()
+    status = fields.String(metadata={"enum": ["accepted", "duplicate", "rejected"]})
+    reason = fields.String(allow_none=True)
     user_id = fields.String()
-    variant_id = fields.String()
+    variant_id = fields.String(allow_none=True)
     metric = fields.String()
-    value = Value()
+    value = Value(allow_none=True)
     occurred_at = Moment()
-    idempotency_key = fields.String()
+    idempotency_key = fields.String(allow_none=True)
+
+
+class BookedSchema(Answer):
+    """What became of each event of a batch, in each of its user's experiments."""
+
+    data = fields.List(fields.List(fields.Nested(ReceiptSchema())))
 
 
 # ----------------------------------------------------------------------------
@@ -852,15 +968,63 @@ def is_a_rule_tree(tree: Any) -> None:
         raise ValidationError(found)
 
 
+def _leaves(operators: list[str], value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the JSON Schema of the rules with these operators."""
+    given = {} if value is None else {"value": value}
+    field = {"type": "string", "maxLength": audience.FIELD_LENGTH, "pattern": STEPS}
+    return {
+        "type": "object",
+        "properties": {"field": field, "operator": {"enum": operators}, **given},
+        "required": ["field", "operator", *given],
+        "additionalProperties": False,
+    }
+
+
+STEPS = rf"^[^.]*[^.{BLANKS}][^.]*(\.[^.]*[^.{BLANKS}][^.]*)*$"
+RULE_TREE = {
+    "description": "One rule, or a group of them. Groups stand at most "
+    f"{audience.DEPTH} deep and hold {audience.RULES} rules in all; the patterns of "
+    "`regex` are RE2's.",
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "logicalOperator": {"enum": ["AND", "OR"]},
+                "rules": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"$ref": "#/components/schemas/RuleTree"},
+                },
+            },
+            "required": ["logicalOperator", "rules"],
+            "additionalProperties": False,
+        },
+        _leaves(["eq", "neq"], {}),
+        _leaves(["gt", "lt", "gte", "lte"], {"type": "number"}),
+        _leaves(
+            ["contains", "not_contains"], {"type": ["string", "number", "boolean"]}
+        ),
+        _leaves(["in", "not_in"], {"type": "array"}),
+        _leaves(["exists", "not_exists"], None),
+        _leaves(["regex"], {"type": "string", "maxLength": audience.PATTERN_LENGTH}),
+        _leaves(["starts_with", "ends_with"], {"type": "string"}),
+    ],
+}
+
+
+def RuleTree(**options: Any) -> fields.Raw:
+    """Return a field for a tree of rules."""
+    shape = {"allOf": [{"$ref": "#/components/schemas/RuleTree"}]}
+    return fields.Raw(validate=is_a_rule_tree, metadata=shape, **options)
+
+
 class AudienceSchema(Wire):
     """Whom an experiment is for."""
 
     id = fields.String(dump_only=True)
     name = Name(200, required=True)
-    description = fields.String(allow_none=True, validate=validate.Length(max=10_000))
-    rule_tree = fields.Raw(
-        required=True, validate=is_a_rule_tree, metadata={"type": "object"}
-    )
+    description = Text(10_000)
+    rule_tree = RuleTree(required=True)
     created_at = Moment(dump_only=True)
     updated_at = Moment(dump_only=True)
 
@@ -869,14 +1033,16 @@ class AudienceChangeSchema(AudienceSchema):
     """What a PATCH of an audience may hold: only the fields given change."""
 
     name = Name(200)
-    rule_tree = fields.Raw(validate=is_a_rule_tree, metadata={"type": "object"})
+    rule_tree = RuleTree()
 
 
 class AudiencePage(Page):
     """Which page of the audiences, and which of them."""
 
     search = fields.String(
-        load_default=None, validate=[validate.Length(max=200), is_storable]
+        load_default=None,
+        allow_none=False,
+        validate=[validate.Length(max=200), is_storable],
     )
 
 
@@ -887,7 +1053,7 @@ class TrialSchema(Wire):
     attributes = fields.Dict(keys=fields.String(), load_default=dict)
 
 
-class TrialResultSchema(Wire):
+class TrialResultSchema(Answer):
     """Whether somebody is meant, and the truth of each rule."""
 
     matches = fields.Boolean()
@@ -902,13 +1068,13 @@ class OverrideSchema(Wire):
     variant_id = Id(required=True, attribute="variant")
 
 
-class ChangeSchema(Wire):
+class ChangeSchema(Answer):
     """One thing that was done to an experiment."""
 
     at = Moment()
     subject = fields.String(attribute="actor")
     action = fields.String()
-    user_id = fields.String()
+    user_id = fields.String(allow_none=True)
     changes = fields.Function(
         lambda change: changes(change), metadata={"type": "object"}
     )
@@ -936,7 +1102,7 @@ def changes(change: Change) -> dict[str, dict[str, Any]]:
     return {name: {"from": before[name], "to": after[name]} for name in after}
 
 
-class CountedSchema(Wire):
+class CountedSchema(Answer):
     """What an experiment counts in all."""
 
     participants = fields.Integer()
@@ -944,7 +1110,7 @@ class CountedSchema(Wire):
     events = fields.Integer()
 
 
-class ErasedSchema(Wire):
+class ErasedSchema(Answer):
     """What one experiment counted before a person was erased, and after."""
 
     experiment_id = fields.String()
@@ -952,7 +1118,7 @@ class ErasedSchema(Wire):
     after = fields.Nested(CountedSchema())
 
 
-class ErasureSchema(Wire):
+class ErasureSchema(Answer):
     """Where a person was erased."""
 
     experiments = fields.List(fields.Nested(ErasedSchema()))

@@ -8,6 +8,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import peewee
@@ -86,19 +87,57 @@ def read_body(limit: int) -> bytes:
 
 
 class Blueprint(SmorestBlueprint):
-    """flask-smorest's, with answers in `{"data": …}`."""
+    """flask-smorest's, with answers in `{"data": …}` and every refusal documented."""
 
     ARGUMENTS_PARSER = Parser()
 
     @staticmethod
     def _prepare_response_content(data: Any) -> Any:
-        if isinstance(data, dict) and "meta" in data:
-            return data
-        return {"data": data}
+        return data if isinstance(data, dict) and "data" in data else {"data": data}
 
     @staticmethod
     def _make_doc_response_schema(schema: Any) -> Any:
-        return schema if schema is None or "meta" in schema.fields else envelope(schema)
+        whole = not isinstance(schema, Schema) or "data" in schema.fields
+        return schema if whole else envelope(schema)
+
+    def arguments(self, schema: Schema, **options: Any) -> Any:
+        """Read a body, which may be absent where nothing is required, or a query."""
+        required = any(field.required for field in schema.fields.values())
+        return super().arguments(schema, required=required, **options)
+
+    def texts(self, handler: Any) -> Any:
+        """Say that a handler answers with tables too, as `readable` does."""
+        for form in tables.FORMS:
+            told = self.alt_response(200, schema={"type": "string"}, content_type=form)
+            handler = told(handler)
+        return handler
+
+    def add_url_rule(
+        self, rule: str, endpoint: Any = None, view_func: Any = None, **options: Any
+    ) -> None:
+        """Note what a handler reads, and what any of its kind may be refused with."""
+        taken = view_func._apidoc.get("arguments", {}).get("parameters", [])
+        view_func.reads = {each["in"] for each in taken}
+        statuses = [400, 401, 403, 503]
+        if "<" in rule:
+            statuses.append(404)
+        if "json" in view_func.reads:
+            statuses += [413, 415]
+        documented = view_func._apidoc["response"]["responses"]
+        documented |= {status: [HTTPStatus(status).name] for status in statuses}
+        super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+def refuse_odd_query(reads: set[str]) -> None:
+    """Raise ValidationError for a parameter that stands twice, or that nobody reads."""
+    wrong = {}
+    for name, values in request.args.lists():
+        if "query" not in reads:
+            wrong[name] = ["Unknown field."]
+        elif len(values) > 1:
+            wrong[name] = ["It stands twice."]
+    if wrong:
+        raise ValidationError(wrong)
 
 
 _envelopes: dict[tuple[type, bool], type[Schema]] = {}
@@ -109,7 +148,7 @@ def envelope(schema: Schema) -> type[Schema]:
     many = bool(schema.many)
     if (type(schema), many) not in _envelopes:
         name = type(schema).__name__.removesuffix("Schema") + "Envelope"
-        held = fields.Nested(type(schema), many=many)
+        held = fields.Nested(type(schema), many=many, required=True)
         made = Schema.from_dict({"data": held}, name=f"{name}s" if many else name)
         _envelopes[type(schema), many] = made
     return _envelopes[type(schema), many]
@@ -122,7 +161,7 @@ class Opaque(PathConverter):
     part_isolating = False
 
 
-class Meta(Schema):
+class Meta(schemas.Answer):
     """Where a page stands in its list."""
 
     total = fields.Integer()
@@ -135,7 +174,7 @@ def Listed(schema: Schema) -> Schema:
     """Return the schema of a page of a list."""
     name = type(schema).__name__.removesuffix("Schema") + "List"
     listed = {"data": fields.List(fields.Nested(schema)), "meta": fields.Nested(Meta())}
-    return Schema.from_dict(listed, name=name)()
+    return schemas.Answer.from_dict(listed, name=name)()
 
 
 def page(rows: list[Any], total: int, number: int, limit: int) -> dict[str, Any]:
@@ -184,23 +223,27 @@ CODES = {
 }
 
 
-class ErrorDetail(Schema):
+class ErrorDetail(schemas.Answer):
+    """A field that is wrong, or what is and what would be allowed."""
+
+    sometimes = ("path", "message", "current", "allowed")
+
     path = fields.String()
     message = fields.String()
     current = fields.String()
     allowed = fields.List(fields.String())
 
 
-class ErrorBody(Schema):
-    statusCode = fields.Integer(required=True)
-    code = fields.String(required=True)
-    message = fields.String(required=True)
-    details = fields.List(fields.Nested(ErrorDetail()), required=True)
-    requestId = fields.String(required=True)
+class ErrorBody(schemas.Answer):
+    status_code = fields.Integer()
+    code = fields.String()
+    message = fields.String()
+    details = fields.List(fields.Nested(ErrorDetail()))
+    request_id = fields.String()
 
 
-class Error(Schema):
-    error = fields.Nested(ErrorBody(), required=True)
+class Error(schemas.Answer):
+    error = fields.Nested(ErrorBody())
 
 
 def problem(
@@ -331,13 +374,68 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
 }
 
 
-class Api(SmorestApi):
-    """flask-smorest's, with our errors in its document."""
+# What the document says of each refusal, and the headers that come with it.
+REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
+    400: ("Not understood: `details` has every field that is wrong.", {}),
+    401: (
+        "No token, or one that proves nothing.",
+        {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
+    ),
+    403: ("The token lacks a scope, which the message names.", {}),
+    404: ("There is no such thing.", {}),
+    409: ("The wrong moment, or it contradicts what is stored.", {}),
+    413: ("The body is over 1 MiB, or 10 MiB on a batch.", {}),
+    415: ("The body is not plain `application/json`.", {}),
+    503: (
+        "The database, or the provider of the keys, does not answer now.",
+        {"Retry-After": {"required": True, "schema": {"type": "string"}}},
+    ),
+}
 
-    ERROR_SCHEMA = Error
+
+class Api(SmorestApi):
+    """flask-smorest's, with our errors and our fields in its document."""
+
+    DEFAULT_ERROR_RESPONSE_NAME = None  # every status that is answered is named
+
+    def _init_spec(self, **options: Any) -> None:
+        super()._init_spec(**options)
+        token = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        self.spec.components.security_scheme("token", token)
+        self.spec.components.schema("RuleTree", schemas.RULE_TREE)
+        converter = self.ma_plugin.converter
+        converter.add_attribute_function(_without_null)
+        converter.add_parameter_attribute_function(_as_json)
+        self.register_converter(Opaque, lambda _: OWN_ID)
+
+    def _register_responses(self) -> None:
+        for status, (told, headers) in REFUSALS.items():
+            content = {"application/json": {"schema": Error}}
+            said = {"description": told, "content": content, "headers": headers}
+            self.spec.components.response(HTTPStatus(status).name, said, lazy=True)
+
+    def _register_pagination_header(self) -> None:
+        """Have none: `meta` says where a page stands."""
 
     def _register_error_handlers(self) -> None:
         """Leave the errors to ANSWERS."""
+
+
+OWN_ID = {"type": "string", "minLength": 1, "maxLength": 255, **schemas.AN_ID}
+
+
+def _without_null(converter: Any, field: Any, ret: Any) -> dict[str, Any]:
+    """Leave out the default of a field that may be absent but never null."""
+    if ret.get("default", ...) is None and not field.allow_none:
+        del ret["default"]
+    return {}
+
+
+def _as_json(converter: Any, field: Any, ret: Any) -> dict[str, Any]:
+    """Say of a JSON text in a query what is in it."""
+    if not isinstance(field, schemas.JsonText):
+        return {}
+    return {"content": {"application/json": {"schema": ret.pop("schema")}}}
 
 
 # ----------------------------------------------------------------------------

@@ -219,6 +219,8 @@ def check_counts(conversions: int, sample_size: int) -> None:
 
 def check_level(confidence_level: Number) -> float:
     """Return the confidence level as a float, or refuse what is not 0.5 to 0.99."""
-    if not 0.5 <= confidence_level <= 0.99:
+    # As a float: the decimal 0.99 is above the float, which is a little below it.
+    level = float(confidence_level)
+    if not 0.5 <= level <= 0.99:
         raise ValueError(f"A confidence level is 0.5 to 0.99, not {confidence_level}")
-    return float(confidence_level)
+    return level

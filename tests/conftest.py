@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import models
 from app import create_app
@@ -29,6 +29,22 @@ settings.load_profile("repeatable")
 def pytest_addoption(parser: pytest.Parser) -> None:
     told = "how often each fault is made (20 where CI is set, else 1); with it, all are"
     parser.addoption("--rounds", type=int, help=told)
+    told = "how many examples the contract is tried with; `make contract` says 300"
+    parser.addoption("--examples", type=int, default=10, help=told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis try what is quick 100 times, and what is not, ten times."""
+    wanted = config.getoption("--examples")
+    settings.register_profile(
+        "repeatable", settings.get_profile("repeatable"), max_examples=max(100, wanted)
+    )
+    settings.load_profile("repeatable")
+    settings.register_profile(
+        "contract",
+        max_examples=wanted,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @pytest.fixture

@@ -76,6 +76,21 @@ def test_an_analysis_that_cannot_be_is_refused(api, draft, body):
     assert_error(response, 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.parametrize("level", [0.5, 0.99])
+def test_a_confidence_level_may_be_its_bound(api, draft, level):
+    plan = {"baselineRate": 0.2, "minimumEffect": 0.05, "confidenceLevel": level}
+    path = draft(plan=plan)
+    rehearsal = {"participants": 20, "baselineRate": 0.1, "runs": 1, "looks": 1}
+
+    told = api.post(f"{path}/compute-results", {"confidenceLevel": level})
+    size = api.post("sample-size", plan)
+    rehearsed = api.post(f"{path}/simulate", rehearsal)
+
+    assert told.status_code == size.status_code == rehearsed.status_code == 200
+    analysis = told.json["data"]["analysis"]
+    assert analysis["confidenceLevel"] == analysis["verdictConfidenceLevel"] == level
+
+
 def test_a_metric_with_values_has_means_beside_its_rate(api, running, enrolled):
     path = running(plan={"baselineRate": 0.2, "minimumEffect": 0.05})
     users = [f"u{number}" for number in range(40)]
@@ -411,6 +426,27 @@ def test_more_variants_and_uneven_splits_need_more_users(api):
 def test_a_size_that_cannot_be_is_refused(api, fields, path):
     response = api.post("sample-size", {"baselineRate": 0.1, **fields})
     assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+def sized(api, users_per_day):
+    body = (
+        f'{{"baselineRate": 0.1, "minimumEffect": 0.1, "usersPerDay": {users_per_day}}}'
+    )
+    told = {"Content-Type": "application/json"}
+    return api("POST", "sample-size", data=body, headers=told)
+
+
+@pytest.mark.parametrize("spelling", ["500.0", "5e2", "5000E-1"])
+def test_a_whole_number_may_be_spelled_in_any_way(api, spelling):
+    assert sized(api, spelling).json["data"] == sized(api, "500").json["data"]
+
+
+@pytest.mark.parametrize(
+    "spelling", ["500.5", "1e400", "1e999999999", '"500"', "true", "-0.0"]
+)
+def test_what_is_no_whole_number_within_bounds_is_refused(api, spelling):
+    error = assert_error(sized(api, spelling), 400, "VALIDATION_ERROR")
+    assert paths(error) == {"usersPerDay"}
 
 
 @settings(max_examples=40)

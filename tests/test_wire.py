@@ -1,7 +1,6 @@
 """The wire: strict JSON in, one shape of errors out, nothing secret in the logs."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
@@ -11,12 +10,14 @@ from decimal import Decimal
 from urllib.parse import urljoin
 
 import pytest
-from conftest import SECRET, assert_error, two_variants
+from conftest import SECRET, assert_error, paths, two_variants
 from hypothesis import given
 from hypothesis import strategies as st
 from marshmallow import ValidationError
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import app as application
+import audience
 import schemas
 import wire
 
@@ -37,6 +38,7 @@ def post(api, data, **headers):
         b'{"variants": [{"name": "a", "name": "a"}]}',
         b'{"name": NaN}',
         b'{"name": -Infinity}',
+        b'\xef\xbb\xbf{"name": "a"}',
         b"[" * 65 + b"]" * 65,
         b'{"a":' * 100_000,
         b'{"name": "\xff"}',
@@ -156,6 +158,54 @@ def test_a_query_that_is_not_understood_is_refused(api, query):
     assert_error(api.get(f"experiments?{query}"), 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "experiments/ID"),
+        ("DELETE", "experiments/ID"),
+        ("POST", "experiments/ID/start"),
+        ("POST", "experiments/ID/assignments"),
+        ("DELETE", "users/u1"),
+        ("POST", "sample-size"),
+    ],
+)
+def test_a_query_that_nobody_reads_is_refused_and_does_nothing(
+    api, draft, method, path
+):
+    own = draft()
+    asked = path.replace("experiments/ID", own)
+
+    error = assert_error(api(method, f"{asked}?dryRun=true"), 400, "VALIDATION_ERROR")
+
+    assert paths(error) == {"dryRun"}
+    read = api.get(own).json["data"]
+    assert (read["status"], read["archivedAt"]) == ("draft", None)
+
+
+def test_a_parameter_that_stands_twice_is_refused(api):
+    error = assert_error(api.get("experiments?page=1&page=2"), 400, "VALIDATION_ERROR")
+
+    assert paths(error) == {"page"}
+
+
+def test_a_page_of_sixteen_digits_is_empty_and_one_of_more_is_refused(api, draft):
+    draft()
+    for path in ("experiments", "audiences", "users/u1/assignments"):
+        past = api.get(f"{path}?limit=100&page={'9' * 16}")
+        assert (past.status_code, past.json["data"]) == (200, [])
+        assert_error(api.get(f"{path}?page=1{'0' * 16}"), 400, "VALIDATION_ERROR")
+
+
+def test_head_asks_as_get_does_and_answers_without_a_body(api, anonymous, draft):
+    path = draft()
+    for asked in ("experiments", path, f"{path}/export", "/healthz"):
+        told, whole = api("HEAD", asked), api.get(asked)
+        assert (told.status_code, told.data) == (200, b"")
+        assert told.headers["Content-Type"] == whole.headers["Content-Type"]
+    assert anonymous("HEAD", path).status_code == 401
+    assert api("HEAD", "experiments/exp_none").status_code == 404
+
+
 def test_bad_paths_and_methods_have_the_one_shape(api):
     assert_error(api.get("/nowhere"), 404, "NOT_FOUND")
     refused = api.delete("experiments")
@@ -255,6 +305,18 @@ def test_the_document_is_openapi_3_1_and_names_every_endpoint(app, anonymous):
     assert written == served
     for path, method in written:
         assert document["paths"][path][method]["summary"], path
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_the_document_knows_every_operator_of_a_rule(anonymous):
+    tree = anonymous.get("/openapi.json").json["components"]["schemas"]["RuleTree"]
+
+    told = [
+        operator
+        for shape in tree["anyOf"]
+        for operator in shape["properties"].get("operator", {}).get("enum", [])
+    ]
+    assert sorted(told) == sorted(audience.OPERATORS)
 
 
 def test_the_docs_page_asks_no_other_host(anonymous):
@@ -295,25 +357,98 @@ def test_only_the_origins_named_may_call_from_a_browser(app, tmp_path):
     assert name not in preflight("https://shop.example", "/api/experiments")
 
 
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+numbers = st.integers() | st.decimals(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
-    lambda inner: (
-        st.lists(inner)
-        | st.dictionaries(
-            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
-            inner,
-        )
-    ),
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
     max_leaves=20,
+)
+# What strange documents are made of: all of JSON's words, and what is near them.
+scraps = st.sampled_from(
+    [
+        *("{", "}", "[", "]", ",", ":", " ", "\n", "\ufeff", "\0", "/*", "'a'"),
+        *(
+            '"',
+            '"a"',
+            '"a":',
+            '"\\u0061":',
+            '"\\ud83d\\ude00"',
+            '"\\udc00"',
+            '"\\u0000"',
+        ),
+        *("null", "true", "False", "NaN", "-Infinity", "1E400", "-0", "0.10", "01"),
+        *("1", "-", ".5", "5.", "e9", "+", "1_0", "0x1", "\u0661", "9" * 4_301),
+    ]
+)
+documents = st.one_of(
+    st.binary(),
+    st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.lists(scraps, max_size=12).map(lambda some: "".join(some).encode()),
+    json_values.map(lambda value: schemas.dumps(value).encode()),
 )
 
 
+def read_by_another(body):
+    """Return what the standard library makes of strict JSON, or raise ValueError."""
+
+    def unique(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("duplicate")
+        return dict(pairs)
+
+    def refuse(name):
+        raise ValueError(name)
+
+    try:
+        return json.loads(
+            body.decode(),
+            parse_float=Decimal,
+            parse_constant=refuse,
+            object_pairs_hook=unique,
+        )
+    except (ArithmeticError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def is_kept(value, depth=0):
+    """Tell whether a value has no text that a database would not keep, nor depth."""
+    if isinstance(value, dict):
+        held = [*value, *value.values()]
+    elif isinstance(value, list):
+        held = value
+    else:
+        return not (isinstance(value, str) and re.search("[\0\ud800-\udfff]", value))
+    return depth < 64 and all(is_kept(one, depth + 1) for one in held)
+
+
+def spelled(value):
+    """Return a value with its types told, and each number as its digits."""
+    if isinstance(value, dict):
+        return {key: spelled(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [spelled(one) for one in value]
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return "number", 0 if value == 0 else Decimal(value).as_tuple()
+    return type(value), value
+
+
+@given(documents)
+def test_the_reader_takes_what_another_strict_one_takes_and_reads_it_alike(body):
+    try:
+        expected = read_by_another(body)
+    except ValueError:
+        expected = ...
+    if expected is ... or not is_kept(expected):
+        with pytest.raises((schemas.InvalidJson, ValidationError)):
+            schemas.loads(body)
+    else:
+        assert spelled(schemas.loads(body)) == spelled(expected)
+
+
 @given(json_values)
-def test_the_reader_agrees_with_the_standard_one_on_all_that_is_strict(value):
-    assert schemas.loads(json.dumps(value).encode()) == value
+def test_what_is_written_is_read_again_digit_for_digit(value):
+    assert spelled(schemas.loads(schemas.dumps(value).encode())) == spelled(value)
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False))
@@ -325,10 +460,78 @@ def test_the_reader_rounds_no_number(number):
     assert Decimal(schemas.dumps(read)) == number
 
 
-@given(st.binary() | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_the_reader_refuses_and_never_crashes(body):
-    with contextlib.suppress(schemas.InvalidJson, ValidationError):
+def nested(core, around):
+    """Return JSON text with one list or object more around it for each of these."""
+    for opening in around:
+        core = f'{{"a": {core}}}' if opening == "{" else f"[1, {core}]"
+    return core.encode()
+
+
+def arounds(most):
+    return st.lists(st.sampled_from("[{"), max_size=most)
+
+
+@given(texts, arounds(63), st.booleans())
+def test_a_key_that_stands_twice_is_refused_at_any_depth(key, around, is_escaped):
+    once = json.dumps(key, ensure_ascii=False)
+    again = once
+    if is_escaped:  # as a reader of texts may not see
+        units = key.encode("utf-16-be").hex()
+        units = [units[place : place + 4] for place in range(0, len(units), 4)]
+        again = '"' + "".join(f"\\u{unit}" for unit in units) + '"'
+    with pytest.raises(schemas.InvalidJson):
+        schemas.loads(nested(f"{{{once}: 1, {again}: 1}}", around))
+
+
+@given(arounds(64), st.sampled_from(['"[[[[{{{{"', "1", '"\\"[["']))
+def test_sixty_four_levels_are_read_whatever_they_are(around, core):
+    assert schemas.loads(nested(core, around)) == json.loads(nested(core, around))
+
+
+@given(arounds(64), st.integers(65, 100_000), st.booleans())
+def test_more_levels_are_refused_and_exhaust_nothing(around, most, is_closed):
+    opening = "".join(around) or "["
+    depths = (opening * (most // len(opening) + 1)).replace("{", '{"a":')
+    closing = "]" * most if is_closed else ""
+    with pytest.raises(schemas.InvalidJson, match="deep"):
+        schemas.loads(f"{depths}{closing}".encode())
+
+
+@given(json_values, st.sampled_from(["utf-16", "utf-16-le", "utf-32", "utf-8-sig"]))
+def test_another_encoding_is_refused(value, encoding):
+    with pytest.raises(schemas.InvalidJson):
+        schemas.loads(schemas.dumps(value).encode(encoding))
+
+
+@given(
+    arounds(60),
+    st.sampled_from(
+        [
+            *(b"NaN", b"Infinity", b"-Infinity", b"'a'", b"\xc2\xa01"),
+            b"\xef\xbb\xbf1",
+            # Not UTF-8: too long, a surrogate, beyond the last, cut off, alone.
+            *(b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b'"\xe2\x82"'),
+            *(b'"\x80"', b'"\xff"', b'"\x00"', b'"\x1f"', b"\x00"),
+        ]
+    ),
+)
+def test_what_is_not_json_is_refused_at_any_depth(around, core):
+    body = nested("CORE", around).replace(b"CORE", core)
+    with pytest.raises(schemas.InvalidJson):
         schemas.loads(body)
+
+
+@given(
+    arounds(60),
+    st.sampled_from(
+        ["\\u0000", "\\ud800", "\\udfff", "\\ude00\\ud83d", "\\ud83d\\ud83d\\ude00"]
+    ),
+    st.booleans(),
+)
+def test_a_text_that_no_database_keeps_is_refused_at_any_depth(around, text, is_key):
+    core = f'{{"{text}": 1}}' if is_key else f'"{text}"'
+    with pytest.raises(ValidationError):
+        schemas.loads(nested(core, around))
 
 
 def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
