@@ -15,7 +15,6 @@ import peewee
 from flask import Flask, Response, current_app, redirect, request
 from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
-from marshmallow import ValidationError
 from werkzeug.exceptions import (
     NotFound,
 )
@@ -51,6 +50,7 @@ from wire import (
     note_departure,
     page,
     readable,
+    refuse_odd_path,
     refuse_odd_query,
 )
 
@@ -85,11 +85,9 @@ def guard() -> None:
         return
     auth.authenticate()
     handler: Any = current_app.view_functions[str(request.endpoint)]
+    refuse_odd_path()
     refuse_odd_query(handler.reads)
     ids = request.view_args or {}
-    for name, value in ids.items():
-        if "\0" in value:
-            raise ValidationError({name: ["An id holds no NUL."]})
     OWN_IDS.load({schemas.camel_case(name): id for name, id in ids.items()})
     engine.connect()
 
@@ -148,6 +146,7 @@ def update_experiment(changes, id):
     """Change a draft; fields left out stay as they are."""
     experiment = find(id)
     variants = changes.pop("variants", None)
+    experiment.refuse_unless_draft()
     if variants is not None:
         variants = schemas.whole_variants(experiment.merged(variants))
     experiment.revise(variants, auth.subject(), **changes)
@@ -301,7 +300,7 @@ def erase_user(user_id):
 @api.response(200, Listed(OVERRIDE))
 @requires("read")
 def list_overrides(query, id):
-    """List whose variants are forced, by user."""
+    """List whose variants are forced, newest first."""
     rows, total = Override.page(find(id), query["page"], query["limit"])
     return page(rows, total, query["page"], query["limit"])
 

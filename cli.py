@@ -120,10 +120,9 @@ def check() -> None:
         models.verify()
         engine.examine("integrity_check")
         wrong = 0
-        with models.database.transaction("DEFERRED"):  # one moment, while others write
-            for sentence in reports.discrepancies():
-                wrong += 1
-                click.echo(sentence, err=True)
+        for sentence in reports.discrepancies():
+            wrong += 1
+            click.echo(sentence, err=True)
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")
@@ -138,9 +137,9 @@ def vacuum() -> None:
     """
     with told():
         models.verify()
-        emptied = engine.write_anew()
-    if not emptied:
-        raise click.ClickException("The log is being read and was not emptied: again.")
+        done = engine.write_anew() and engine.empty_log()
+    if not done:
+        raise click.ClickException("The file, or its log, is in use: again.")
     click.echo("The file is written anew.")
 
 

@@ -294,15 +294,32 @@ def empty_log() -> bool:
     return not busy
 
 
+SMALL = 32 * 1024 * 1024  # bytes that are written anew well within a second
+
+
+def clean() -> tuple[bool, bool]:
+    """Leave no copy of what was overwritten; say if the file, and the log, has none.
+
+    A file that is large is left to `write_anew` at a better time.
+    """
+    size = database.pragma("page_count") * database.pragma("page_size")
+    return size <= SMALL and write_anew(), empty_log()
+
+
 def write_anew() -> bool:
-    """Write every page anew, and empty the log; say if that was emptied.
+    """Write every page anew; say if it worked, or was too busy for it.
 
     When SQLite moves rows from a page to another it may leave copies in the part of
     the page that is not in use, which secure_delete does not reach. New pages have
     none. Writers wait meanwhile, and memory holds the database once.
     """
-    database.execute_sql("VACUUM")
-    return empty_log()
+    try:
+        database.execute_sql("VACUUM")
+    except peewee.OperationalError as error:
+        if trouble(error) == "SQLITE_BUSY":
+            return False
+        raise
+    return True
 
 
 def examine(check: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from peewee import fn
 
 import audience
-from engine import empty_log
+from engine import clean
 from models import (
     Assignment,
     Audience,
@@ -31,9 +31,10 @@ class Erased(NamedTuple):
 
 
 class Erasure(NamedTuple):
-    """What was done; `log_emptied` says if no old page holds a trace any more."""
+    """What was done, and if the file, and its log, hold no copy of the id."""
 
     experiments: list[Erased]
+    file_rewritten: bool
     log_emptied: bool
 
 
@@ -62,7 +63,7 @@ def erase(user_id: str, by: str) -> Erasure:
         after = _counted(mine)
     pairs = zip(before.items(), after.values(), strict=True)
     erased = [Erased(one.id, then, now) for (one, then), now in pairs]
-    return Erasure(erased, empty_log())
+    return Erasure(erased, *clean())
 
 
 def _erase_rows(user_id: str, tombstone: str) -> None:

@@ -348,11 +348,14 @@ def refuse_rejected(receipt: Receipt) -> None:
     another body; the refusal is on the books all the same.
     """
     if receipt.reason == NOT_ENROLLED:
-        raise NotEnrolled(f"The user is not enrolled in {receipt.experiment_id}.")
+        told = f"The user is not enrolled in {receipt.experiment_id}."
+        raise NotEnrolled(told, "not enrolled", ["enrolled"])
     if receipt.reason == BEFORE_ENROLLMENT:
-        raise BeforeEnrollment("The conversion happened before the enrolment.")
+        told = "The conversion happened before the enrolment."
+        raise BeforeEnrollment(told, str(receipt.occurred_at))
     if receipt.status == REJECTED:
-        raise Conflict("The idempotencyKey was used with another body.")
+        told = "The idempotencyKey was used with another body."
+        raise Conflict(told, str(receipt.idempotency_key))
 
 
 def credit(events: Sequence[Event]) -> list[list[Receipt]]:

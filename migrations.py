@@ -20,6 +20,7 @@ CREATE TABLE "override" (
     "experiment_id" TEXT NOT NULL,
     "user_id" TEXT NOT NULL,
     "variant" TEXT NOT NULL,
+    "created_at" INTEGER NOT NULL,
     PRIMARY KEY ("experiment_id", "user_id"),
     FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
     FOREIGN KEY ("experiment_id", "variant")

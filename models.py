@@ -50,7 +50,14 @@ FULL = 10_000  # hundredths of a percent, and the hash's buckets
 
 
 class Conflict(Exception):
-    """What was asked for contradicts something that is stored."""
+    """What was asked for contradicts something that is stored.
+
+    *current* is what is stored, or asked for; *allowed* what would do instead.
+    """
+
+    def __init__(self, message: str, current: str, allowed: Iterable[str] = ()) -> None:
+        self.current, self.allowed = current, list(allowed)
+        super().__init__(message)
 
 
 class NotEnrolled(Conflict):
@@ -65,19 +72,20 @@ class InvalidState(Conflict):
     """The move is not allowed now."""
 
     def __init__(self, current: str, allowed: Iterable[str]) -> None:
-        self.current, self.allowed = current, sorted(allowed, key=STATUSES.index)
-        wanted = " or ".join(self.allowed)
-        super().__init__(f"The experiment is {current}; it must be {wanted}.")
+        wanted = sorted(allowed, key=STATUSES.index)
+        told = f"The experiment is {current}; it must be {' or '.join(wanted)}."
+        super().__init__(told, current, wanted)
 
 
 class NoRoom(Conflict):
     """The exclusion group has less room than the experiment takes."""
 
     def __init__(self, group: str, wanted: int, left: int) -> None:
-        self.wanted, self.left = wanted, left
         super().__init__(
             f"Of the group {group!r} {percent(left)} % are left, and the experiment "
-            f"takes {percent(wanted)} %."
+            f"takes {percent(wanted)} %.",
+            percent(wanted),
+            [percent(left)],
         )
 
 
@@ -298,7 +306,7 @@ class Experiment(Table):
             if fields.get("key") is None:
                 made["key"] = cls._free_key(fields["name"])
             elif cls.select().where(cls.key == fields["key"]).exists():
-                raise Conflict(f"The key {fields['key']!r} is taken.")
+                raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
             experiment = cls.create(**made)
             experiment._write_variants(
                 [{**item, "key": f"v{n}"} for n, item in enumerate(variants, 1)]
@@ -360,7 +368,9 @@ class Experiment(Table):
             if "key" in fields:
                 taken = Experiment.get_or_none(key=fields["key"])
                 if taken and taken.id != self.id:
-                    raise Conflict(f"The key {fields['key']!r} is taken.")
+                    raise Conflict(
+                        f"The key {fields['key']!r} is taken.", fields["key"]
+                    )
             if variants is not None:
                 for item in variants:
                     if item.get("key") is None:
@@ -382,7 +392,11 @@ class Experiment(Table):
             if not written:
                 self._reload()
                 self.refuse_unless_draft()
-                raise Conflict("The experiment was changed meanwhile; read it again.")
+                raise Conflict(
+                    "The experiment was changed meanwhile; read it again.",
+                    str(self.updated_at),
+                    [str(read_at)],
+                )
             if variants is not None:
                 self._write_variants(variants)
                 self._drop_overrides(by)
@@ -418,7 +432,8 @@ class Experiment(Table):
             now = utcnow()
             if self.end_date and self.end_date <= now and self.status == DRAFT:
                 raise Conflict(
-                    "The endDate has passed; set a later one, or null, first."
+                    "The endDate has passed; set a later one, or null, first.",
+                    str(self.end_date),
                 )
             meant = Audience.get_or_none(id=self.audience_id)
             self._move(
@@ -690,7 +705,11 @@ class Audience(Table):
                 Experiment._status_at(utcnow()).in_([DRAFT, RUNNING]),
             )
             if using:
-                raise Conflict(f"The {using.state} experiment {using.id} uses it.")
+                raise Conflict(
+                    f"The {using.state} experiment {using.id} uses it.",
+                    using.state,
+                    [STOPPED, COMPLETED],
+                )
             Audience.delete().where(Audience.id == self.id).execute()
 
 
@@ -700,6 +719,7 @@ class Override(Table):
     experiment = ForeignKeyField(Experiment, index=False)
     user_id = TextField()
     variant = TextField()
+    created_at = Utc(default=utcnow)
 
     class Meta:
         primary_key = CompositeKey("experiment", "user_id")
@@ -720,9 +740,9 @@ class Override(Table):
     def page(
         cls, experiment: Experiment, number: int, limit: int
     ) -> tuple[list[Override], int]:
-        """Return a page of an experiment's overrides, by user, and how many."""
+        """Return a page of an experiment's overrides, newest first, and how many."""
         found = cls.select().where(cls.experiment == experiment.id)
-        page = found.order_by(cls.user_id).limit(limit)
+        page = found.order_by(cls.created_at.desc(), cls.user_id).limit(limit)
         return list(page.offset((number - 1) * limit)), found.count()
 
 

@@ -1122,6 +1122,7 @@ class ErasureSchema(Answer):
     """Where a person was erased."""
 
     experiments = fields.List(fields.Nested(ErasedSchema()))
+    file_rewritten = fields.Boolean()
     log_emptied = fields.Boolean()
 
 

@@ -33,7 +33,7 @@ import metrics
 import models
 import schemas
 import tables
-from models import Conflict, Invalid, InvalidState, NoRoom
+from models import Conflict, Invalid, InvalidState
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger("abacus")
@@ -126,6 +126,16 @@ class Blueprint(SmorestBlueprint):
         documented = view_func._apidoc["response"]["responses"]
         documented |= {status: [HTTPStatus(status).name] for status in statuses}
         super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+def refuse_odd_path() -> None:
+    """Raise ValidationError for a path that is not UTF-8, or holds NUL.
+
+    Werkzeug reads what it cannot as U+FFFD, and two users would be one.
+    """
+    path = request.environ.get("PATH_INFO", "").encode("latin-1", "replace")
+    if b"\0" in path or path.decode(errors="replace").encode() != path:
+        raise ValidationError({"path": ["It must be UTF-8, without NUL."]})
 
 
 def refuse_odd_query(reads: set[str]) -> None:
@@ -296,23 +306,14 @@ def answer_invalid_json(error: schemas.InvalidJson) -> Response:
     return problem(400, str(error), "INVALID_JSON")
 
 
-def answer_invalid_state(error: InvalidState) -> Response:
-    details = [{"current": error.current, "allowed": error.allowed}]
-    return problem(409, str(error), "INVALID_STATE", details)
-
-
 def answer_conflict(error: Conflict) -> Response:
     code = {
+        InvalidState: "INVALID_STATE",
         models.NotEnrolled: "NOT_ENROLLED",
         models.BeforeEnrollment: "BEFORE_ENROLLMENT",
     }.get(type(error))
-    return problem(409, str(error), code)
-
-
-def answer_no_room(error: NoRoom) -> Response:
-    wanted, left = models.percent(error.wanted), models.percent(error.left)
-    details = [{"current": wanted, "allowed": [left]}]
-    return problem(409, str(error), details=details)
+    details = [{"current": error.current, "allowed": error.allowed}]
+    return problem(409, str(error), code, details)
 
 
 TROUBLES = {
@@ -358,8 +359,6 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     ValidationError: answer_validation,
     Invalid: answer_invalid,
     schemas.InvalidJson: answer_invalid_json,
-    InvalidState: answer_invalid_state,
-    NoRoom: answer_no_room,
     Conflict: answer_conflict,
     engine.NotReady: answer_unavailable,
     auth.WeakSecret: answer_keyless,

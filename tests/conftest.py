@@ -59,26 +59,30 @@ def thorough(request: pytest.FixtureRequest) -> None:
         pytest.skip("takes long; `make faults` runs it")
 
 
-FIGURES: list[str] = []
-
-
 @pytest.fixture
-def figure() -> Callable[..., None]:
+def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Return a way to put a figure under the run's report."""
 
     def tell(fault: str, **figures: Any) -> None:
         shown = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in figures.items()
         )
-        FIGURES.append(f"{fault}: {shown}")
+        request.node.user_properties.append(("figure", f"{fault}: {shown}"))
 
     return tell
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if FIGURES:
+    ended = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+    ]
+    told = [line for report in ended for name, line in report.user_properties]
+    if told:
         terminalreporter.section("faults")
-        for line in FIGURES:
+        for line in told:
             terminalreporter.write_line(line)
 
 

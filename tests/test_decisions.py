@@ -87,7 +87,7 @@ def test_an_override_is_changed_listed_and_removed(api, draft):
     assert (first.status_code, second.status_code) == (201, 200)
     listed = api.get(f"{path}/overrides").json
     told = [(one["userId"], one["variantId"]) for one in listed["data"]]
-    assert told == [("a", "v1"), ("b", "v2")]
+    assert told == [("a", "v1"), ("b", "v2")]  # newest first; a change is none
     assert listed["meta"]["total"] == 2
     removed = api.delete(f"{path}/overrides/b")
     assert removed.json["data"]["variantId"] == "v2"

@@ -557,3 +557,32 @@ def test_a_draft_whose_end_has_passed_is_not_started(api, draft):
 
     after = api.get(path).json["data"]
     assert (after["status"], after["startDate"]) == ("draft", None)
+
+
+def test_a_conflict_says_what_is_there_and_what_would_do(api, draft, running):
+    taken = draft(key="taken")
+    path = draft()
+    api("PUT", "audiences/aud_a", {"name": "A", "ruleTree": RULE})
+    running(audienceId="aud_a")
+    for response, current, allowed in (
+        (api.patch(path, {"key": "taken"}), "taken", []),
+        (api.delete("audiences/aud_a"), "running", ["stopped", "completed"]),
+        (api.post(f"{taken}/stop"), "draft", ["running"]),
+    ):
+        assert response.status_code == 409
+        details = response.json["error"]["details"]
+        assert details == [{"current": current, "allowed": allowed}]
+
+
+RULE = {"field": "plan", "operator": "eq", "value": "pro"}
+
+
+def test_a_running_experiment_is_409_also_for_a_variant_that_it_never_had(api, running):
+    path = running()
+    before = api.get(path).json
+    variants = [{"id": "v8"}, {"id": "v9"}]
+
+    response = api.patch(path, {"variants": variants})
+
+    assert_error(response, 409, "INVALID_STATE")
+    assert api.get(path).json == before

@@ -409,3 +409,13 @@ def test_a_browser_of_an_allowed_origin_asks_first_without_a_token(tmp_path):
         "https://shop.example": "https://shop.example",
         "https://other.example": None,
     }
+
+
+def test_a_path_that_is_not_utf_8_names_nobody(service):
+    path = service.running()
+    for odd in ("%FF", "%FE", "%ED%A0%80", "a%00b"):
+        status, answer = service("PUT", f"{path}/overrides/{odd}", {"variantId": "v1"})
+        assert (status, answer["error"]["details"][0]["path"]) == (400, "path")
+    assert service.data("GET", f"{path}/overrides") == []
+    replaced = service.data("PUT", f"{path}/overrides/%EF%BF%BD", {"variantId": "v1"})
+    assert replaced["userId"] == "\ufffd"
