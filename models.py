@@ -163,6 +163,11 @@ class Table(Model):
         legacy_table_names = False
 
 
+def _paged(found: Any, number: int, limit: int) -> tuple[list[Any], int]:
+    """Return a page of what is found, in its order, and how many there are."""
+    return list(found.limit(limit).offset((number - 1) * limit)), found.count()
+
+
 class Identity(Table):
     """One row: this is a database of Abacus, and its schema has this version."""
 
@@ -220,17 +225,14 @@ class Experiment(Table):
             found = found.where(cls._status_at(utcnow()) == status)
         if not archived:
             found = found.where(cls.archived_at.is_null())
-        rows = list(
-            found.order_by(cls.created_at.desc(), cls.id)
-            .limit(limit)
-            .offset((number - 1) * limit)
-        )
+        newest = found.order_by(cls.created_at.desc(), cls.id)
+        rows, total = _paged(newest, number, limit)
         of: dict[str, list[Variant]] = {row.id: [] for row in rows}
         for variant in Variant.of(list(of)):
             of[variant.experiment_id].append(variant)
         for row in rows:
             row._variants = of[row.id]
-        return rows, found.count()
+        return rows, total
 
     @property
     def state(self) -> str:
@@ -660,8 +662,7 @@ class Audience(Table):
         found = cls.select()
         if search:
             found = found.where(cls.searched.contains(search.casefold()))
-        page = found.order_by(cls.created_at.desc(), cls.id).limit(limit)
-        return list(page.offset((number - 1) * limit)), found.count()
+        return _paged(found.order_by(cls.created_at.desc(), cls.id), number, limit)
 
     @classmethod
     def define(
@@ -742,8 +743,7 @@ class Override(Table):
     ) -> tuple[list[Override], int]:
         """Return a page of an experiment's overrides, newest first, and how many."""
         found = cls.select().where(cls.experiment == experiment.id)
-        page = found.order_by(cls.created_at.desc(), cls.user_id).limit(limit)
-        return list(page.offset((number - 1) * limit)), found.count()
+        return _paged(found.order_by(cls.created_at.desc(), cls.user_id), number, limit)
 
 
 class GroupShare(Table):
@@ -834,8 +834,7 @@ class Change(Table):
     ) -> tuple[list[Change], int]:
         """Return a page of what was done to an experiment, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
-        page = found.order_by(cls.id.desc()).limit(limit)
-        return list(page.offset((number - 1) * limit)), found.count()
+        return _paged(found.order_by(cls.id.desc()), number, limit)
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:
