@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from marshmallow import ValidationError
-from peewee import IntegerField, TextField, chunked, fn
+from peewee import JOIN, IntegerField, ModelSelect, TextField, fn
 
 import ledger
+from engine import database
 from models import (
     EPOCH,
     MICROSECOND,
@@ -31,11 +34,13 @@ from schemas import ImportLineSchema, InvalidJson, flattened, loads
 
 CHUNK = 1_000
 LINE = ImportLineSchema()
+REQUIRED = [name for name, field in LINE.fields.items() if field.required]
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
 UNREADABLE = (csv.Error, UnicodeError, EOFError, zlib.error)
 
 
 class Staged(Table):
-    """A line that has been read: a temporary table, on disk where it is large."""
+    """A line that has been read: it stands in a file of its own, see ``_attach``."""
 
     line = IntegerField(primary_key=True)
     user_id = TextField(index=True)
@@ -48,7 +53,38 @@ class Staged(Table):
     content = TextField(null=True)
 
     class Meta:
-        temporary = True
+        schema = "aside"
+        indexes = ((("user_id", "assigned_at"), False),)
+
+
+def _attach() -> None:
+    """Make an empty file beside the database for what is staged.
+
+    A temporary table would stand in memory, as the driver is compiled. The file has
+    no name from the start, so that it goes with the connection, however that ends.
+    """
+    listed = database.execute_sql("PRAGMA database_list").fetchall()
+    files = {name: file for _, name, file in listed}
+    if "aside" in files:
+        database.execute_sql("DETACH aside")
+    beside = Path(files["main"]).parent if files["main"] else None
+    with tempfile.NamedTemporaryFile(dir=beside) as file:  # mode 0600
+        database.execute_sql("ATTACH ? AS aside", (file.name,))
+    database.pragma("journal_mode", "off", schema="aside")
+    database.pragma("synchronous", "off", schema="aside")
+    Staged.create_table()
+
+
+def _least(name: str, same: str) -> ModelSelect[Staged]:
+    """Return the least *name* of the lines that have a line's *same*.
+
+    It walks an index line by line. A GROUP BY that is joined would be built in
+    memory whole, and so would be what is sorted: all here is in the order of lines.
+    """
+    Other = Staged.alias()
+    return Other.select(fn.MIN(getattr(Other, name))).where(
+        getattr(Other, same) == getattr(Staged, same)
+    )
 
 
 def stage(experiment: Experiment, file: Path) -> Iterator[str]:
@@ -56,8 +92,7 @@ def stage(experiment: Experiment, file: Path) -> Iterator[str]:
 
     Nothing is written to the experiment; memory does not grow with the file.
     """
-    Staged.drop_table(safe=True)
-    Staged.create_table()
+    _attach()
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
     good: list[dict[str, Any]] = []
@@ -83,17 +118,8 @@ def write(experiment: Experiment) -> tuple[int, int, int]:
 
     A chunk a transaction: a run that is cut off is completed by the next one.
     """
-    first = Staged.select(
-        Staged.user_id, fn.MIN(Staged.assigned_at).alias("first")
-    ).group_by(Staged.user_id)
-    rows = (
-        Staged.select(Staged, first.c.first)
-        .join(first, on=(Staged.user_id == first.c.user_id))
-        .order_by(Staged.line)
-        .dicts()
-    )
     lines = enrolled = counted = 0
-    for some in chunked(rows.iterator(), CHUNK):
+    for some in _chunks():
         users, conversions = ledger.book(experiment, [_line(row) for row in some])
         lines, enrolled, counted = (
             lines + len(some),
@@ -101,6 +127,20 @@ def write(experiment: Experiment) -> tuple[int, int, int]:
             counted + conversions,
         )
     return lines, enrolled, counted
+
+
+def _chunks() -> Iterator[list[dict[str, Any]]]:
+    """Yield what was staged, in its order.
+
+    A query a chunk: one that stayed open between the transactions would keep the
+    write-ahead log from ever being emptied.
+    """
+    first = _least("assigned_at", "user_id").alias("first")
+    rows: Any = Staged.select(Staged, first).order_by(Staged.line).limit(CHUNK).dicts()
+    some = list(rows)
+    while some:
+        yield some
+        some = list(rows.where(Staged.line > some[-1]["line"]))
 
 
 def _line(row: dict[str, Any]) -> ledger.Line:
@@ -124,6 +164,8 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
             return
         text = io.TextIOWrapper(raw, "utf-8-sig", newline="")
         reader = csv.DictReader(text, restkey="more", strict=True)
+        if not set(REQUIRED) <= set(reader.fieldnames or ()):
+            raise csv.Error(f"the header is missing; it names {', '.join(REQUIRED)}")
         for row in reader:
             yield reader.line_num, {name: cell for name, cell in row.items() if cell}
 
@@ -138,10 +180,7 @@ def _read(experiment: Experiment, row: Any, variants: dict[str, str]) -> dict[st
     if isinstance(row, bytes):
         row = loads(row)
     elif "value" in row:
-        try:
-            row["value"] = Decimal(row["value"])
-        except InvalidOperation as error:
-            raise ValidationError({"value": "Not a number."}) from error
+        row["value"] = _number(row["value"])
     line: dict[str, Any] = LINE.load(row)
     if line["variant"] not in variants:
         raise ValidationError({"variant": f"There is no variant {line['variant']!r}."})
@@ -167,6 +206,16 @@ def _read(experiment: Experiment, row: Any, variants: dict[str, str]) -> dict[st
     return staged
 
 
+def _number(text: str) -> Decimal:
+    """Return the number that a cell says, as JSON would; Decimal takes more."""
+    try:
+        if NUMBER.fullmatch(text):
+            return Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        pass
+    raise ValidationError({"value": "Not a number."})
+
+
 def _content(
     user_id: str, metric: str, occurred_at: datetime, value: Decimal | None
 ) -> str:
@@ -188,15 +237,10 @@ def _told(error: Exception) -> str:
 
 def _contradictions(experiment: Experiment) -> Iterator[str]:
     """Yield a sentence for each line that another line, or the database, denies."""
-    Other = Staged.alias()
-    firsts = Other.select(Other.user_id, fn.MIN(Other.line).alias("line")).group_by(
-        Other.user_id
-    )
     First = Staged.alias()
     moved = (
         Staged.select(Staged.line, Staged.variant, First.variant.alias("before"))
-        .join(firsts, on=(Staged.user_id == firsts.c.user_id))
-        .join(First, on=(First.line == firsts.c.line))
+        .join(First, on=(First.line == _least("line", "user_id")))
         .where(Staged.variant != First.variant)
         .order_by(Staged.line)
     )
@@ -209,8 +253,9 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
             Assignment.variant,
             Staged.occurred_at < Assignment.assigned_at,
         )
-        .join(Assignment, on=(Assignment.user_id == Staged.user_id))
+        .join(Assignment, JOIN.CROSS)  # SQLite's way to say: line by line
         .where(
+            Assignment.user_id == Staged.user_id,
             Assignment.experiment == experiment.id,
             (Assignment.variant != Staged.variant)
             | (Staged.occurred_at < Assignment.assigned_at),
@@ -227,28 +272,36 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
 
 def _reused_keys(experiment: Experiment) -> Iterator[str]:
     """Yield a sentence for each idempotency key that stands for two bodies."""
-    Other = Staged.alias()
+    First = Staged.alias()
     twice = (
-        Staged.select(Staged.line, fn.MIN(Other.line))
-        .join(Other, on=(Other.key == Staged.key) & (Other.line < Staged.line))
-        .where(Other.content != Staged.content)
-        .group_by(Staged.line)
+        Staged.select(Staged.line, First.line)
+        .join(First, on=(First.line == _least("line", "key")))
+        .where(First.content != Staged.content)
         .order_by(Staged.line)
     )
     for line, before in twice.tuples().iterator():
         yield f"line {line}: the idempotency_key of line {before}, with another body"
     stored = (
-        Conversion.select(Conversion, Assignment, Staged)
-        .join(Assignment)
-        .switch(Conversion)
-        .join(Staged, on=(Staged.key == Conversion.idempotency_key), attr="staged")
-        .where(Conversion.experiment == experiment.id)
+        Staged.select(
+            Staged.line,
+            Staged.content,
+            Assignment.user_id,
+            Conversion.metric,
+            Conversion.occurred_at,
+            Conversion.value,
+        )
+        .join(Conversion, JOIN.CROSS)
+        .join(Assignment, JOIN.CROSS)
+        .where(
+            Conversion.idempotency_key == Staged.key,
+            Conversion.experiment == experiment.id,
+            Assignment.id == Conversion.assignment,
+        )
         .order_by(Staged.line)
     )
-    for row in stored.iterator():
-        there = _content(row.assignment.user_id, row.metric, row.occurred_at, row.value)
-        if there != row.staged.content:
+    for line, content, *there in stored.tuples().iterator():
+        if content != _content(*there):
             yield (
-                f"line {row.staged.line}: the idempotency_key of a conversion that "
-                "is stored, with another body"
+                f"line {line}: the idempotency_key of a conversion that is stored, "
+                "with another body"
             )

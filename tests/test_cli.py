@@ -3,9 +3,11 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import jwt
@@ -21,6 +23,12 @@ ARMS = [
     {"name": "random", "splitPercentage": 50},
     {"name": "bts", "splitPercentage": 50},
 ]
+# flask, which says at its end how much memory it ever had.
+WEIGHED = """
+import atexit, flask.cli
+atexit.register(lambda: print(open("/proc/self/status").read()))
+flask.cli.main()
+"""
 
 
 @pytest.fixture
@@ -114,6 +122,46 @@ def test_a_run_that_was_cut_off_is_completed_by_the_next(
     assert counted(api, path) == [(10_000, 46), (10_000, 69)]
 
 
+def weighed_import(service, file, lines):
+    """Import so many long lines as a command; return its peak of memory in KiB."""
+    with file.open("w") as text:
+        text.write("user_id,variant,timestamp\n")
+        for number in range(lines):
+            user = number * 7_919 % lines  # a prime: each once, in no order
+            text.write(f"{user:0250},v1,2024-01-01T00:00:00Z\n")
+    id = service.running(file.name).removeprefix("experiments/")
+    command = [sys.executable, "-c", WEIGHED, "--app", "wsgi", "import", id, str(file)]
+    told = subprocess.run(
+        command,
+        cwd=real.ROOT,
+        env=real.environment(service.instance),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told.startswith(f"{lines} lines: {lines} users enrolled, ")
+    return int(re.search(r"^VmHWM:\s*(\d+) kB$", told, re.MULTILINE)[1])
+
+
+def test_neither_memory_nor_the_log_grows_with_the_file(tmp_path):
+    place = tmp_path / "instance"
+    with (
+        real.served(place) as service,
+        closing(models.peewee.sqlite3.connect(place / "abacus.db")) as reader,
+    ):
+        reader.execute("SELECT id FROM identity").fetchall()  # it keeps the log there
+        few = weighed_import(service, tmp_path / "few.csv", 1_000)
+        beside = set(place.iterdir())
+        many = weighed_import(service, tmp_path / "many.csv", 20_000)
+        left = set(place.iterdir())
+        log = (place / "abacus.db-wal").stat().st_size
+
+    # The page caches fill, and no more; in memory, the lines take thrice their 5 MB.
+    assert many - few < 16 * 1024
+    assert log < 32 * 1024 * 1024  # it is emptied between the transactions
+    assert left == beside  # what was staged went with the command
+
+
 def test_ndjson_says_the_same_as_csv(api, running, load):
     header = ("user_id", "variant", "timestamp", "converted_at", "metric", "value")
     rows = [
@@ -156,6 +204,13 @@ def test_ndjson_says_the_same_as_csv(api, running, load):
         ("u4,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,stored", "key"),
         ("u2,v1,2024-01-01T00:00:00Z,,,,,extra", "more"),
         ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,NaN,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,1_0,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,\uff15,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,, 5 ,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,+5,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,05,", "value"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,5.,", "value"),
+        (f"u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,1e{10**19},", "value"),
         ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,-Infinity,", "value"),
         ("u\0,v1,2024-01-01T00:00:00Z,,,,", "user_id"),
         ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,k\0", "idempotency_key"),
@@ -200,6 +255,42 @@ def test_a_file_that_cannot_be_read_is_told_in_a_line(
     assert "cannot be read" in result.output
     assert "nothing was written" in result.output
     assert Assignment.select().count() == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "u1,v1,2024-01-01T00:00:00Z\n",
+        "u1,v1,2024-01-01T00:00:00Z\nu2,v2,2024-01-01T00:00:00Z\n",
+        "user_id,variant\n",
+        "user_id;variant;timestamp\nu1;v1;2024-01-01T00:00:00Z\n",
+    ],
+)
+def test_a_csv_without_its_header_is_refused(running, load, text):
+    result = load(running(), text)
+
+    assert result.exit_code == 1
+    assert "line 1: " in result.output
+    assert "the header is missing" in result.output
+    assert "user_id, variant, timestamp" in result.output
+    assert "1 bad lines; nothing was written" in result.output
+    assert Assignment.select().count() == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.50", "2e2", "1E-2", "10"])
+def test_a_csv_holds_the_numbers_of_json(api, running, load, value):
+    path = running()
+    head = "user_id,variant,timestamp,converted_at,value\n"
+
+    result = load(
+        path, f"{head}u1,v1,2024-01-01T00:00:00Z,2024-01-01T00:00:00Z,{value}"
+    )
+
+    assert result.exit_code == 0
+    (metric,) = api.get(f"{path}/results").json["data"]["variants"][0]["results"]
+    assert metric["value"]["sum"] == json.loads(value)
 
 
 def test_a_draft_takes_no_import(api, draft, load):
