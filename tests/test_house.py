@@ -1,6 +1,7 @@
 """The house keeps its own promises."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,19 @@ FLOORS = [
     {"app"},
     {"wsgi"},
 ]
+
+
+def test_the_floors_are_those_that_a_newcomer_reads():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| floor |")[2]
+    rows = [line.split("|") for line in table.splitlines()[2:] if line.startswith("|")]
+    read = {
+        int(row[1]): set(re.findall(r"`([\w.]+)`", row[2]))
+        for row in rows
+        if row[1].strip().isdigit()
+    }
+    for floor, modules in enumerate(FLOORS):
+        assert read.pop(floor) - {"gunicorn.conf"} == modules
+    assert not read
 
 
 def imports_of(module):
