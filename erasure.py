@@ -33,6 +33,8 @@ class Erased(NamedTuple):
 class Erasure(NamedTuple):
     """What was done, and if the file, and its log, hold no copy of the id."""
 
+    before: dict[str, int]
+    after: dict[str, int]
     experiments: list[Erased]
     file_rewritten: bool
     log_emptied: bool
@@ -63,7 +65,8 @@ def erase(user_id: str, by: str) -> Erasure:
         after = _counted(mine)
     pairs = zip(before.items(), after.values(), strict=True)
     erased = [Erased(one.id, then, now) for (one, then), now in pairs]
-    return Erasure(erased, *clean())
+    sums = _sum(before.values()), _sum(after.values())
+    return Erasure(*sums, erased, *clean())
 
 
 def _erase_rows(user_id: str, tombstone: str) -> None:
@@ -101,14 +104,24 @@ def _quoted(user_id: str) -> Any:
     return Experiment.audience_rules.db_value(user_id)
 
 
+COUNTS = ("participants", "conversions", "events")
+
+
+def _sum(counted: Iterable[dict[str, int]]) -> dict[str, int]:
+    rows = list(counted)
+    return {name: sum(row[name] for row in rows) for name in COUNTS}
+
+
 def _counted(experiment_ids: Iterable[str]) -> dict[Experiment, dict[str, int]]:
     """Return what each experiment counts, from its tallies and rows."""
     told = {}
     for id in experiment_ids:
         its = counts(Experiment.get_by_id(id))
-        told[its.experiment] = {
-            "participants": sum(its.participants.values()),
-            "conversions": sum(tally.users for tally in its.tallies.values()),
-            "events": sum(tally.events for tally in its.tallies.values()),
-        }
+        tallies = its.tallies.values()
+        figures = (
+            sum(its.participants.values()),
+            sum(tally.users for tally in tallies),
+            sum(tally.events for tally in tallies),
+        )
+        told[its.experiment] = dict(zip(COUNTS, figures, strict=True))
     return told

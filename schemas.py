@@ -1121,6 +1121,8 @@ class ErasedSchema(Answer):
 class ErasureSchema(Answer):
     """Where a person was erased."""
 
+    before = fields.Nested(CountedSchema())
+    after = fields.Nested(CountedSchema())
     experiments = fields.List(fields.Nested(ErasedSchema()))
     file_rewritten = fields.Boolean()
     log_emptied = fields.Boolean()

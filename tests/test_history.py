@@ -191,6 +191,8 @@ def test_a_person_is_erased_everywhere_and_moves_no_result(
     }
     for one in told["experiments"]:
         assert one["before"] == one["after"]
+    assert told["before"] == told["after"]
+    assert told["before"]["participants"] == 2 * 401
     assert [everything(api, path) for path in traffic] == before
     assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
     # Nothing that can be asked names her,
@@ -322,7 +324,13 @@ def test_nobody_is_erased_as_often_as_you_like(api, traffic):
     for _ in range(2):
         told = api.delete("users/nobody").json["data"]
         told.pop("fileRewritten")
-        assert told == {"experiments": [], "logEmptied": True}
+        nothing = {"participants": 0, "conversions": 0, "events": 0}
+        assert told == {
+            "before": nothing,
+            "after": nothing,
+            "experiments": [],
+            "logEmptied": True,
+        }
     assert [everything(api, path) for path in traffic] == before
     assert len(history(api, traffic[0])) == 2
 
