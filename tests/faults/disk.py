@@ -18,8 +18,9 @@ STRACE = (
 )
 MODELS = ("nothing", "first", "sectors", "all")
 HEX = re.compile(r"(?:\\x[0-9a-f]{2})+")
-CALL = re.compile(r"(\d+) (\w+)\((.*)")
-RESUMED = re.compile(r"(\d+) <\.\.\. (\w+) resumed>")
+# strace pads short process ids to five columns.
+CALL = re.compile(r"(\d+) +(\w+)\((.*)")
+RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>")
 SEATED = re.compile(rb'"userId": "([^"]+)", "enrolled": true')
 SECTOR = 512
 

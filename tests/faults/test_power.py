@@ -4,6 +4,7 @@ A kill -9 cannot show this, for what a dead process wrote stays in the system's 
 """
 
 import random
+import re
 import shutil
 import time
 
@@ -33,7 +34,7 @@ def recorded(folder, tree, acknowledged):
         assert traffic.proved() == []
         master = service.process.pid
     deadline = time.monotonic() + 30
-    while f"\n{master} +++ exited" not in log.read_text():
+    while not re.search(rf"(?m)^{master} +\+\+\+ exited", log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return Replay(log, instance, before), traffic
