@@ -212,8 +212,9 @@ def test_ndjson_says_the_same_as_csv(api, running, load):
         ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,5.,", "value"),
         (f"u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,1e{10**19},", "value"),
         ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,-Infinity,", "value"),
-        ("u\0,v1,2024-01-01T00:00:00Z,,,,", "user_id"),
-        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,k\0", "idempotency_key"),
+        # Before Python 3.11 the csv module itself refuses the line.
+        ("u\0,v1,2024-01-01T00:00:00Z,,,,", "NUL"),
+        ("u2,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,,k\0", "NUL"),
         ('"u2" x,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
         ('"u2,v1,2024-01-01T00:00:00Z,,,,', "cannot be read"),
         (f"{'u' * 200_000},v1,2024-01-01T00:00:00Z,,,,", "cannot be read"),
