@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let hypothesis try what is quick 100 times, and what is not, ten times."""
+    if not hasattr(config, "workerinput"):  # the process that reports
+        config.pluginmanager.register(Completeness())
     wanted = config.getoption("--examples")
     settings.register_profile(
         "repeatable", settings.get_profile("repeatable"), max_examples=max(100, wanted)
@@ -70,6 +73,50 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
         request.node.user_properties.append(("figure", f"{fault}: {shown}"))
 
     return tell
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse two tests with one node id: pytest-xdist would run one of them."""
+    twice = [
+        id for id, count in Counter(item.nodeid for item in items).items() if count > 1
+    ]
+    if twice:
+        raise pytest.UsageError(f"More than one test has the node id {twice[0]}.")
+
+
+class Completeness:
+    """Fails a run in which fewer tests are reported than were collected."""
+
+    def __init__(self) -> None:
+        self.collected: set[str] = set()
+        self.reported: set[str] = set()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.collected.update(item.nodeid for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        self.collected.update(ids)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reported.add(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        whole = not (session.shouldstop or session.shouldfail)
+        if whole and not session.config.option.collectonly and self.missing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        terminalreporter.section("completeness")
+        terminalreporter.write_line(
+            f"{len(self.collected)} tests collected, {len(self.reported)} reported"
+        )
+        for id in sorted(self.missing)[:20]:
+            terminalreporter.write_line(f"not reported: {id}")
+
+    @property
+    def missing(self) -> set[str]:
+        return self.collected - self.reported
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
