@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -161,6 +161,20 @@ class Table(Model):
     class Meta:
         database = database
         legacy_table_names = False
+
+    @classmethod
+    def insert_many(cls, rows: Iterable[Mapping[str, Any]], fields: Any = None) -> Any:
+        """Return the insert of these rows; raise ValueError where their columns differ.
+
+        peewee takes the columns from the first row, and what only a later row has
+        would be stored as null without a word.
+        """
+        rows = list(rows)
+        for row in rows[1:]:
+            if row.keys() != rows[0].keys():
+                differing = sorted(map(str, row.keys() ^ rows[0].keys()))
+                raise ValueError(f"Not every row has the columns {differing}.")
+        return super().insert_many(rows, fields)
 
 
 def _paged(found: Any, number: int, limit: int) -> tuple[list[Any], int]:
@@ -411,7 +425,12 @@ class Experiment(Table):
     def _write_variants(self, variants: list[dict[str, Any]]) -> None:
         Variant.delete().where(Variant.experiment == self.id).execute()
         rows = [
-            {"experiment": self.id, "position": position, **item}
+            {
+                "experiment": self.id,
+                "position": position,
+                "key": item["key"],
+                **{name: item.get(name) for name in Variant.GIVEN},
+            }
             for position, item in enumerate(variants)
         ]
         Variant.insert_many(rows).execute()

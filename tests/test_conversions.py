@@ -268,6 +268,21 @@ def test_a_batch_keeps_its_good_rows_and_answers_in_order(api, running, enrolled
     assert quality(api, path) == (2, 1, 1, 1)
 
 
+def test_what_only_the_last_row_of_a_batch_has_is_kept(api, running, enrolled):
+    path = running()
+    enrolled(path, "u1")
+    last = {"userId": "u1", "metric": "order", "value": 2.5, "idempotencyKey": "k1"}
+    body = {"conversions": [{"userId": "u1"}, last]}
+
+    assert api.post(f"{path}/conversions/batch", body).status_code == 200
+
+    text = api.get(f"{path}/export?format=ndjson").text
+    first, second = (json.loads(line) for line in text.splitlines())
+    names = ("metric", "value", "idempotency_key")
+    assert [first[name] for name in names] == ["conversion", None, None]
+    assert [second[name] for name in names] == ["order", 2.5, "k1"]
+
+
 def test_a_wrong_row_refuses_the_whole_batch(api, running, enrolled):
     path = running()
     enrolled(path, "u1")

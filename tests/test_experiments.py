@@ -85,6 +85,66 @@ def test_an_experiment_comes_back_as_it_was_created(api):
     assert read == {name: data[name] for name in data if name != "warnings"}
 
 
+OPTIONAL = {"flowId": "flow_b", "config": {"steps": 5}}
+GIVEN = [
+    {},
+    {"flowId": "flow_b"},
+    {"config": {"steps": 5}},
+    OPTIONAL,
+    {"flowId": None, "config": None},
+    {"config": {}},
+]
+
+
+def as_answered(variant):
+    return {"flowId": None, "config": None, **variant}
+
+
+@pytest.mark.parametrize("last", GIVEN)
+@pytest.mark.parametrize("first", GIVEN)
+def test_what_only_one_variant_has_is_kept_by_every_write_of_variants(
+    api, draft, first, last
+):
+    """A write of several rows must not take its columns from the first of them."""
+    variants = [
+        {"name": "Control", "splitPercentage": 50, **first},
+        {"name": "Detailed", "splitPercentage": 25, **last},
+        {"name": "Short", "splitPercentage": 25},
+    ]
+
+    def answered(variants):
+        return [
+            {"id": f"v{number}", **as_answered(variant)}
+            for number, variant in enumerate(variants, 1)
+        ]
+
+    path = draft(variants=variants)
+    assert api.get(path).json["data"]["variants"] == answered(variants)
+    copy = api.post(f"{path}/duplicate").json["data"]
+    assert copy["variants"] == answered(variants)
+    # A PATCH writes all variants anew: what it leaves out is kept, in any order.
+    variants[2] |= OPTIONAL
+    changes = [{"id": "v1"}, {"id": "v2"}, {"id": "v3", **OPTIONAL}]
+    changed = api.patch(path, {"variants": changes}).json["data"]
+    assert changed["variants"] == answered(variants)
+    assert api.get(path).json["data"]["variants"] == answered(variants)
+
+
+def test_a_new_variant_of_a_patch_keeps_what_the_others_do_not_have(api, draft):
+    path = draft(
+        variants=[
+            {"name": "Control", "splitPercentage": 50},
+            {"name": "Detailed", "splitPercentage": 50},
+        ]
+    )
+    new = {"name": "Short", "splitPercentage": 50, **OPTIONAL}
+
+    changed = api.patch(path, {"variants": [{"id": "v1"}, new]}).json["data"]
+
+    assert changed["variants"][1] == {"id": "v3", **new}
+    assert api.get(path).json["data"]["variants"][1] == {"id": "v3", **new}
+
+
 def test_an_audience_that_is_not_defined_here_is_warned_of(api, draft):
     path = draft(audienceId="aud_xyz")
 
