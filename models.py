@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
 import simplejson
@@ -46,6 +46,9 @@ SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
 STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
 CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
+ID_PREFIX = "exp_"  # of an experiment's id, and of no key
+# What programs send where they have no id, in lower case.
+NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 FULL = 10_000  # hundredths of a percent, and the hash's buckets
 
 
@@ -157,6 +160,9 @@ class Exact(TextField):
 # ----------------------------------------------------------------------------
 
 
+Row = TypeVar("Row", bound="Table")
+
+
 class Table(Model):
     class Meta:
         database = database
@@ -175,6 +181,12 @@ class Table(Model):
                 differing = sorted(map(str, row.keys() ^ rows[0].keys()))
                 raise ValueError(f"Not every row has the columns {differing}.")
         return super().insert_many(rows, fields)
+
+    @classmethod
+    def named(cls: type[Row], name: str) -> Row | None:
+        """Return the row with this id, if there is one."""
+        row: Row | None = cls.get_or_none(id=name)
+        return row
 
 
 def _paged(found: Any, number: int, limit: int) -> tuple[list[Any], int]:
@@ -228,6 +240,16 @@ class Experiment(Table):
         ]
 
     # -- reading
+
+    @classmethod
+    def named(cls, name: str) -> Experiment | None:
+        """Return the experiment with this id or this key, if there is one.
+
+        An id begins with `exp_`, and a key may not, so that no key hides an id.
+        """
+        column = cls.id if name.startswith(ID_PREFIX) else cls.key
+        row: Experiment | None = cls.get_or_none(column == name)
+        return row
 
     @classmethod
     def page(
@@ -335,7 +357,8 @@ class Experiment(Table):
         """Return a slug of the name, with a suffix where that is taken."""
         kept = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower())
         slug = "-".join(kept.split())[:60].strip("-") or "experiment"
-        slug = slug if cls.get_or_none(key=slug) is None else f"{slug}-"
+        is_free = slug not in NOT_IDS and cls.get_or_none(key=slug) is None
+        slug = slug if is_free else f"{slug}-"
         if not slug.endswith("-"):
             return slug
         taken = {row.key for row in cls.select(cls.key).where(cls.key ** f"{slug}%")}

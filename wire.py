@@ -125,7 +125,16 @@ class Blueprint(SmorestBlueprint):
             statuses += [413, 415]
         documented = view_func._apidoc["response"]["responses"]
         documented |= {status: [HTTPStatus(status).name] for status in statuses}
+        if "<id>" in rule:
+            options["parameters"] = [dict(EXPERIMENT_ID)]
         super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+EXPERIMENT_ID = {
+    "in": "path",
+    "name": "id",
+    "description": "An experiment's `id`, which begins with `exp_`, or its `key`.",
+}
 
 
 def refuse_odd_path() -> None:

@@ -263,6 +263,98 @@ def test_an_explicit_key_that_is_taken_is_a_conflict(api, draft):
     assert api.get(other).json["data"]["key"] != "checkout"
 
 
+BODIES = {
+    "POST /api/experiments/<id>/complete": {"conclusion": "lost"},
+    "PATCH /api/experiments/<id>": {"name": "Renamed"},
+    "POST /api/experiments/<id>/assignments": {"userId": "u1"},
+    "POST /api/experiments/<id>/assignments/batch": {"users": [{"userId": "u1"}]},
+    "POST /api/experiments/<id>/conversions": {"userId": "u1"},
+    "POST /api/experiments/<id>/conversions/batch": {"conversions": [{"userId": "u1"}]},
+    "PUT /api/experiments/<id>/overrides/<path:user_id>": {"variantId": "v1"},
+    "POST /api/experiments/<id>/simulate": {"participants": 20, "baselineRate": 0.5},
+}
+
+
+def test_a_key_works_in_every_path_that_takes_an_id(app, api, draft):
+    operations = [
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+        if "/experiments/<id>" in rule.rule
+    ]
+    assert len(operations) > 20
+    for place, (method, rule) in enumerate(operations):
+        answers = []
+        for name in ("id", "key"):
+            made = api.get(draft(key=f"flow.{place}-{name}")).json["data"]
+            forced = f"experiments/{made['id']}/overrides/u1"
+            assert api("PUT", forced, {"variantId": "v1"}).status_code == 201
+            path = rule.replace("<id>", made[name]).replace("<path:user_id>", "u1")
+            body = BODIES.get(f"{method} {rule}", {}) if method != "GET" else None
+            answers.append(api(method, path, body).status_code)
+        assert answers[0] == answers[1], (method, rule)
+        assert answers[0] not in (400, 404, 405), (method, rule)
+
+
+def test_an_experiment_asked_for_by_its_key_answers_with_its_id(api, running):
+    path = running(key="checkout-button")
+    id = path.removeprefix("experiments/")
+
+    decision = api.post("experiments/checkout-button/assignments", {"userId": "u1"})
+    receipt = api.post("experiments/checkout-button/conversions", {"userId": "u1"})
+
+    assert api.get("experiments/checkout-button").json == api.get(path).json
+    assert decision.json["data"]["experimentId"] == id
+    assert receipt.json["data"]["experimentId"] == id
+    seat = api.get(f"{path}/assignments/u1").json["data"]
+    assert seat == {**decision.json["data"], "reason": "EXISTING_ASSIGNMENT"}
+
+
+def test_a_key_that_changes_names_the_experiment_by_its_new_one_alone(api, draft):
+    path = draft(key="before")
+
+    assert api.patch("experiments/before", {"key": "after"}).status_code == 200
+
+    assert api.get("experiments/after").json == api.get(path).json
+    assert_error(api.get("experiments/before"), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("key", ["exp_1", "exp_", "null", "undefined", "none", "nan"])
+def test_a_key_that_could_be_an_id_or_the_mark_of_none_is_refused(api, draft, key):
+    path = draft()
+    before = api.get(path).json
+    body = {"name": "Onboarding", "key": key, "variants": two_variants()}
+
+    for response in (api.post("experiments", body), api.patch(path, {"key": key})):
+        assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {"key"}
+    id = before["data"]["id"]
+    refused = api.patch(path, {"key": id})
+    assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"key"}
+
+    assert api.get(path).json == before
+    assert api.get("experiments").json["meta"]["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Exp_ one", "exp-one"),
+        ("exp_0123456789abcdef0123", "exp-0123456789abcdef0123"),
+        ("EXP_", "exp"),
+        ("Null", "null-2"),
+        ("undefined!", "undefined-2"),
+        ("…", "experiment"),
+    ],
+)
+def test_a_key_made_from_a_name_is_never_what_an_explicit_one_may_not_be(
+    api, draft, name, key
+):
+    path = draft(name=name)
+
+    assert api.get(path).json["data"]["key"] == key
+    assert api.get(f"experiments/{key}").json == api.get(path).json
+
+
 def test_experiments_are_listed_newest_first_in_pages(api, draft):
     made = [draft().removeprefix("experiments/") for _ in range(5)]
 
