@@ -510,7 +510,9 @@ EXPORTS = {
 @requires("read")
 def list_history(query, id):
     """List what was done to an experiment, by whom and when, newest first."""
-    rows, total = Change.page(find(Experiment, id), query["page"], query["limit"])
+    experiment = find(Experiment, id)
+    experiment.notice_end()
+    rows, total = Change.page(experiment, query["page"], query["limit"])
     return page(rows, total, query["page"], query["limit"])
 
 

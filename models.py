@@ -45,6 +45,7 @@ from migrations import MIGRATIONS
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
 STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
+SERVICE = "abacus"  # who made an entry of the history that nobody asked for
 CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
 ID_PREFIX = "exp_"  # of an experiment's id, and of no key
 # What programs send where they have no id, in lower case.
@@ -472,8 +473,7 @@ class Experiment(Table):
 
         Only a draft can start. Raise NoRoom where its exclusion group is too full.
         """
-        with self._recorded("start", by):
-            now = utcnow()
+        with self._recorded("start", by) as now:
             if self.end_date and self.end_date <= now and self.status == DRAFT:
                 raise Conflict(
                     "The endDate has passed; set a later one, or null, first.",
@@ -481,6 +481,7 @@ class Experiment(Table):
                 )
             meant = Audience.get_or_none(id=self.audience_id)
             self._move(
+                now,
                 [DRAFT],
                 status=RUNNING,
                 start_date=now,
@@ -492,13 +493,14 @@ class Experiment(Table):
 
     def stop(self, by: str) -> None:
         """Close enrolment; who is enrolled keeps the variant, and still converts."""
-        with self._recorded("stop", by):
-            self._move([RUNNING], status=STOPPED, end_date=self._not_before_start())
+        with self._recorded("stop", by) as now:
+            end = max(now, self.start_date) if self.start_date else now
+            self._move(now, [RUNNING], status=STOPPED, end_date=end)
 
     def resume(self, by: str) -> None:
         """Open enrolment again, with the same hash and the same variants."""
-        with self._recorded("resume", by):
-            self._move([STOPPED], status=RUNNING, end_date=None)
+        with self._recorded("resume", by) as now:
+            self._move(now, [STOPPED], status=RUNNING, end_date=None)
 
     def complete(
         self,
@@ -511,16 +513,16 @@ class Experiment(Table):
         if winner_variant_id and not self.variant(winner_variant_id):
             message = f"The experiment has no variant {winner_variant_id!r}."
             raise Invalid("winnerVariantId", message)
-        with self._recorded("complete", by):
-            now = utcnow()
-            running = Experiment._status_at(now) == RUNNING
+        with self._recorded("complete", by) as now:
+            running = Experiment.status == RUNNING
             ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
             over = Case(None, [(running, ends)], Experiment.end_date)
             self._move(
+                now,
                 [RUNNING, STOPPED],
                 status=COMPLETED,
                 end_date=over,
-                completed_at=utcnow(),
+                completed_at=now,
                 conclusion=conclusion,
                 winner_variant_id=winner_variant_id,
                 note=note,
@@ -529,19 +531,17 @@ class Experiment(Table):
 
     def archive(self, by: str) -> None:
         """Hide from lists and refuse every other move; twice is once."""
-        with self._recorded("archive", by):
+        with self._recorded("archive", by) as now:
             if self.archived_at:  # asked here: of two at once, the second is no error
                 return
-            allowed = [DRAFT, STOPPED, COMPLETED]
-            # Status is kept, but an end that has passed is written down.
-            now = utcnow()
-            self._move(allowed, archived_at=now, status=Experiment._status_at(now))
+            self._move(now, [DRAFT, STOPPED, COMPLETED], archived_at=now)
             GroupShare.free(self)
 
     def override(self, user_id: str, variant_id: str, by: str) -> tuple[Override, bool]:
         """Force a variant for a user, in any state; return it, and if it is new."""
         with database.atomic():
             self._reload()  # a draft's variants may have been replaced meanwhile
+            self.write_down_end(utcnow())
             if not self.variant(variant_id):
                 message = f"The experiment has no variant {variant_id!r}."
                 raise Invalid("variantId", message)
@@ -568,6 +568,7 @@ class Experiment(Table):
             before = Override.of(self.id, [user_id]).get(user_id)
             if before is None:
                 return None
+            self.write_down_end(utcnow())
             Override.delete().where(
                 Override.experiment == self.id, Override.user_id == user_id
             ).execute()
@@ -581,18 +582,57 @@ class Experiment(Table):
             )
         return Override(experiment=self.id, user_id=user_id, variant=before)
 
+    def write_down_end(self, now: datetime) -> None:
+        """Write down the stop of a running experiment whose end date has passed.
+
+        Nobody does that at the end date itself, so everybody who writes to the
+        history does it first, and who reads the history does it too. The stored
+        status changes in the same transaction, and only a running experiment can be
+        stopped, so the entry is there once, whoever comes first.
+        """
+        with database.atomic():
+            ended = (
+                Experiment.update(status=STOPPED)
+                .where(
+                    Experiment.id == self.id,
+                    Experiment.status == RUNNING,
+                    Experiment.end_date <= now,
+                )
+                .execute()
+            )
+            if ended:
+                self._reload()
+                moved = {"status": RUNNING}, {"status": STOPPED}
+                Change.note(self, SERVICE, "stop", *moved, at=self.end_date)
+
+    def notice_end(self) -> None:
+        """Write down an end date that has passed, if the database can be written.
+
+        Where it cannot, the history is read as it stands, without that entry.
+        """
+        if self.status != RUNNING or self.state != STOPPED:
+            return
+        try:
+            self.write_down_end(utcnow())
+        except peewee.OperationalError as error:
+            if trouble(error) in (None, "SQLITE_BUSY"):
+                raise
+
     # -- the private means
 
-    def _not_before_start(self) -> datetime:
-        return max(utcnow(), self.start_date) if self.start_date else utcnow()
-
     @contextmanager
-    def _recorded(self, action: str, by: str) -> Iterator[None]:
-        """Write down who changes what, in the transaction that changes it."""
+    def _recorded(self, action: str, by: str) -> Iterator[datetime]:
+        """Write down who changes what, in the transaction that changes it.
+
+        Yield the moment of the change. An end date that has passed by then is
+        written down before it, so that the entries are in the order of the moves.
+        """
         with database.atomic():
+            now = utcnow()
             self._reload()
+            self.write_down_end(now)
             before = self._settings()
-            yield
+            yield now
             self._reload()
             after = self._settings()
             if after != before:
@@ -616,14 +656,13 @@ class Experiment(Table):
     def _told(self) -> str:
         return "archived" if self.archived_at else self.state
 
-    def _move(self, allowed: list[str], **fields: Any) -> None:
+    def _move(self, now: datetime, allowed: list[str], **fields: Any) -> None:
         """Write *fields* if the stored status is still one of *allowed*.
 
         Compare and set in a single statement, so of two racing requests one
         wins and the other is told so.
         """
         with database.atomic():
-            now = utcnow()
             moved = (
                 Experiment.update(updated_at=now, **fields)
                 .where(
@@ -852,6 +891,7 @@ class Change(Table):
         before: dict[str, Any],
         after: dict[str, Any],
         user_id: str | None = None,
+        at: datetime | None = None,
     ) -> None:
         """Write down what differs, [before, after], as the columns keep it.
 
@@ -859,7 +899,7 @@ class Change(Table):
         """
         cls.create(
             experiment=experiment.id,
-            at=utcnow(),
+            at=at or utcnow(),
             actor=by,
             action=action,
             user_id=user_id,
