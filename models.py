@@ -56,10 +56,13 @@ FULL = 10_000  # hundredths of a percent, and the hash's buckets
 class Conflict(Exception):
     """What was asked for contradicts something that is stored.
 
-    *current* is what is stored, or asked for; *allowed* what would do instead.
+    *current* is what is stored, or asked for; *allowed* what would do instead. Both
+    are values: a time is a datetime, and whoever answers writes it down.
     """
 
-    def __init__(self, message: str, current: str, allowed: Iterable[str] = ()) -> None:
+    code = "CONFLICT"
+
+    def __init__(self, message: str, current: Any, allowed: Iterable[Any] = ()) -> None:
         self.current, self.allowed = current, list(allowed)
         super().__init__(message)
 
@@ -67,13 +70,19 @@ class Conflict(Exception):
 class NotEnrolled(Conflict):
     """The user is not a participant of the experiment."""
 
+    code = "NOT_ENROLLED"
+
 
 class BeforeEnrollment(Conflict):
     """The conversion happened before the user was enrolled."""
 
+    code = "BEFORE_ENROLLMENT"
+
 
 class InvalidState(Conflict):
     """The move is not allowed now."""
+
+    code = "INVALID_STATE"
 
     def __init__(self, current: str, allowed: Iterable[str]) -> None:
         wanted = sorted(allowed, key=STATUSES.index)
@@ -88,8 +97,8 @@ class NoRoom(Conflict):
         super().__init__(
             f"Of the group {group!r} {percent(left)} % are left, and the experiment "
             f"takes {percent(wanted)} %.",
-            percent(wanted),
-            [percent(left)],
+            Decimal(wanted) / 100,
+            [Decimal(left) / 100],
         )
 
 
@@ -434,8 +443,8 @@ class Experiment(Table):
                 self.refuse_unless_draft()
                 raise Conflict(
                     "The experiment was changed meanwhile; read it again.",
-                    str(self.updated_at),
-                    [str(read_at)],
+                    self.updated_at,
+                    [read_at],
                 )
             if variants is not None:
                 self._write_variants(variants)
@@ -477,7 +486,7 @@ class Experiment(Table):
             if self.end_date and self.end_date <= now and self.status == DRAFT:
                 raise Conflict(
                     "The endDate has passed; set a later one, or null, first.",
-                    str(self.end_date),
+                    self.end_date,
                 )
             meant = Audience.get_or_none(id=self.audience_id)
             self._move(

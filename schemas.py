@@ -114,8 +114,13 @@ def _refuse_forbidden(document: Any, path: tuple[str, ...] = ()) -> None:
 def dumps(value: Any, **_: Any) -> str:
     """Return JSON text; Decimals are written digit for digit."""
     return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=str
+        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=_shown
     )
+
+
+def _shown(value: Any) -> str:
+    """Return what JSON has no form for as text; a time as it is everywhere else."""
+    return moment(value) if isinstance(value, datetime) else str(value)
 
 
 def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:

@@ -8,6 +8,8 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +35,7 @@ import metrics
 import models
 import schemas
 import tables
-from models import Conflict, Invalid, InvalidState
+from models import Conflict, Invalid
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger("abacus")
@@ -316,13 +318,18 @@ def answer_invalid_json(error: schemas.InvalidJson) -> Response:
 
 
 def answer_conflict(error: Conflict) -> Response:
-    code = {
-        InvalidState: "INVALID_STATE",
-        models.NotEnrolled: "NOT_ENROLLED",
-        models.BeforeEnrollment: "BEFORE_ENROLLMENT",
-    }.get(type(error))
-    details = [{"current": error.current, "allowed": error.allowed}]
-    return problem(409, str(error), code, details)
+    current, *allowed = map(shown, (error.current, *error.allowed))
+    details = [{"current": current, "allowed": allowed}]
+    return problem(409, str(error), error.code, details)
+
+
+def shown(value: Any) -> str:
+    """Return a value of an error as the wire has it everywhere else, as text."""
+    if isinstance(value, datetime):
+        return schemas.moment(value)
+    if isinstance(value, Decimal):
+        value = schemas.plain(value)
+    return str(value)
 
 
 TROUBLES = {

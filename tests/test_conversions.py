@@ -392,6 +392,27 @@ def test_a_batch_that_is_no_list_of_events_books_nothing(
     assert quality(api, place) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("2020-01-01T01:00:00+01:00", "2020-01-01T00:00:00Z"),
+        ("2020-01-01T00:00:00.125Z", "2020-01-01T00:00:00.125000Z"),
+    ],
+)
+def test_a_refusal_tells_the_time_as_every_answer_does(
+    api, running, enrolled, sent, told
+):
+    path = running()
+    enrolled(path, "u1")
+    body = {"userId": "u1", "occurredAt": sent}
+
+    error = assert_error(
+        api.post(f"{path}/conversions", body), 409, "BEFORE_ENROLLMENT"
+    )
+
+    assert [one["current"] for one in error["details"]] == [told]
+
+
 @pytest.mark.parametrize(("ahead", "status"), [(4, 201), (6, 400)])
 def test_a_clock_may_be_five_minutes_ahead(api, running, enrolled, ahead, status):
     path = running()

@@ -1,11 +1,12 @@
 """An experiment: made, read, changed, moved through its life."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import assert_error, paths, two_variants
 
 import models
+import wire
 
 LIFE = {
     "draft": [],
@@ -616,6 +617,30 @@ def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
         read.revise(None, "tester", name="Too late")
 
     assert api.get(path).json["data"] == before
+
+
+def test_a_conflict_tells_its_times_as_every_answer_does(app, api, draft):
+    path = draft()
+    models.Experiment.update(
+        end_date=datetime(2020, 1, 1, 0, 0, 0, 250_000, timezone.utc)
+    ).execute()
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    before = api.get(path).json["data"]["updatedAt"]
+    assert api.patch(path, {"name": "Sooner"}).status_code == 200
+    now = api.get(path).json["data"]["updatedAt"]
+
+    started = assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
+    with pytest.raises(models.Conflict) as lost:
+        read.revise(None, "tester", name="Too late")
+    with app.test_request_context():
+        answer = wire.answer_conflict(lost.value)
+
+    assert started["details"] == [
+        {"current": "2020-01-01T00:00:00.250000Z", "allowed": []}
+    ]
+    (told,) = answer.json["error"]["details"]
+    assert told == {"current": now, "allowed": [before]}
+    assert answer.status_code == 409
 
 
 @pytest.mark.parametrize(
