@@ -157,6 +157,17 @@ def archive_experiment(id):
     return experiment
 
 
+@api.post("/experiments/<id>/unarchive")
+@api.arguments(NOTHING)
+@api.response(200, EXPERIMENT)
+@requires("write")
+def unarchive_experiment(body, id):
+    """Undo an archiving; one that is not archived stays as it is."""
+    experiment = find(Experiment, id)
+    experiment.unarchive(auth.subject())
+    return experiment
+
+
 @api.post("/experiments/<id>/start")
 @api.arguments(NOTHING)
 @api.response(200, WARNED)

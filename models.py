@@ -91,12 +91,12 @@ class InvalidState(Conflict):
 
 
 class NoRoom(Conflict):
-    """The exclusion group has less room than the experiment takes."""
+    """What the experiment takes its users from has less room than it takes."""
 
-    def __init__(self, group: str, wanted: int, left: int) -> None:
+    def __init__(self, source: str, wanted: int, left: int) -> None:
         super().__init__(
-            f"Of the group {group!r} {percent(left)} % are left, and the experiment "
-            f"takes {percent(wanted)} %.",
+            f"Of {source} {percent(left)} % are left, and the experiment takes "
+            f"{percent(wanted)} %.",
             Decimal(wanted) / 100,
             [Decimal(left) / 100],
         )
@@ -507,9 +507,14 @@ class Experiment(Table):
             self._move(now, [RUNNING], status=STOPPED, end_date=end)
 
     def resume(self, by: str) -> None:
-        """Open enrolment again, with the same hash and the same variants."""
+        """Open enrolment again, with the same hash and the same variants.
+
+        Raise NoRoom where an archiving gave its room in the group away.
+        """
         with self._recorded("resume", by) as now:
             self._move(now, [STOPPED], status=RUNNING, end_date=None)
+            if self.exclusion_group:
+                GroupShare.take(self)
 
     def complete(
         self,
@@ -545,6 +550,17 @@ class Experiment(Table):
                 return
             self._move(now, [DRAFT, STOPPED, COMPLETED], archived_at=now)
             GroupShare.free(self)
+
+    def unarchive(self, by: str) -> None:
+        """Show in lists again, in the state that was archived; twice is once.
+
+        No room in a group is taken by that: a resume takes it.
+        """
+        with self._recorded("unarchive", by) as now:
+            if self.archived_at:
+                Experiment.update(updated_at=now, archived_at=None).where(
+                    Experiment.id == self.id
+                ).execute()
 
     def override(self, user_id: str, variant_id: str, by: str) -> tuple[Override, bool]:
         """Force a variant for a user, in any state; return it, and if it is new."""
@@ -862,15 +878,31 @@ class GroupShare(Table):
 
     @classmethod
     def take(cls, experiment: Experiment) -> None:
-        """Take an experiment's room in its group; raise NoRoom where that is full."""
+        """Take an experiment's room in its group, unless it has it already.
+
+        What it gave back at its archiving it takes again, for its users belong there.
+        Only one without users takes another range instead. Raise NoRoom where there
+        is too little.
+        """
         group, wanted = str(experiment.exclusion_group), experiment.traffic
+        if cls.get_or_none(cls.experiment == experiment.id, cls.held.is_null(False)):
+            return
         taken = [
             assignment.Range(row.first, row.last)
             for row in cls.select().where(cls.held == group)
         ]
+        before = cls.of(experiment)
+        lost = assignment.overlap(before, taken)
+        if before and not lost:
+            cls.update(held=group).where(cls.experiment == experiment.id).execute()
+            return
+        if before and experiment.participants:
+            own = f"the experiment's own range of the group {group!r}"
+            raise NoRoom(own, wanted, wanted - lost)
         left = FULL - assignment.room(taken)
         if wanted > left:
-            raise NoRoom(group, wanted, left)
+            raise NoRoom(f"the group {group!r}", wanted, left)
+        cls.delete().where(cls.experiment == experiment.id).execute()
         for first, last in assignment.allotted(taken, wanted):
             cls.create(experiment=experiment.id, held=group, first=first, last=last)
 

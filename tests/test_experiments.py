@@ -421,6 +421,36 @@ def test_archiving_hides_keeps_and_is_idempotent(api, draft):
     assert api.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("status", ["draft", "stopped", "completed"])
+def test_an_unarchived_experiment_is_as_it_was_before(api, draft, status):
+    path = lived(api, draft(), status)
+    before = api.get(path).json["data"]
+    assert api.delete(path).status_code == 200
+
+    first = api.post(f"{path}/unarchive")
+    second = api.post(f"{path}/unarchive")
+
+    assert first.status_code == second.status_code == 200
+    assert first.json == second.json
+    assert {**first.json["data"], "updatedAt": before["updatedAt"]} == before
+    assert len(api.get("experiments").json["data"]) == 1
+    told = api.get(f"{path}/history").json["data"]
+    assert [one["action"] for one in told][:2] == ["unarchive", "archive"]
+    if status == "stopped":
+        assert api.post(f"{path}/resume").status_code == 200
+
+
+@pytest.mark.parametrize("status", LIFE)
+def test_what_is_not_archived_stays_as_it_is_when_it_is_unarchived(api, draft, status):
+    path = lived(api, draft(), status)
+    before = api.get(path).json, api.get(f"{path}/history").json
+
+    answer = api.post(f"{path}/unarchive")
+
+    assert (answer.status_code, answer.json) == (200, before[0])
+    assert (api.get(path).json, api.get(f"{path}/history").json) == before
+
+
 def test_a_patch_changes_only_what_it_names(api, draft):
     path = draft(description="As it was", hypothesis="Kept")
     before = api.get(path).json["data"]
