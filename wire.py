@@ -176,9 +176,9 @@ def envelope(schema: Schema) -> type[Schema]:
 
 
 class Opaque(PathConverter):
-    """Werkzeug's path, also one that begins with a slash: an id is opaque."""
+    """An id in a path: any characters, slashes and line feeds (not `.`) among them."""
 
-    regex = ".+?"
+    regex = r"[\s\S]+?"
     part_isolating = False
 
 
