@@ -18,6 +18,7 @@ from models import (
     Experiment,
     Override,
     database,
+    utcnow,
 )
 from reports import counts
 
@@ -61,6 +62,7 @@ def erase(user_id: str, by: str) -> Erasure:
         if by == user_id:
             by = tombstone
         for experiment in before:
+            experiment.write_down_end(utcnow())
             Change.note(experiment, by, "erase", {}, {})
         after = _counted(mine)
     pairs = zip(before.items(), after.values(), strict=True)

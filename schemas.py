@@ -26,6 +26,8 @@ import tables
 from models import (
     CONCLUSIONS,
     FULL,
+    ID_PREFIX,
+    NOT_IDS,
     RUNNING,
     STATUSES,
     Change,
@@ -112,8 +114,13 @@ def _refuse_forbidden(document: Any, path: tuple[str, ...] = ()) -> None:
 def dumps(value: Any, **_: Any) -> str:
     """Return JSON text; Decimals are written digit for digit."""
     return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=str
+        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=_shown
     )
+
+
+def _shown(value: Any) -> str:
+    """Return what JSON has no form for as text; a time as it is everywhere else."""
+    return moment(value) if isinstance(value, datetime) else str(value)
 
 
 def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:
@@ -133,7 +140,6 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
 # Fields
 # ----------------------------------------------------------------------------
 
-NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
 # Of a page: of so many digits, times 100, no database's offset overflows.
 WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
@@ -170,6 +176,12 @@ def is_a_slug(text: str) -> None:
             "A key has 1 to 100 of a-z, 0-9, '_', '.', '-', a letter or digit at "
             "either end."
         )
+    if text.startswith(ID_PREFIX):
+        raise ValidationError(
+            f"A key cannot begin with {ID_PREFIX!r}, as an id does: both stand in the "
+            "same places."
+        )
+    is_an_id(text)
 
 
 def Name(length: int, **options: Any) -> fields.String:
@@ -191,9 +203,12 @@ def Id(**options: Any) -> fields.String:
 
 
 def Key(**options: Any) -> fields.String:
-    """Return a field for an experiment's slug."""
+    """Return a field for an experiment's slug, which stands wherever its id does."""
+    refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
     return fields.String(
-        validate=is_a_slug, metadata={"pattern": f"^{KEY.pattern}$"}, **options
+        validate=is_a_slug,
+        metadata={"pattern": f"^{KEY.pattern}$", "not": {"anyOf": refused}},
+        **options,
     )
 
 

@@ -294,6 +294,19 @@ def test_a_csv_holds_the_numbers_of_json(api, running, load, value):
     assert metric["value"]["sum"] == json.loads(value)
 
 
+def test_an_import_finds_its_experiment_by_its_key_too(api, running, load):
+    path = running(key="checkout-button")
+    lines = "user_id,variant,timestamp\nu1,v1,2024-01-01T00:00:00Z\n"
+
+    loaded = load("checkout-button", lines)
+    unknown = load("checkout", lines)
+
+    assert loaded.output == "1 lines: 1 users enrolled, 0 conversions.\n"
+    assert api.get(f"{path}/assignments/u1").json["data"]["variantId"] == "v1"
+    assert unknown.output == "Error: There is no experiment 'checkout'.\n"
+    assert Assignment.select().count() == 1
+
+
 def test_a_draft_takes_no_import(api, draft, load):
     path = draft()
 
