@@ -16,6 +16,7 @@ from marshmallow import (
     Schema,
     ValidationError,
     fields,
+    post_dump,
     post_load,
     validate,
     validates_schema,
@@ -47,7 +48,7 @@ FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 
 
 class InvalidJson(Exception):
-    """The body is not JSON that every reader reads alike."""
+    """A text is not JSON that every reader reads alike: a body, a query, a line."""
 
 
 def loads(body: bytes) -> Any:
@@ -58,7 +59,7 @@ def loads(body: bytes) -> Any:
     a text that holds NUL or half a surrogate pair.
     """
     if body.startswith(BOM_UTF8):  # simplejson would pass over it
-        raise InvalidJson("The body begins with a byte order mark.")
+        raise InvalidJson("The text begins with a byte order mark.")
     depth = 0
     for token in STRUCTURE.finditer(body):
         if token[0] in (b"[", b"{"):
@@ -75,9 +76,9 @@ def loads(body: bytes) -> Any:
             parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError as error:
-        raise InvalidJson("The body is not UTF-8.") from error
+        raise InvalidJson("The text is not UTF-8.") from error
     except (ValueError, ArithmeticError) as error:
-        raise InvalidJson(f"The body is not JSON: {error}") from error
+        raise InvalidJson(f"The text is not JSON: {error}") from error
     if SUSPECT.search(body) or b"\0" in body:
         _refuse_forbidden(document)
     return document
@@ -1133,14 +1134,29 @@ class ErasedSchema(Answer):
     after = fields.Nested(CountedSchema())
 
 
+class MentionSchema(Answer):
+    """A text that somebody wrote, and in which the id still stands."""
+
+    resource = fields.String(metadata={"enum": ["audience", "experiment"]})
+    id = fields.String()
+    field = fields.String()
+
+
 class ErasureSchema(Answer):
-    """Where a person was erased."""
+    """Where a person was erased, and, if anywhere, where the id still stands."""
+
+    sometimes = ("mentions",)
 
     before = fields.Nested(CountedSchema())
     after = fields.Nested(CountedSchema())
     experiments = fields.List(fields.Nested(ErasedSchema()))
+    mentions = fields.List(fields.Nested(MentionSchema()))
     file_rewritten = fields.Boolean()
     log_emptied = fields.Boolean()
+
+    @post_dump
+    def _leave_out_none(self, told: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {name: told[name] for name in told if name != "mentions" or told[name]}
 
 
 def csv_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

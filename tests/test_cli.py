@@ -307,6 +307,16 @@ def test_an_import_finds_its_experiment_by_its_key_too(api, running, load):
     assert Assignment.select().count() == 1
 
 
+def test_what_is_wrong_with_a_line_is_not_said_of_a_body(running, load):
+    for line in ("{", '{"a": 1, "a": 1}', "[" * 65 + "]" * 65, "\ufeff{}"):
+        result = load(running(), f"\n{line}\n", "lines.ndjson")
+
+        assert result.exit_code == 1
+        assert result.output.startswith("line 2: ")
+        assert "body" not in result.output.lower()
+    assert Assignment.select().count() == 0
+
+
 def test_a_draft_takes_no_import(api, draft, load):
     path = draft()
 

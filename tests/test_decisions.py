@@ -383,6 +383,28 @@ def test_a_wrong_question_for_a_receipt_is_refused(api, running, query, path):
     assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "The text is not JSON: "),
+        ("\ufeff{}", "The text begins with a byte order mark."),
+        ('{"a": 1, "a": 2}', "The key 'a' stands twice in one object."),
+        ('{"a": NaN}', "NaN is not JSON."),
+        ("[" * 65 + "]" * 65, "The JSON is nested over 64 deep."),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_not_said_of_a_body(api, running, text, message):
+    query = {"explain": "true", "attributes": text}
+
+    response = api.get(f"{running()}/assignments/user-1", query_string=query)
+
+    error = assert_error(response, 400, "VALIDATION_ERROR")
+    (detail,) = error["details"]
+    assert detail["path"] == "attributes"
+    assert detail["message"].startswith(message)
+    assert "body" not in response.text
+
+
 # ----------------------------------------------------------------------------
 # Warnings
 # ----------------------------------------------------------------------------

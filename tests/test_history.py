@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from conftest import Caller, assert_error, two_variants
@@ -456,6 +457,72 @@ def test_rules_that_named_the_erased_are_written_down_and_no_others(api, running
     for name, path in experiments.items():
         last = history(api, path)[-1]["action"]
         assert last == ("erase" if name == "named" else "start")
+
+
+@pytest.mark.parametrize("person", ["person-7", 'p"7\\', "p\n7", "用户7"])
+def test_a_person_in_a_nested_value_of_a_rule_is_erased_there_too(api, running, person):
+    def rule(who):
+        values = [{"who": who}, [[who], "boss"], {who: True}]
+        return {"field": "owner", "operator": "in", "value": values}
+
+    body = {"name": "Own", "ruleTree": rule(person)}
+    assert api("PUT", "audiences/own", body).status_code == 201
+    path = running(audienceId="own")
+
+    told = api.delete(f"users/{quote(person, safe='')}").json["data"]
+
+    tree = api.get("audiences/own").json["data"]["ruleTree"]
+    tombstone = tree["value"][0]["who"]
+    assert tombstone.startswith("erased_")
+    assert tree == rule(tombstone)
+    experiment = path.removeprefix("experiments/")
+    assert [one["experimentId"] for one in told["experiments"]] == [experiment]
+    frozen = api.get(f"{path}/assignments/u?explain=true").json["data"]["receipt"]
+    assert frozen["rules"] == {**rule(tombstone), "result": False}
+    assert "mentions" not in told
+
+
+def test_an_erasure_says_in_which_texts_the_id_still_stands(api, draft):
+    pattern = {"field": "userId", "operator": "regex", "value": f"^({PERSON}|boss)$"}
+    body = {"name": "Testers", "description": f"Ask {PERSON}", "ruleTree": pattern}
+    assert api("PUT", "audiences/aud_qa", body).status_code == 201
+    variants = two_variants()
+    variants[1]["config"] = {"owner": [PERSON]}
+    path = draft(name=f"For {PERSON}", hypothesis=f'"{PERSON}"', variants=variants)
+    draft(name="Of nobody")
+    before = api.get(path).json, api.get("audiences/aud_qa").json
+    id = path.removeprefix("experiments/")
+
+    told = api.delete(f"users/{PERSON}").json["data"]
+
+    assert told["mentions"] == [
+        {"resource": "audience", "id": "aud_qa", "field": "description"},
+        {"resource": "audience", "id": "aud_qa", "field": "ruleTree"},
+        {"resource": "experiment", "id": id, "field": "name"},
+        {"resource": "experiment", "id": id, "field": "hypothesis"},
+        {"resource": "experiment", "id": id, "field": "variants.config"},
+        {"resource": "experiment", "id": id, "field": "history"},
+    ]
+    # What people wrote is theirs to change.
+    assert (api.get(path).json, api.get("audiences/aud_qa").json) == before
+    assert told["experiments"] == []
+
+
+def test_an_id_that_stands_in_very_many_texts_is_answered_with_a_hundred(api):
+    for number in range(110):
+        body = {"name": PERSON, "ruleTree": {"field": "a", "operator": "exists"}}
+        assert api("PUT", f"audiences/aud_{number}", body).status_code == 201
+
+    assert len(api.delete(f"users/{PERSON}").json["data"]["mentions"]) == 100
+
+
+def test_an_erased_person_leaves_the_service_its_own_entries(api, ended):
+    path = ended()
+    assert len(of_the_end(api, path)) == 1
+
+    assert api.delete("users/abacus").status_code == 200
+
+    assert len(of_the_end(api, path)) == 1
 
 
 def test_who_was_erased_is_somebody_new(api, traffic):
