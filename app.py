@@ -72,7 +72,7 @@ DECISIONS = schemas.DecisionSchema(many=True)
 RECEIPT = schemas.ReceiptSchema()
 RECEIPTS = schemas.ReceiptSchema(many=True)
 EVENT = schemas.EventSchema()
-PAGE = schemas.Page()
+PAGE = schemas.PageQuery()
 AUDIENCE = schemas.AudienceSchema()
 OVERRIDE = schemas.OverrideSchema()
 OWN_IDS = schemas.OwnIds()
@@ -109,14 +109,12 @@ def find_audience(id: str) -> Audience:
 
 
 @api.get("/experiments")
-@api.arguments(schemas.ExperimentPage(), location="query")
+@api.arguments(schemas.ExperimentsQuery(), location="query")
 @api.response(200, Listed(EXPERIMENT))
 @requires("read")
 def list_experiments(query):
     """List the experiments, newest first; archived ones only where asked for."""
-    number, limit = query["page"], query["limit"]
-    rows, total = Experiment.page(number, limit, query["status"], query["archived"])
-    return page(rows, total, number, limit)
+    return page(Experiment.page(**query))
 
 
 @api.post("/experiments")
@@ -254,8 +252,7 @@ def enrol_batch(body, id):
 @requires("read")
 def list_assignments(query, id):
     """List who is enrolled, newest first."""
-    rows, total = ledger.assignments_page(find(id), query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(ledger.assignments_page(find(id), **query))
 
 
 @api.get("/experiments/<id>/assignments/<path:user_id>")
@@ -283,8 +280,7 @@ def get_assignment(query, id, user_id):
 @requires("read")
 def list_memberships(query, user_id):
     """List the experiments that a user is in, newest first."""
-    rows, total = ledger.assignments_of(user_id, query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(ledger.assignments_of(user_id, **query))
 
 
 @api.delete("/users/<path:user_id>")
@@ -301,8 +297,7 @@ def erase_user(user_id):
 @requires("read")
 def list_overrides(query, id):
     """List whose variants are forced, newest first."""
-    rows, total = Override.page(find(id), query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Override.page(find(id), **query))
 
 
 @api.put("/experiments/<id>/overrides/<path:user_id>")
@@ -334,13 +329,12 @@ def remove_override(id, user_id):
 
 
 @api.get("/audiences")
-@api.arguments(schemas.AudiencePage(), location="query")
+@api.arguments(schemas.AudiencesQuery(), location="query")
 @api.response(200, Listed(AUDIENCE))
 @requires("read")
 def list_audiences(query):
     """List the audiences, newest first; with a search, those that have it in them."""
-    rows, total = Audience.page(query["page"], query["limit"], query["search"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Audience.page(**query))
 
 
 @api.post("/audiences")
@@ -515,8 +509,7 @@ EXPORTS = {
 @requires("read")
 def list_history(query, id):
     """List what was done to an experiment, by whom and when, newest first."""
-    rows, total = Change.page(find(id), query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Change.page(find(id), **query))
 
 
 @api.post("/sample-size")
