@@ -73,7 +73,7 @@ DECISIONS = schemas.DecisionSchema(many=True)
 RECEIPT = schemas.ReceiptSchema()
 RECEIPTS = schemas.ReceiptSchema(many=True)
 EVENT = schemas.EventSchema()
-PAGE = schemas.Page()
+PAGE = schemas.PageQuery()
 AUDIENCE = schemas.AudienceSchema()
 OVERRIDE = schemas.OverrideSchema()
 OWN_IDS = schemas.OwnIds()
@@ -102,14 +102,12 @@ def find(model: type[Row], name: str) -> Row:
 
 
 @api.get("/experiments")
-@api.arguments(schemas.ExperimentPage(), location="query")
+@api.arguments(schemas.ExperimentsQuery(), location="query")
 @api.response(200, Listed(EXPERIMENT))
 @requires("read")
 def list_experiments(query):
     """List the experiments, newest first; archived ones only where asked for."""
-    number, limit = query["page"], query["limit"]
-    rows, total = Experiment.page(number, limit, query["status"], query["archived"])
-    return page(rows, total, number, limit)
+    return page(Experiment.page(**query))
 
 
 @api.post("/experiments")
@@ -258,10 +256,7 @@ def enrol_batch(body, id):
 @requires("read")
 def list_assignments(query, id):
     """List who is enrolled, newest first."""
-    rows, total = ledger.assignments_page(
-        find(Experiment, id), query["page"], query["limit"]
-    )
-    return page(rows, total, query["page"], query["limit"])
+    return page(ledger.assignments_page(find(Experiment, id), **query))
 
 
 @api.get("/experiments/<id>/assignments/<path:user_id>")
@@ -289,8 +284,7 @@ def get_assignment(query, id, user_id):
 @requires("read")
 def list_memberships(query, user_id):
     """List the experiments that a user is in, newest first."""
-    rows, total = ledger.assignments_of(user_id, query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(ledger.assignments_of(user_id, **query))
 
 
 @api.delete("/users/<path:user_id>")
@@ -307,8 +301,7 @@ def erase_user(user_id):
 @requires("read")
 def list_overrides(query, id):
     """List whose variants are forced, newest first."""
-    rows, total = Override.page(find(Experiment, id), query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Override.page(find(Experiment, id), **query))
 
 
 @api.put("/experiments/<id>/overrides/<path:user_id>")
@@ -340,13 +333,12 @@ def remove_override(id, user_id):
 
 
 @api.get("/audiences")
-@api.arguments(schemas.AudiencePage(), location="query")
+@api.arguments(schemas.AudiencesQuery(), location="query")
 @api.response(200, Listed(AUDIENCE))
 @requires("read")
 def list_audiences(query):
     """List the audiences, newest first; with a search, those that have it in them."""
-    rows, total = Audience.page(query["page"], query["limit"], query["search"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Audience.page(**query))
 
 
 @api.post("/audiences")
@@ -523,8 +515,7 @@ def list_history(query, id):
     """List what was done to an experiment, by whom and when, newest first."""
     experiment = find(Experiment, id)
     experiment.notice_end()
-    rows, total = Change.page(experiment, query["page"], query["limit"])
-    return page(rows, total, query["page"], query["limit"])
+    return page(Change.page(experiment, **query))
 
 
 @api.post("/sample-size")

@@ -224,7 +224,9 @@ REHEARSAL = 4_000_000
 def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
     """Return the users and days that a plan needs, for one look and for any look."""
     planned: dict[str, Any] = camel(stats.plan_sample_size(splits=splits, **plan))
-    return planned
+    # In decimals: 0.1 and 0.02 are 0.12, where floats give 0.12000000000000001.
+    effect = plan["minimum_effect"] or plan["baseline_rate"] * plan["relative_effect"]
+    return {**planned, "targetRate": float(plan["baseline_rate"] + effect)}
 
 
 def rehearsed(

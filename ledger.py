@@ -33,6 +33,7 @@ from models import (
     database,
     utcnow,
 )
+from paging import Page, Rows
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
 NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
@@ -270,27 +271,24 @@ def write_seats(rows: list[dict[str, Any]]) -> set[str]:
     return written
 
 
-def assignments_page(
-    experiment: Experiment, number: int, limit: int
-) -> tuple[list[Decision], int]:
-    """Return a page of who is enrolled, newest first, and how many there are."""
-    found = (
-        Assignment.select()
-        .where(Assignment.experiment == experiment.id)
-        .order_by(Assignment.id.desc())
-        .limit(limit)
-        .offset((number - 1) * limit)
+def assignments_page(experiment: Experiment, page: Page) -> Rows:
+    """Return a page of who is enrolled, newest first."""
+    query = Assignment.select().where(Assignment.experiment == experiment.id)
+    found = page.of(
+        lambda _: query,
+        (Assignment.id,),
+        ("assignments", experiment.id),
+        total=lambda: experiment.participants,
     )
-    rows = [_seat_decision(experiment, seat) for seat in found]
-    return rows, experiment.participants
+    seats = [_seat_decision(experiment, seat) for seat in found.rows]
+    return found._replace(rows=seats)
 
 
-def assignments_of(
-    user_id: str, number: int, limit: int
-) -> tuple[list[dict[str, Any]], int]:
+def assignments_of(user_id: str, page: Page) -> Rows:
     """Return a page of the experiments that a user is in, newest first."""
-    found = (
+    query = (
         Assignment.select(
+            Assignment.id,
             Assignment.experiment.alias("experiment_id"),
             Experiment.name.alias("experiment_name"),
             Experiment.key.alias("experiment_key"),
@@ -306,10 +304,9 @@ def assignments_of(
             & (Variant.key == Assignment.variant),
         )
         .where(Assignment.user_id == user_id)
+        .namedtuples()
     )
-    page = found.order_by(Assignment.id.desc()).limit(limit)
-    rows: list[Any] = list(page.offset((number - 1) * limit).dicts())
-    return rows, found.count()
+    return page.of(lambda _: query, (Assignment.id,), ("memberships", user_id))
 
 
 # ----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from peewee import (
     IntegerField,
     Model,
     TextField,
+    Value,
     fn,
 )
 
@@ -41,6 +42,7 @@ from engine import (
     trouble,
 )
 from migrations import MIGRATIONS
+from paging import Fence, Page, Rows
 
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
@@ -113,6 +115,11 @@ class Invalid(Exception):
 def utcnow() -> datetime:
     """Return the present moment, to the microsecond, in UTC."""
     return datetime.now(timezone.utc)
+
+
+def _after(latest: datetime | None, now: datetime) -> datetime:
+    """Return now, or the next moment after the latest where that is not earlier."""
+    return now if latest is None else max(now, latest + MICROSECOND)
 
 
 def percent(hundredths: int) -> str:
@@ -199,11 +206,6 @@ class Table(Model):
         return row
 
 
-def _paged(found: Any, number: int, limit: int) -> tuple[list[Any], int]:
-    """Return a page of what is found, in its order, and how many there are."""
-    return list(found.limit(limit).offset((number - 1) * limit)), found.count()
-
-
 class Identity(Table):
     """One row: this is a database of Abacus, and its schema has this version."""
 
@@ -262,23 +264,77 @@ class Experiment(Table):
         return row
 
     @classmethod
-    def page(
-        cls, number: int, limit: int, status: str | None, archived: bool
-    ) -> tuple[list[Experiment], int]:
-        """Return a page of experiments, newest first, and how many there are."""
-        found = cls.select()
-        if status:
-            found = found.where(cls._status_at(utcnow()) == status)
-        if not archived:
-            found = found.where(cls.archived_at.is_null())
-        newest = found.order_by(cls.created_at.desc(), cls.id)
-        rows, total = _paged(newest, number, limit)
-        of: dict[str, list[Variant]] = {row.id: [] for row in rows}
+    def page(cls, page: Page, status: str | None, archived: bool) -> Rows:
+        """Return a page of experiments, newest first.
+
+        A walk by cursor shows those that passed the filters when it began, each as
+        it is now.
+        """
+
+        def query(fence: Fence | None) -> Any:
+            found = cls.select()
+            if fence:
+                found = found.where(~cls._was_made_after(fence))
+            if status:
+                found = found.where(cls._status_as_of(fence) == status)
+            if not archived:
+                found = found.where(cls._column_as_of(fence, cls.archived_at).is_null())
+            return found
+
+        order, listed = (cls.created_at, cls.id), ("experiments", status, archived)
+        found = page.of(query, order, listed, Change.fence)
+        of: dict[str, list[Variant]] = {row.id: [] for row in found.rows}
         for variant in Variant.of(list(of)):
             of[variant.experiment_id].append(variant)
-        for row in rows:
+        for row in found.rows:
             row._variants = of[row.id]
-        return rows, total
+        return found
+
+    @classmethod
+    def _was_made_after(cls, fence: Fence) -> Any:
+        """Tell of an experiment whether its history begins after the fence.
+
+        The time of its making is not asked: two that are made at once may be
+        written in the other order, and a clock may be set back.
+        """
+        return fn.EXISTS(
+            Change.select(SQL("1")).where(
+                Change.experiment == cls.id,
+                Change.id > fence.change,
+                Change.action.in_(["create", "duplicate"]),
+            )
+        )
+
+    @classmethod
+    def _column_as_of(cls, fence: Fence | None, column: Any) -> Any:
+        """Return a column as it was at the fence, by the history; without one, now.
+
+        The first change after the fence has the value of before.
+        """
+        if fence is None:
+            return column
+        path = f"$.{column.name}"
+        changed = (
+            Change.select(fn.json_extract(Change.settings, path))
+            .where(
+                Change.experiment == cls.id,
+                Change.id > fence.change,
+                fn.json_type(Change.settings, path).is_null(False),
+            )
+            .order_by(Change.id)
+            .limit(1)
+        )
+        # A pair of before and after, or the one value that has not changed.
+        return fn.json_extract(fn.COALESCE(changed, fn.json_array(column)), "$[0]")
+
+    @classmethod
+    def _status_as_of(cls, fence: Fence | None) -> Case:
+        if fence is None:
+            return cls._status_at(utcnow())
+        status = cls._column_as_of(fence, cls.status)
+        end_date = cls._column_as_of(fence, cls.end_date)
+        over = (status == RUNNING) & (end_date <= fence.microseconds)
+        return Case(None, [(over, STOPPED)], status)
 
     @property
     def state(self) -> str:
@@ -572,6 +628,8 @@ class Experiment(Table):
                 raise Invalid("variantId", message)
             row = Override(experiment=self.id, user_id=user_id, variant=variant_id)
             before = Override.of(self.id, [user_id]).get(user_id)
+            if before is None:
+                row.created_at = Override.next_moment(self.id)
             Override.insert(row.__data__).on_conflict(
                 conflict_target=[Override.experiment, Override.user_id],
                 preserve=[Override.variant],
@@ -757,18 +815,26 @@ class Audience(Table):
     updated_at = Utc(default=utcnow)
 
     @classmethod
-    def page(
-        cls, number: int, limit: int, search: str | None
-    ) -> tuple[list[Audience], int]:
-        """Return a page of audiences, newest first, and how many there are.
+    def page(cls, page: Page, search: str | None) -> Rows:
+        """Return a page of audiences, newest first.
 
         A search is for a part of the id, the name or the description, whatever its
-        case.
+        case. A walk by cursor also shows what was written since it began, because
+        nobody knows any more whether that had the search in it then.
         """
-        found = cls.select()
-        if search:
-            found = found.where(cls.searched.contains(search.casefold()))
-        return _paged(found.order_by(cls.created_at.desc(), cls.id), number, limit)
+
+        def query(fence: Fence | None) -> Any:
+            found = cls.select()
+            if not search:
+                return found
+            matches = cls.searched.contains(search.casefold())
+            if fence:
+                began = Value(fence.microseconds, converter=False)
+                matches |= cls.updated_at >= began
+            return found.where(matches)
+
+        order, listed = (cls.created_at, cls.id), ("audiences", search)
+        return page.of(query, order, listed, Change.fence)
 
     @classmethod
     def define(
@@ -780,7 +846,11 @@ class Audience(Table):
             defined = there or cls(id=id)
             defined._set(name=name, description=description, rule_tree=rule_tree)
             if there is None:
-                defined.created_at = defined.updated_at
+                # Later than all others also where the clock was set back: a walk
+                # through the list must not meet a row that is newer than itself.
+                latest = cls.select(fn.MAX(cls.created_at)).scalar()
+                defined.created_at = _after(latest, defined.updated_at)
+                defined.updated_at = defined.created_at
             defined.save(force_insert=there is None)
         return defined, there is None
 
@@ -844,12 +914,22 @@ class Override(Table):
         return {row.user_id: row.variant for row in found}
 
     @classmethod
-    def page(
-        cls, experiment: Experiment, number: int, limit: int
-    ) -> tuple[list[Override], int]:
-        """Return a page of an experiment's overrides, newest first, and how many."""
+    def next_moment(cls, experiment_id: str) -> datetime:
+        """Return the time of a new override, later than all others of the experiment.
+
+        A walk through the list must not meet a row that is newer than itself, also
+        where the clock was set back.
+        """
+        mine = cls.experiment == experiment_id
+        latest = cls.select(fn.MAX(cls.created_at)).where(mine).scalar()
+        return _after(latest, utcnow())
+
+    @classmethod
+    def page(cls, experiment: Experiment, page: Page) -> Rows:
+        """Return a page of an experiment's overrides, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
-        return _paged(found.order_by(cls.created_at.desc(), cls.user_id), number, limit)
+        order, listed = (cls.created_at, cls.user_id), ("overrides", experiment.id)
+        return page.of(lambda _: found, order, listed)
 
 
 class GroupShare(Table):
@@ -952,12 +1032,16 @@ class Change(Table):
         )
 
     @classmethod
-    def page(
-        cls, experiment: Experiment, number: int, limit: int
-    ) -> tuple[list[Change], int]:
+    def page(cls, experiment: Experiment, page: Page) -> Rows:
         """Return a page of what was done to an experiment, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
-        return _paged(found.order_by(cls.id.desc()), number, limit)
+        return page.of(lambda _: found, (cls.id,), ("history", experiment.id))
+
+    @classmethod
+    def fence(cls) -> Fence:
+        """Return the present moment: the last entry so far, and the time."""
+        last = cls.select(fn.MAX(cls.id)).scalar() or 0
+        return Fence(last, (utcnow() - EPOCH) // MICROSECOND)
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:

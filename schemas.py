@@ -35,6 +35,7 @@ from models import (
     Experiment,
     utcnow,
 )
+from paging import Page
 from reports import EXPORTED
 
 # ----------------------------------------------------------------------------
@@ -408,14 +409,31 @@ class OwnIds(Wire):
     audience_id = Id()
 
 
-class Page(Wire):
-    """Which page of a list."""
+class PageQuery(Wire):
+    """Which page of a list: by its number, or by the cursor of the page before."""
 
     page = Whole(load_default=1)
     limit = Limit(load_default=20)
+    cursor = fields.String(
+        load_default=None,
+        allow_none=False,
+        validate=[validate.Length(1, 512), validate.Regexp(r"^[A-Za-z0-9_-]+\Z")],
+        metadata={"pattern": "^[A-Za-z0-9_-]+$"},
+    )
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _one_way(self, query: dict[str, Any], original: Any, **_: Any) -> None:
+        if "cursor" in original and "page" in original:
+            message = "A page has a number or a cursor, not both."
+            raise ValidationError(message, "cursor")
+
+    @post_load
+    def _page(self, query: dict[str, Any], **_: Any) -> dict[str, Any]:
+        page = Page(*(query.pop(name) for name in ("page", "limit", "cursor")))
+        return {**query, "page": page}
 
 
-class ExperimentPage(Page):
+class ExperimentsQuery(PageQuery):
     """Which page of the experiments, and which of them."""
 
     status = fields.String(
@@ -1052,7 +1070,7 @@ class AudienceChangeSchema(AudienceSchema):
     rule_tree = RuleTree()
 
 
-class AudiencePage(Page):
+class AudiencesQuery(PageQuery):
     """Which page of the audiences, and which of them."""
 
     search = fields.String(

@@ -36,6 +36,7 @@ import models
 import schemas
 import tables
 from models import Conflict, Invalid
+from paging import BadCursor, Rows
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger("abacus")
@@ -189,6 +190,7 @@ class Meta(schemas.Answer):
     page = fields.Integer()
     limit = fields.Integer()
     totalPages = fields.Integer()
+    next = fields.String(allow_none=True)
 
 
 def Listed(schema: Schema) -> Schema:
@@ -198,11 +200,16 @@ def Listed(schema: Schema) -> Schema:
     return schemas.Answer.from_dict(listed, name=name)()
 
 
-def page(rows: list[Any], total: int, number: int, limit: int) -> dict[str, Any]:
+def page(rows: Rows) -> dict[str, Any]:
     """Return a page of a list with its meta."""
-    pages = -(-total // limit)
-    meta = {"total": total, "page": number, "limit": limit, "totalPages": pages}
-    return {"data": rows, "meta": meta}
+    meta = {
+        "total": rows.total,
+        "page": rows.number,
+        "limit": rows.limit,
+        "totalPages": rows.pages,
+        "next": rows.next,
+    }
+    return {"data": rows.rows, "meta": meta}
 
 
 def readable(
@@ -313,6 +320,10 @@ def answer_invalid(error: Invalid) -> Response:
     return problem(400, str(error), "VALIDATION_ERROR", details)
 
 
+def answer_bad_cursor(error: BadCursor) -> Response:
+    return answer_invalid(Invalid("cursor", str(error)))
+
+
 def answer_invalid_json(error: schemas.InvalidJson) -> Response:
     return problem(400, str(error), "INVALID_JSON")
 
@@ -374,6 +385,7 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     HTTPException: answer_http,
     ValidationError: answer_validation,
     Invalid: answer_invalid,
+    BadCursor: answer_bad_cursor,
     schemas.InvalidJson: answer_invalid_json,
     Conflict: answer_conflict,
     engine.NotReady: answer_unavailable,

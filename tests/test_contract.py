@@ -35,7 +35,14 @@ PLAN = r"plan\.minimumEffect"  # no rate above 1
 MERGED = r"variants\.\d+\.(id|name|splitPercentage)"  # known, or there already
 PATTERN = r"ruleTree(\.rules\.\d+)*\.value"  # is RE2's
 PAST = r"((events|conversions)\.\d+\.)?occurredAt"  # is not to come
+CURSOR = "cursor"  # is one that the same list gave out, and comes without a page
 RULES = {
+    "GET /api/experiments": [CURSOR],
+    "GET /api/experiments/{id}/assignments": [CURSOR],
+    "GET /api/experiments/{id}/overrides": [CURSOR],
+    "GET /api/experiments/{id}/history": [CURSOR],
+    "GET /api/users/{user_id}/assignments": [CURSOR],
+    "GET /api/audiences": [CURSOR],
     "POST /api/experiments": [SPLITS, CONFIG, FUTURE, PLAN],
     "PATCH /api/experiments/{id}": [SPLITS, CONFIG, FUTURE, PLAN, MERGED],
     # A variant of the experiment.

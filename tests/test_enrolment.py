@@ -188,6 +188,7 @@ def test_the_enrolled_are_listed_newest_first(api, running, enrolled):
     page = api.get(f"{path}/assignments?limit=2&page=2").json
 
     assert [one["userId"] for one in page["data"]] == ["u2", "u1"]
+    assert page["meta"].pop("next")
     assert page["meta"] == {"total": 5, "page": 2, "limit": 2, "totalPages": 3}
 
 

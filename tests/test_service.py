@@ -57,10 +57,8 @@ def service(tmp_path_factory):
 
 def test_every_example_of_the_seed_works_as_written(tmp_path):
     with real.served(tmp_path / "empty") as service:
-        assert service("GET", "experiments") == (
-            200,
-            {"data": [], "meta": {"total": 0, "page": 1, "limit": 20, "totalPages": 0}},
-        )
+        meta = {"total": 0, "page": 1, "limit": 20, "totalPages": 0, "next": None}
+        assert service("GET", "experiments") == (200, {"data": [], "meta": meta})
         status, made = service("POST", "experiments", CREATE)
         assert status == 201
         sent = json.loads(CREATE)
@@ -75,7 +73,8 @@ def test_every_example_of_the_seed_works_as_written(tmp_path):
 
         status, listed = service("GET", "experiments?page=1&limit=20&status=draft")
         assert status == 200
-        assert listed["meta"] == {"total": 1, "page": 1, "limit": 20, "totalPages": 1}
+        meta = {"total": 1, "page": 1, "limit": 20, "totalPages": 1, "next": None}
+        assert listed["meta"] == meta
         assert set(listed["data"][0]) >= LISTED
         assert listed["data"][0]["_count"] == {"assignments": 0}
         assert service("GET", path) == (200, {"data": listed["data"][0]})

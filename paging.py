@@ -1,0 +1,160 @@
+"""Lists in pages: by number for people, by cursor for programs."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from peewee import Field, Value
+
+LARGEST = 2**63 - 1  # what an integer of the database holds
+
+
+class BadCursor(Exception):
+    """The cursor is not one of this list with these filters."""
+
+
+class Fence(NamedTuple):
+    """The moment at which a walk began; what was written later is beyond it."""
+
+    change: int = 0
+    """The id of the last entry in the history, which has an order of its own."""
+    microseconds: int = 0
+    """The time, since 1970."""
+
+
+class Cursor(NamedTuple):
+    """Where a walk stands. Integers only: a cursor stands in URLs and in logs."""
+
+    fence: Fence
+    place: int
+    """The value, in the ordering column, of the last row that was shown."""
+    ties: int
+    """How many rows of that value were shown, where more of them are to come."""
+    shown: int
+    total: int
+
+    def text(self, listed: Sequence[Any]) -> str:
+        """Return the cursor as a client gets it, bound to its list and filters."""
+        numbers = [*self.fence, *self[1:]]
+        bound = json.dumps([*listed, numbers]).encode()
+        content = {"check": sha256(bound).hexdigest()[:16], "walk": numbers}
+        written = json.dumps(content, separators=(",", ":")).encode()
+        return urlsafe_b64encode(written).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, text: str, listed: Sequence[Any]) -> Cursor:
+        """Return the cursor that a client sends back; raise BadCursor if it is none.
+
+        It has to be what `text` would write: nothing altered, and of this list.
+        """
+        try:
+            padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+            change, microseconds, *rest = json.loads(urlsafe_b64decode(padded))["walk"]
+            cursor = cls(Fence(change, microseconds), *rest)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BadCursor("This is not a cursor.") from error
+        numbers = (*cursor.fence, *cursor[1:])
+        if not all(type(n) is int and 0 <= n <= LARGEST for n in numbers):
+            raise BadCursor("This is not a cursor.")
+        if cursor.text(listed) != text:
+            raise BadCursor("The cursor is of another list, or of other filters.")
+        return cursor
+
+
+class Rows(NamedTuple):
+    """A page of a list, and where it stands in it."""
+
+    rows: list[Any]
+    total: int
+    number: int
+    limit: int
+    next: str | None
+    """The cursor of the rows that follow; None where there are none."""
+
+    @property
+    def pages(self) -> int:
+        return -(-self.total // self.limit)
+
+
+class Page(NamedTuple):
+    """Which rows of a list are asked for."""
+
+    number: int = 1
+    limit: int = 20
+    cursor: str | None = None
+
+    def of(
+        self,
+        query: Callable[[Fence | None], Any],
+        order: tuple[Field, ...],
+        listed: tuple[Any, ...],
+        fence: Callable[[], Fence] = Fence,
+        total: Callable[[], int] | None = None,
+    ) -> Rows:
+        """Return these rows of a list.
+
+        *query* returns the list as it is now, or as it was at a fence. *order* is
+        the column that says what is newest, an integer in the database, and what
+        breaks its ties. *listed* names the list and its filters. *fence* returns
+        the present moment, and *total* how many rows there are now, where that is
+        known without counting them.
+
+        A page by cursor costs the same however deep it is: it begins after the row
+        that the cursor names, and the walk's first page has counted the rows.
+        """
+        newest, *ties = order
+        # One snapshot: the rows, their number, and the fence are of one moment.
+        with newest.model._meta.database.transaction("DEFERRED"):
+            if self.cursor is None:
+                rows = query(None)
+                before = (self.number - 1) * self.limit
+                count = total() if total else rows.count()
+                start = Cursor(fence(), 0, 0, before, count)
+                rows = rows.offset(before)
+            else:
+                start = Cursor.read(self.cursor, listed)
+                place = Value(start.place, converter=False)
+                later = newest <= place if start.ties else newest < place
+                rows = query(start.fence).where(later).offset(start.ties)
+            ordered = rows.order_by(newest.desc(), *ties).limit(self.limit + 1)
+            found = list(ordered)
+            shown = found[: self.limit]
+            cursor = None
+            if len(found) > self.limit:
+                cursor = self._after(shown, found[-1], newest, start, query)
+        return Rows(
+            shown,
+            start.total,
+            start.shown // self.limit + 1,
+            self.limit,
+            cursor and cursor.text(listed),
+        )
+
+    def _after(
+        self,
+        shown: list[Any],
+        following: Any,
+        newest: Field,
+        start: Cursor,
+        query: Callable[[Fence | None], Any],
+    ) -> Cursor:
+        """Return the cursor behind the rows that are shown."""
+
+        def place(row: Any) -> int:
+            return int(newest.db_value(getattr(row, newest.name)))
+
+        last, ties = place(shown[-1]), 0
+        if place(following) == last:
+            equal = takewhile(lambda row: place(row) == last, reversed(shown))
+            ties = len(list(equal))
+            if ties == len(shown) and start.place == last:
+                ties += start.ties
+            elif ties == len(shown) and self.cursor is None:
+                newer = query(None).where(newest > Value(last, converter=False))
+                ties += start.shown - newer.count()
+        return Cursor(start.fence, last, ties, start.shown + len(shown), start.total)
