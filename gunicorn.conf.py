@@ -99,15 +99,17 @@ def on_exit(server):
 
 def post_worker_init(worker):
     """Refuse to serve without a key, or with a database that is not ours."""
+    app = worker.app.wsgi()
     try:
-        keys_are_ready(worker.app.wsgi())
-        models.verify()
+        keys_are_ready(app)
+        with app.app_context():
+            models.verify()
     except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
-    models.database.turns.most = max(1, worker.cfg.threads - 4)
+    app.extensions["database"].turns.most = max(1, worker.cfg.threads - 4)
     # A thread that exports keeps the others waiting a tenth as long as by default.
     sys.setswitchinterval(0.0005)
 
