@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import peewee
-from flask import Flask, Response, current_app, redirect, request
+from flask import (
+    Flask,
+    Response,
+    appcontext_popped,
+    appcontext_pushed,
+    current_app,
+    redirect,
+    request,
+)
 from flask_cors import CORS
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.exceptions import (
@@ -493,7 +501,7 @@ def export_experiment(query, id):
     experiment = find(Experiment, id)
     content_type, written = EXPORTS[query["format"]]
     name = f"{experiment.id}.{query['format']}"
-    lines = written(reports.exported(experiment))
+    lines = engine.streamed(written(reports.exported(experiment)))
     return Response(
         ("".join(some) for some in peewee.chunked(lines, 500)),
         content_type=content_type,
@@ -558,7 +566,7 @@ def ready() -> dict[str, str]:
 
 def measured() -> Response:
     """Tell Prometheus what was counted, and how large the files are."""
-    file = engine.source(current_app.config["DATABASE_URL"]).file
+    file = current_app.extensions["database"].file
     return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
@@ -593,12 +601,16 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Lines())
         log.addHandler(handler)
-    log.setLevel(logging.WARNING if app.testing else logging.INFO)
+    # An app under test is silent, but it does not silence one that serves.
+    if not app.testing:
+        log.setLevel(logging.INFO)
+    elif log.level == logging.NOTSET:
+        log.setLevel(logging.WARNING)
     log.propagate = False
 
-    engine.bind(app.config["DATABASE_URL"])
+    _attach(app, engine.database_at(app.config["DATABASE_URL"]))
     if app.testing:
-        models.create(app.config["DATABASE_URL"])
+        models.create(app.extensions["database"])
     auth.install(app)
     app.url_map.converters["path"] = Opaque
     app.url_map.merge_slashes = False
@@ -621,6 +633,21 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
             expose_headers=["ETag", "Retry-After"],
         )
     return app
+
+
+def _attach(app: Flask, database: engine.Sqlite) -> None:
+    """Give the app its database: inside its contexts, the tables are in that one."""
+    app.extensions["database"] = database
+    appcontext_pushed.connect(_enter_database, app)
+    appcontext_popped.connect(_leave_database, app)
+
+
+def _enter_database(app: Flask) -> None:
+    engine.enter(app.extensions["database"])
+
+
+def _leave_database(app: Flask) -> None:
+    engine.leave()
 
 
 def _document(app: Flask) -> None:

@@ -98,6 +98,7 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
     And where the database is now that was there, if there was one. Raise InUse,
     and change nothing, while anybody has that one open.
     """
+    database.close()  # or a handle of ours would stay on the file that is replaced
     target = target.resolve()
     if target.exists() and is_open(target):  # told before the work, and asked again
         raise InUse(IN_USE.format(target))
@@ -165,20 +166,16 @@ def _draft(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Point the tables at a file that nobody changes, and back."""
-    served = database.obj
-    if not database.is_closed():
-        database.close()
-    uri = f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1"
-    database.initialize(peewee.SqliteDatabase(uri, uri=True))
+    """Use a file that nobody changes as the database, inside the block."""
+    copy = engine.Sqlite(file.absolute(), "mode=ro&immutable=1")
     try:
-        database.connect()
-        yield
+        with engine.using(copy):
+            copy.connect()
+            yield
     except peewee.DatabaseError as error:
         raise NotProved(f"{file} cannot be read: {error}.") from error
     finally:
-        database.close()
-        database.initialize(served)
+        copy.close()
 
 
 def _opened(file: Path, mode: str) -> Any:

@@ -51,7 +51,7 @@ def init() -> None:
     with told():
         if auth.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
-        did = models.create(current_app.config["DATABASE_URL"])
+        did = models.create(current_app.extensions["database"])
     click.echo(f"The database is {did}.")
 
 
@@ -166,7 +166,7 @@ def restore(file: Path, dry_run: bool) -> None:
 
     The service must be stopped. The database that was there is kept beside it.
     """
-    target = engine.source(current_app.config["DATABASE_URL"]).file
+    target = current_app.extensions["database"].file
     if target is None:
         raise click.ClickException("A database in memory has no place.")
     with told():

@@ -6,21 +6,105 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import peewee
 from playhouse import db_url
 
-database = peewee.DatabaseProxy()
+Row = TypeVar("Row")
 
 
 class NotReady(Exception):
     """The database cannot be served as it is; the message says what to do."""
+
+
+# ----------------------------------------------------------------------------
+# Which database
+# ----------------------------------------------------------------------------
+
+
+class Entered(NamedTuple):
+    """A database that was entered, and what had been entered before it."""
+
+    database: Sqlite
+    before: Entered | None
+
+
+_entered: ContextVar[Entered | None] = ContextVar("_entered", default=None)
+
+
+def enter(entered: Sqlite) -> None:
+    """Make every query of this thread go to this database, until `leave`."""
+    _entered.set(Entered(entered, _entered.get()))
+
+
+def leave() -> None:
+    """Go back to the database that was used before the last `enter`."""
+    last = _entered.get()
+    _entered.set(last and last.before)
+
+
+@contextmanager
+def using(entered: Sqlite) -> Iterator[Sqlite]:
+    """Make every query inside the block go to this database.
+
+    It holds for this thread alone: another one enters the database itself.
+    """
+    enter(entered)
+    try:
+        yield entered
+    finally:
+        leave()
+
+
+class Current(peewee.DatabaseProxy):
+    """The database that was entered last: an app enters its own with its context.
+
+    The tables belong to it, so that two apps in one process have two databases.
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[Any], Any]] = []
+
+    @property
+    def obj(self) -> Sqlite:
+        last = _entered.get()
+        if last is None:
+            raise RuntimeError(
+                "No database was entered. Each app has its own: work inside "
+                "`with app.app_context():`."
+            )
+        return last.database
+
+
+database = Current()
+
+
+def streamed(rows: Iterator[Row]) -> Iterator[Row]:
+    """Return *rows* so that each is read from the database that is current now.
+
+    A streamed answer is read after its request's context has ended.
+    """
+    here = database.obj
+    end: Any = object()
+
+    def following() -> Row:
+        with using(here):
+            return next(rows, end)
+
+    return iter(following, end)
+
+
+# ----------------------------------------------------------------------------
+# The engine
+# ----------------------------------------------------------------------------
 
 
 SQLITE: dict[str, Any] = {
@@ -114,10 +198,35 @@ class Sqlite(peewee.SqliteDatabase):
     millisecond, for as long as busy_timeout says from when it came.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
+        self.file = file
         self.turns = Turns()
         self.probe, self.damaged = Probe(), False
-        super().__init__(*args, **settings)
+        self._opened = threading.local()  # which file this thread's handle is of
+        # The file is opened as a URI, whose options are SQLite's.
+        path = ":memory:" if file is None else f"file:{quote(str(file))}?{options}"
+        super().__init__(path, uri=True, **settings)
+        _databases.add(self)
+
+    def identity(self) -> tuple[int, int] | None:
+        """Return what tells the file at the database's path from any other."""
+        if self.file is None:
+            return None
+        try:
+            found = self.file.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def open(self) -> None:
+        """Open it, anew where the open file is no longer the one at its path."""
+        if not self.is_closed() and self.identity() != self._opened_file():
+            self.close()
+        if self.connect(reuse_if_open=True):
+            self._opened.file = self.identity()
+
+    def _opened_file(self) -> tuple[int, int] | None:
+        return getattr(self._opened, "file", None)
 
     def begin(self, lock_type: str | None = None) -> None:
         if lock_type == "DEFERRED":  # who only reads waits for nobody
@@ -206,31 +315,20 @@ def source(url: str) -> Source:
     return Source(url, None if path == ":memory:" else Path(path).absolute())
 
 
-_opened = threading.local()  # which file this thread's handle is of
-
-
-def bind(url: str) -> None:
-    """Point the tables at this database; nothing is opened before it is used."""
-    file = source(url).file
-    if database.obj is not None and not database.is_closed():
-        database.close()
+def database_at(url: str) -> Sqlite:
+    """Return the database at this URL; nothing is opened before it is used."""
     # mode=rw: a missing database is an error, never a new and empty one.
-    path = ":memory:" if file is None else f"file:{quote(str(file))}?mode=rw"
-    database.initialize(Sqlite(path, uri=True, **SQLITE))
-    _opened.file = None
+    return Sqlite(source(url).file, "mode=rw", **SQLITE)
 
 
 def connect() -> None:
     """Open the database, anew where the open file is no longer the one at its path."""
-    if not database.is_closed() and identity() != getattr(_opened, "file", None):
-        database.close()
-    if database.connect(reuse_if_open=True):
-        _opened.file = identity()
+    database.obj.open()
 
 
-def _file() -> Path | None:
-    name = database.database.removeprefix("file:").partition("?")[0]
-    return None if name == ":memory:" else Path(unquote(name))
+def identity() -> tuple[int, int] | None:
+    """Return what tells the file at the database's path from any other."""
+    return database.obj.identity()
 
 
 def can_be_written() -> bool:
@@ -238,26 +336,20 @@ def can_be_written() -> bool:
 
     SQLite never writes through handles that were opened when it could not be.
     """
-    file = _file()
+    file = database.obj.file
     files = [file.parent, *file.parent.glob(f"{file.name}*")] if file else []
     return all(os.access(one, os.W_OK) for one in files)
 
 
-def identity() -> tuple[int, int] | None:
-    """Return what tells the file at the database's path from any other."""
-    file = _file()
-    if file is None:
-        return None
-    try:
-        told = file.stat()
-    except FileNotFoundError:
-        return None
-    return told.st_dev, told.st_ino
+_databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()
 
 
 def _close_before_fork() -> None:
-    if database.obj is not None and not database.is_closed():
-        database.close()
+    """Close what this thread has open of any database, also where one cannot be."""
+    with ExitStack() as closing:
+        for one in tuple(_databases):
+            if not one.is_closed():
+                closing.callback(one.close)
 
 
 # SQLite's locks do not survive a fork: a handle that is open in the parent makes

@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-import shutil
+import re
+import stat
 import sys
 import tempfile
 import traceback
@@ -49,6 +50,11 @@ control_socket_disable = True
 preload_app = False
 
 COUNTS = "abacus-metrics-"  # begins the name of a folder that we make and remove
+# In the environment, for the next master (USR2) too: the folder that we made.
+MADE = "ABACUS_METRICS_FOLDER"
+# How prometheus_client names a worker's files, and so all that is ever removed.
+COUNT_FILE = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db")
+SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def on_starting(server):
@@ -58,22 +64,86 @@ def on_starting(server):
     memory = "/dev/shm"  # noqa: S108
     if not os.access(memory, os.W_OK):
         memory = tempfile.gettempdir()
-    for left in Path(memory).glob(f"{COUNTS}*"):
-        with suppress(OSError):  # somebody lives there, or it is another user's
-            lock = _lock(left, fcntl.LOCK_EX)
-            shutil.rmtree(left)
-            os.close(lock)
+    remove_left_over(Path(memory))
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix=COUNTS, dir=memory)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    _lock(os.environ["PROMETHEUS_MULTIPROC_DIR"], fcntl.LOCK_SH)  # and never let go
-    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
-        file.unlink()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[MADE] = folder
+    try:
+        use_folder(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    except OSError as problem:
+        server.log.error(
+            "Abacus does not start: PROMETHEUS_MULTIPROC_DIR is of no use: %s", problem
+        )
+        sys.exit(3)
+    except engine.NotReady as problem:
+        server.log.error("Abacus does not start: %s", problem)
+        sys.exit(3)
+
+
+def remove_left_over(memory):
+    """Remove the folders of counts that a killed service of this user left."""
+    for left in memory.glob(f"{COUNTS}*"):
+        with suppress(OSError):  # a service has it locked, or it is no folder of ours
+            told = left.lstat()
+            if stat.S_ISDIR(told.st_mode) and told.st_uid == os.geteuid():
+                lock = _lock(left, fcntl.LOCK_EX)
+                try:
+                    _remove(left)
+                finally:
+                    os.close(lock)
+
+
+def use_folder(folder):
+    """Lock the folder of counts; raise NotReady where it holds a database.
+
+    What an earlier service left is removed, unless the folder is in use: by the
+    master that this one replaces (USR2), whose counts go on.
+    """
+    folder = folder.resolve()
+    for file in folder.iterdir():
+        if _is_database(file):
+            raise engine.NotReady(
+                f"PROMETHEUS_MULTIPROC_DIR is {folder}, which holds the database "
+                f"{file.name}: give the metrics a folder of their own."
+            )
+    try:
+        lock = _lock(folder, fcntl.LOCK_EX)
+    except BlockingIOError:
+        _lock(folder, fcntl.LOCK_SH)  # and never let go
+    else:
+        _empty(folder)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def _is_database(file):
+    """Tell whether this is a file of SQLite; nothing but a file is opened."""
+    if not stat.S_ISREG(file.lstat().st_mode):
+        return False
+    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.read(handle, len(SQLITE_HEADER)) == SQLITE_HEADER
+    finally:
+        os.close(handle)
+
+
+def _empty(folder):
+    for file in folder.iterdir():
+        if COUNT_FILE.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
+            file.unlink()
+
+
+def _remove(folder):
+    """Remove a folder of counts; one that holds anything else stays, with that."""
+    if not any(map(_is_database, folder.iterdir())):
+        _empty(folder)
+        folder.rmdir()
 
 
 def _lock(folder, how):
     """Lock a folder until the answer is closed, here and in all forks."""
-    handle = os.open(folder, os.O_RDONLY)
+    # Whatever else has the name: a pipe, for one, would be waited for without end.
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = os.open(folder, os.O_RDONLY | flags)
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except OSError:
@@ -92,24 +162,38 @@ def child_exit(server, worker):
 
 def on_exit(server):
     """Take our folder away, unless a new master (USR2) goes on with it."""
-    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    if folder.name.startswith(COUNTS) and not server.reexec_pid:
-        shutil.rmtree(folder, ignore_errors=True)
+    made = os.environ.get(MADE)
+    if made and not server.reexec_pid:
+        with suppress(OSError):
+            _remove(Path(made))
 
 
 def post_worker_init(worker):
     """Refuse to serve without a key, or with a database that is not ours."""
+    app = worker.app.wsgi()
     try:
-        keys_are_ready(worker.app.wsgi())
-        models.verify()
+        refuse_shared_folder(app.extensions["database"].file)
+        keys_are_ready(app)
+        with app.app_context():
+            models.verify()
     except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
-    models.database.turns.most = max(1, worker.cfg.threads - 4)
+    app.extensions["database"].turns.most = max(1, worker.cfg.threads - 4)
     # A thread that exports keeps the others waiting a tenth as long as by default.
     sys.setswitchinterval(0.0005)
+
+
+def refuse_shared_folder(database):
+    """Raise NotReady where the metrics have the folder of the database."""
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).resolve()
+    if database is not None and database.resolve().parent == folder:
+        raise engine.NotReady(
+            f"PROMETHEUS_MULTIPROC_DIR is {folder}, the folder of the database: "
+            "give the metrics a folder of their own."
+        )
 
 
 def pre_request(worker, request):

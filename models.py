@@ -31,15 +31,15 @@ import audience
 from engine import (
     PASSING,
     NotReady,
+    Sqlite,
     alone,
-    bind,
     connect,
     database,
     examine,
     identity,
     refuse_affected,
-    source,
     trouble,
+    using,
 )
 from migrations import MIGRATIONS
 from paging import Fence, Page, Rows
@@ -1165,19 +1165,18 @@ TABLES = [
 # ----------------------------------------------------------------------------
 
 
-def create(url: str) -> str:
-    """Create the database, or bring it to this schema; return which: `made`,
+def create(made: Sqlite) -> str:
+    """Create this database, or bring it to this schema; return which: `made`,
     `migrated`, or `there` where nothing was to be done.
 
     Safe when several start at once. Raise NotReady where the file is something
     else, or of a version that this program does not know.
     """
-    file = source(url).file
-    with alone(file):
+    file = made.file
+    with alone(file), using(made):
         if file is not None and not file.exists():
             file.touch(mode=0o600)
-        bind(url)
-        database.connect()
+        connect()
         try:
             if database.get_tables():
                 did = "migrated" if _migrate() else "there"

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from flask_jwt_extended import create_access_token  # noqa: E402
 
+import engine  # noqa: E402
 import models  # noqa: E402
 from app import create_app  # noqa: E402
 
@@ -66,6 +67,7 @@ def main() -> None:
                 "DATABASE_URL": f"sqlite:///{folder}/abacus.db",
             }
         )
+        engine.enter(app.extensions["database"])
         with app.app_context():
             token = create_access_token("bench")
         headers = {"Authorization": f"Bearer {token}"}

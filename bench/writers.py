@@ -8,6 +8,7 @@ lock is hidden by what surrounds it. Rounds of all ways are interleaved.
 from __future__ import annotations
 
 import argparse
+import contextvars
 import multiprocessing
 import statistics
 import sys
@@ -68,7 +69,7 @@ class Group(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.queue: SimpleQueue[tuple[Call, Future[Any]]] = SimpleQueue()
-        threading.Thread(target=self.run, daemon=True).start()
+        in_thread(self.run).start()
 
     def write(self, call: Call) -> Any:
         answer: Future[Any] = Future()
@@ -95,6 +96,12 @@ class Group(Plain):
                     answer.set_result(result)
 
 
+def in_thread(act: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Return a thread that does it on this thread's database."""
+    context = contextvars.copy_context()
+    return threading.Thread(target=context.run, args=(act, *arguments), daemon=True)
+
+
 WAYS = {"plain": Plain, "mutex": Mutex, "line": Line, "group": Group}
 
 
@@ -102,7 +109,7 @@ def work(
     way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
 ) -> None:
     """Enrol and convert in eight threads; tell how long each call took."""
-    engine.bind(url)
+    engine.enter(engine.database_at(url))
     turn = WAYS[way]()
     spent: list[list[float]] = [[] for _ in range(THREADS)]
     start = time.monotonic() + 0.2
@@ -132,7 +139,7 @@ def work(
             spent[place].append(time.monotonic() - began)
         database.close()
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(THREADS)]
+    threads = [in_thread(run, n) for n in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -144,13 +151,14 @@ def measured(way: str, pace: float, seconds: float) -> list[float]:
     """Return rate, and p50, p99, p99.9 and maximum in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/abacus.db"
-        models.create(url)
-        halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
-        made = Experiment.draft(
-            halves, "bench", name="One", type="ab_test", primary_metric="conversion"
-        )
-        made.start("bench")
-        database.close()
+        models.create(served := engine.database_at(url))
+        with engine.using(served):
+            halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
+            made = Experiment.draft(
+                halves, "bench", name="One", type="ab_test", primary_metric="conversion"
+            )
+            made.start("bench")
+            database.close()
         context = multiprocessing.get_context("spawn")
         told: Any = context.Queue()
         workers = [

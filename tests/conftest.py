@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
 from hypothesis import HealthCheck, settings
 
-import models
+import engine
 from app import create_app
 
 SECRET = "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u"
@@ -162,6 +162,7 @@ class Caller:
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
+    """Yield an app; what the test itself asks the tables goes to its database."""
     made = create_app(
         {
             "TESTING": True,
@@ -169,9 +170,9 @@ def app(tmp_path: Path) -> Iterator[Flask]:
             "DATABASE_URL": f"sqlite:///{tmp_path / 'abacus.db'}",
         }
     )
-    yield made
-    if not models.database.is_closed():
-        models.database.close()
+    with engine.using(made.extensions["database"]) as database:
+        yield made
+        database.close()
 
 
 @pytest.fixture

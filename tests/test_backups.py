@@ -19,9 +19,10 @@ def operate(app):
     """Return a way to run a command; it answers click's result."""
 
     def operate(*words):
-        if not models.database.is_closed():
-            models.database.close()
-        return app.test_cli_runner().invoke(args=[str(word) for word in words])
+        models.database.close()
+        answer = app.test_cli_runner().invoke(args=[str(word) for word in words])
+        models.database.close()  # as its process would at its end
+        return answer
 
     return operate
 

@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+import engine
 import models
 import wire
 from app import create_app
@@ -91,7 +92,9 @@ class Token:
 def experiments(tmp_path_factory):
     """Return the ids of experiments in every state, in a database of their own."""
     wire.log.setLevel(logging.WARNING)
-    models.create(f"sqlite:///{tmp_path_factory.mktemp('contract') / 'abacus.db'}")
+    file = tmp_path_factory.mktemp("contract") / "abacus.db"
+    database = app.extensions["database"] = engine.database_at(f"sqlite:///{file}")
+    models.create(database)
     api = Caller(app, token())
     made = []
     for moves in ([], ["start"], ["start", "stop"], ["start", "complete"]):
@@ -109,7 +112,7 @@ def experiments(tmp_path_factory):
                 moved = api.post(f"{path}/{move}", body if move == "complete" else {})
             assert moved.status_code == 200, moved.text
     yield made
-    models.database.close()
+    database.close()
 
 
 @document.parametrize()

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+import engine
 import models
 import reports
 import wire
@@ -175,7 +176,9 @@ class Service(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         wire.log.setLevel(logging.WARNING)
-        models.create("sqlite:///:memory:")
+        database = app.extensions["database"] = engine.database_at("sqlite:///:memory:")
+        models.create(database)
+        engine.enter(database)
         with app.app_context():
             token = create_access_token("tester", expires_delta=timedelta(hours=1))
         self.api = Caller(app, token)
@@ -193,6 +196,7 @@ class Service(RuleBasedStateMachine):
             assert list(reports.discrepancies()) == []
         finally:
             models.database.close()
+            engine.leave()
 
     def at(self, position):
         one = self.experiments[position % len(self.experiments)]

@@ -1,8 +1,11 @@
 """The real service: gunicorn, two workers, one database file."""
 
+import fcntl
 import json
 import os
 import resource
+import runpy
+import shutil
 import signal
 import subprocess
 import time
@@ -386,6 +389,120 @@ def test_without_a_good_secret_or_a_database_gunicorn_does_not_start(
     assert started.returncode != 0
     assert told in started.stderr
     assert (tmp_path / "abacus.db").exists() is bool(settings)
+
+
+def gunicorn_that_refuses(instance, **settings):
+    """Start gunicorn, which must end by itself; return what it says."""
+    started = subprocess.run(
+        [real.sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"],
+        cwd=real.ROOT,
+        env={**real.environment(instance), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 3, started.stderr
+    return started.stderr
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_metrics_in_the_folder_of_a_database_are_refused_and_nothing_is_removed(
+    tmp_path,
+):
+    instance = tmp_path / "instance"
+    real.flask(instance, "init")
+    (instance / "counter_1.db").write_bytes(b"left by a worker")
+    before = contents(instance)
+
+    told = gunicorn_that_refuses(instance, PROMETHEUS_MULTIPROC_DIR=str(instance))
+
+    assert f"{instance}, which holds the database abacus.db" in told
+    assert "give the metrics a folder of their own" in told
+    assert contents(instance) == before
+
+
+def test_metrics_in_the_folder_of_a_broken_database_are_refused_too(tmp_path):
+    instance = tmp_path / "instance"
+    real.flask(instance, "init")
+    (instance / "abacus.db").write_bytes(b"no database at all" * 500)
+    before = contents(instance)
+
+    told = gunicorn_that_refuses(instance, PROMETHEUS_MULTIPROC_DIR=str(instance))
+
+    assert f"{instance}, the folder of the database" in told
+    assert before.items() <= contents(instance).items()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "nothing"])
+def test_metrics_in_what_is_no_folder_are_refused(tmp_path, kind):
+    real.flask(tmp_path / "instance", "init")
+    folder = tmp_path / "metrics"
+    if kind == "pipe":
+        os.mkfifo(folder)
+
+    told = gunicorn_that_refuses(
+        tmp_path / "instance", PROMETHEUS_MULTIPROC_DIR=str(folder)
+    )
+
+    assert "PROMETHEUS_MULTIPROC_DIR is of no use" in told
+    assert str(folder) in told
+
+
+def test_of_a_folder_of_metrics_only_the_counts_of_earlier_workers_are_removed(
+    tmp_path,
+):
+    folder = tmp_path / "abacus-metrics-of-the-operator"
+    folder.mkdir()
+    ours = ("counter_99999999.db", "gauge_livesum_99999999.db")
+    others = ("notes.db", "counter_x.db", "counter_1.db.old", "my_counter_1.db")
+    for name in (*ours, *others):
+        (folder / name).write_bytes(b"text")
+
+    with real.served(
+        tmp_path / "instance", PROMETHEUS_MULTIPROC_DIR=str(folder)
+    ) as service:
+        there = {file.name for file in folder.iterdir()}
+        counting = {f"counter_{pid}.db" for pid in service.workers()}
+
+    assert set(others) | counting <= there
+    assert not set(ours) & there
+    # The folder is the operator's, whatever its name.
+    assert set(others) <= contents(folder).keys()
+
+
+def test_only_what_an_earlier_service_of_this_user_left_is_removed(tmp_path):
+    conf = runpy.run_path(str(real.ROOT / "gunicorn.conf.py"))
+    made = {}
+    for name in ("left", "living", "others", "kept", "database", "target"):
+        made[name] = tmp_path / f"{conf['COUNTS'] if name != 'target' else ''}{name}"
+        made[name].mkdir()
+        (made[name] / "counter_1.db").write_bytes(b"")
+    os.mkfifo(tmp_path / f"{conf['COUNTS']}pipe")
+    (tmp_path / f"{conf['COUNTS']}link").symlink_to(made["target"])
+    (tmp_path / f"{conf['COUNTS']}file").write_bytes(b"text")
+    (made["kept"] / "notes.txt").write_bytes(b"text")
+    (made["database"] / "abacus.db").write_bytes(b"SQLite format 3\0")
+    if os.geteuid() == 0:
+        os.chown(made["others"], 65534, -1)
+    else:  # nobody else can give a folder away
+        shutil.rmtree(made["others"])
+    living = os.open(made["living"], os.O_RDONLY)
+    fcntl.flock(living, fcntl.LOCK_SH)
+    before = set(tmp_path.rglob("*"))
+
+    conf["remove_left_over"](tmp_path)
+    os.close(living)
+
+    removed = before - set(tmp_path.rglob("*"))
+    assert removed == {
+        made["left"],
+        made["left"] / "counter_1.db",
+        made["kept"] / "counter_1.db",
+    }
 
 
 def test_a_browser_of_an_allowed_origin_asks_first_without_a_token(tmp_path):

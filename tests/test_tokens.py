@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import auth
+import engine
 import models
 from app import create_app
 
@@ -297,7 +298,7 @@ def test_an_endpoint_has_the_scope_of_the_contract(app, rule, method, scope):
 @pytest.mark.parametrize("secret", ["short", "change-me-" * 5])
 def test_with_a_weak_secret_nothing_is_served(tmp_path, secret):
     url = f"sqlite:///{tmp_path / 'weak.db'}"
-    assert models.create(url)
+    assert models.create(engine.database_at(url))
     app = create_app({"DATABASE_URL": url, "JWT_SECRET_KEY": secret})
     key = secret.ljust(32)
 
