@@ -55,6 +55,10 @@ class WeakSecret(Exception):
     """A key is missing, or could be guessed, or does not fit; the message says."""
 
 
+class WrongSetting(ValueError):
+    """A setting has a value that cannot be used; the message says which and why."""
+
+
 class Unreachable(Exception):
     """The identity provider gives no keys now, so nobody can say who asks."""
 
@@ -82,9 +86,22 @@ def authenticate() -> None:
     if problem := _problem(claims):
         raise _unauthorized(problem)
     handler: Any = current_app.view_functions[str(request.endpoint)]
-    scope = handler.scope
-    if "scope" in claims and scope not in str(claims["scope"]).split():
-        raise Forbidden(f"The token has no {scope!r} scope.")
+    scopes = _scopes(claims)
+    if scopes is not None and handler.scope not in scopes:
+        raise Forbidden(f"The token has no {handler.scope!r} scope.")
+
+
+def _scopes(claims: dict[str, Any]) -> list[str] | None:
+    """Return the scopes that the token names, or None where it names none at all.
+
+    The standard claim is `scope`, one text (RFC 8693). Azure AD and Okta send
+    `scp`, a text or an array. Where both are there, the standard one counts.
+    """
+    for claim in ("scope", "scp"):
+        if claim in claims:
+            value = claims[claim]
+            return value.split(" ") if isinstance(value, str) else list(value)
+    return None
 
 
 def _verify() -> None:
@@ -122,6 +139,13 @@ def _problem(claims: dict[str, Any]) -> str | None:
         return "The token's sub holds control characters."
     if "exp" not in claims:
         return "The token has no exp; one that never ends is refused."
+    if not isinstance(claims.get("scope", ""), str):
+        return "The token's scope must be one text."
+    listed = claims.get("scp", "")
+    if not isinstance(listed, str) and not (
+        isinstance(listed, list) and all(isinstance(one, str) for one in listed)
+    ):
+        return "The token's scp must be a text, or an array of texts."
     for claim, setting in (
         ("iss", "JWT_DECODE_ISSUER"),
         ("aud", "JWT_DECODE_AUDIENCE"),
@@ -431,6 +455,22 @@ def settings(setting: Callable[[str, Any], Any]) -> dict[str, Any]:
         "JWT_ENCODE_ISSUER": issuer,
         "JWT_DECODE_AUDIENCE": audience,
         "JWT_ENCODE_AUDIENCE": audience,
-        "JWT_DECODE_LEEWAY": timedelta(seconds=float(setting("JWT_LEEWAY", 10))),
+        "JWT_DECODE_LEEWAY": _leeway(setting("JWT_LEEWAY", 10)),
         "JWT_TOKEN_LOCATION": ["headers"],
     }
+
+
+LEEWAY = 300  # seconds; more would let ended tokens live on
+
+
+def _leeway(given: Any) -> timedelta:
+    """Return the leeway; raise WrongSetting unless it is a sensible number."""
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not 0 <= seconds <= LEEWAY or isinstance(given, bool):  # NaN is not either
+        raise WrongSetting(
+            f"JWT_LEEWAY must be a number of seconds from 0 to {LEEWAY}, not {given!r}."
+        )
+    return timedelta(seconds=seconds)
