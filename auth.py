@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import socket
 import threading
 import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+from urllib.error import HTTPError
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from flask import Flask, current_app, g, request
 from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
@@ -19,6 +32,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException, NoAuthorizationE
 from jwt import (
     InvalidSignatureError,
     InvalidTokenError,
+    PyJWK,
     PyJWKClient,
     PyJWTError,
     get_algorithm_by_name,
@@ -39,6 +53,10 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 class WeakSecret(Exception):
     """A key is missing, or could be guessed, or does not fit; the message says."""
+
+
+class WrongSetting(ValueError):
+    """A setting has a value that cannot be used; the message says which and why."""
 
 
 class Unreachable(Exception):
@@ -68,9 +86,22 @@ def authenticate() -> None:
     if problem := _problem(claims):
         raise _unauthorized(problem)
     handler: Any = current_app.view_functions[str(request.endpoint)]
-    scope = handler.scope
-    if "scope" in claims and scope not in str(claims["scope"]).split():
-        raise Forbidden(f"The token has no {scope!r} scope.")
+    scopes = _scopes(claims)
+    if scopes is not None and handler.scope not in scopes:
+        raise Forbidden(f"The token has no {handler.scope!r} scope.")
+
+
+def _scopes(claims: dict[str, Any]) -> list[str] | None:
+    """Return the scopes that the token names, or None where it names none at all.
+
+    The standard claim is `scope`, one text (RFC 8693). Azure AD and Okta send
+    `scp`, a text or an array. Where both are there, the standard one counts.
+    """
+    for claim in ("scope", "scp"):
+        if claim in claims:
+            value = claims[claim]
+            return value.split(" ") if isinstance(value, str) else list(value)
+    return None
 
 
 def _verify() -> None:
@@ -108,6 +139,13 @@ def _problem(claims: dict[str, Any]) -> str | None:
         return "The token's sub holds control characters."
     if "exp" not in claims:
         return "The token has no exp; one that never ends is refused."
+    if not isinstance(claims.get("scope", ""), str):
+        return "The token's scope must be one text."
+    listed = claims.get("scp", "")
+    if not isinstance(listed, str) and not (
+        isinstance(listed, list) and all(isinstance(one, str) for one in listed)
+    ):
+        return "The token's scp must be a text, or an array of texts."
     for claim, setting in (
         ("iss", "JWT_DECODE_ISSUER"),
         ("aud", "JWT_DECODE_AUDIENCE"),
@@ -137,11 +175,116 @@ def check_public_key(pem: str, algorithm: str) -> None:
     """Raise WeakSecret unless this is a PEM key that is strong and fits."""
     method = get_algorithm_by_name(algorithm)
     try:
-        weak = method.check_key_length(method.prepare_key(pem))
+        key = method.prepare_key(pem)
     except (PyJWTError, TypeError, ValueError) as error:
         raise WeakSecret(f"The public key is none for {algorithm}: {error}") from error
-    if weak:
-        raise WeakSecret(weak)
+    if weakness := key_weakness(key, algorithm):
+        raise WeakSecret(weakness)
+
+
+def key_weakness(key: Any, algorithm: str) -> str | None:
+    """Return why the key is too weak for the algorithm, or None if it is not."""
+    weakness: str | None = get_algorithm_by_name(algorithm).check_key_length(key)
+    return weakness
+
+
+class _Download:
+    """One download of a URL, which is cut off when its time is over.
+
+    A timeout of a socket bounds a single wait: a server that sends a byte a second
+    never reaches it. So a thread downloads, and whoever waits for it shuts its
+    sockets when the time is over, which ends the thread too.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], seconds: float) -> None:
+        self._request, self._seconds = Request(url, headers=headers), seconds  # noqa: S310
+        self._is_over = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._result: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def body(self, limit: int) -> bytes:
+        """Return the body; raise TimeoutError, or ValueError above *limit* bytes."""
+        threading.Thread(target=self._run, args=(limit,), daemon=True).start()
+        try:
+            result = self._result.get(timeout=self._seconds)
+        except Empty:
+            self._is_over.set()
+            self._shut()
+            told = f"The download took more than {self._seconds} seconds."
+            raise TimeoutError(told) from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _run(self, limit: int) -> None:
+        try:
+            self._result.put(self._read(limit))
+        except Exception as error:  # it is raised where the body is waited for
+            self._result.put(error)
+
+    def _read(self, limit: int) -> bytes:
+        opener = build_opener(_NoRedirects(), *self._handlers())
+        try:
+            with opener.open(self._request, timeout=self._seconds) as response:
+                body = bytes(response.read(limit + 1))
+        except HTTPError as error:
+            error.close()  # it holds the connection
+            raise
+        if len(body) > limit:
+            raise ValueError(f"The answer has more than {limit} bytes.")
+        return body
+
+    def _handlers(self) -> tuple[HTTPHandler, HTTPSHandler]:
+        """Return urllib's handlers, with connections that can be shut from here."""
+        download = self
+
+        class Connection(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                download._keep(self.sock)
+
+        class SecureConnection(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                download._keep(self.sock)
+
+        class Plain(HTTPHandler):
+            def http_open(self, req: Request) -> Any:
+                return self.do_open(Connection, req)
+
+        class Secure(HTTPSHandler):
+            def https_open(self, req: Request) -> Any:
+                return self.do_open(SecureConnection, req)
+
+        return Plain(), Secure()
+
+    def _keep(self, connected: socket.socket) -> None:
+        self._sockets.append(connected)
+        if self._is_over.is_set():  # the time passed while it connected
+            self._shut()
+
+    def _shut(self) -> None:
+        for connected in list(self._sockets):
+            with suppress(OSError):  # it has been closed
+                # Not SSLSocket's own, which takes the reader's state away.
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Follows no redirect: keys come from the address that the settings name."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class _KeySetClient(PyJWKClient):
+    """PyJWT's client with bounds on the time and the size of an answer."""
+
+    LIMIT = 1024 * 1024  # bytes; a set of 10 keys has about 10,000
+
+    def fetch_data(self) -> Any:
+        download = _Download(self.uri, self.headers, self.timeout)
+        return json.loads(download.body(self.LIMIT))
 
 
 class Provider:
@@ -153,11 +296,11 @@ class Provider:
 
     OLD = 300  # seconds until a key that was withdrawn is no longer taken
     FETCHES, PERIOD = 3, 30  # so many in so many seconds, in each worker
-    TIMEOUT = 3
+    TIMEOUT = 3  # seconds for a whole fetch, from the name's lookup to the last byte
 
     def __init__(self, url: str, algorithm: str) -> None:
         try:
-            self._client = PyJWKClient(url, cache_jwk_set=False, timeout=self.TIMEOUT)
+            self._client = _KeySetClient(url, cache_jwk_set=False, timeout=self.TIMEOUT)
         except PyJWTError as error:
             raise WeakSecret(f"JWT_JWKS_URL: {error}") from error
         self._algorithm = algorithm
@@ -205,11 +348,19 @@ class Provider:
             log.error("identity provider", extra={"error": told})
             return
         self._keys = {
-            str(one.key_id): one.key
-            for one in found
-            if one.algorithm_name == self._algorithm
+            str(one.key_id): one.key for one in found if self._is_trusted(one)
         }
         self._fetched, self._down = now, False
+
+    def _is_trusted(self, one: PyJWK) -> bool:
+        """Tell whether the key is for our algorithm and strong; log a weak one."""
+        if one.algorithm_name != self._algorithm:
+            return False
+        weakness = key_weakness(one.key, self._algorithm)
+        if weakness:
+            told = f"The key {str(one.key_id)[:40]!r} is left out: {weakness}"
+            log.error("identity provider", extra={"error": told})
+        return weakness is None
 
 
 def needs_secret(app: Flask) -> bool:
@@ -304,6 +455,22 @@ def settings(setting: Callable[[str, Any], Any]) -> dict[str, Any]:
         "JWT_ENCODE_ISSUER": issuer,
         "JWT_DECODE_AUDIENCE": audience,
         "JWT_ENCODE_AUDIENCE": audience,
-        "JWT_DECODE_LEEWAY": timedelta(seconds=float(setting("JWT_LEEWAY", 10))),
+        "JWT_DECODE_LEEWAY": _leeway(setting("JWT_LEEWAY", 10)),
         "JWT_TOKEN_LOCATION": ["headers"],
     }
+
+
+LEEWAY = 300  # seconds; more would let ended tokens live on
+
+
+def _leeway(given: Any) -> timedelta:
+    """Return the leeway; raise WrongSetting unless it is a sensible number."""
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not 0 <= seconds <= LEEWAY or isinstance(given, bool):  # NaN is not either
+        raise WrongSetting(
+            f"JWT_LEEWAY must be a number of seconds from 0 to {LEEWAY}, not {given!r}."
+        )
+    return timedelta(seconds=seconds)

@@ -1,5 +1,12 @@
 """The service for a WSGI server: `gunicorn wsgi:app`."""
 
-from app import create_app
+import sys
 
-app = create_app()
+from app import create_app
+from auth import WrongSetting
+
+try:
+    app = create_app()
+except WrongSetting as problem:
+    sys.stderr.write(f"Abacus does not start: {problem}\n")
+    sys.exit(3)  # gunicorn's own code for "do not try again"

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,10 +37,15 @@ def status(app, token):
 
 
 class Provider:
-    """An identity provider on this machine: its keys, and how often it was asked."""
+    """An identity provider on this machine: its keys, and how often it was asked.
+
+    *raw*, where it is given, writes the whole answer: it is called with a way to
+    send bytes.
+    """
 
     def __init__(self):
-        self.answer, self.asked = "", 0
+        self.answer, self.asked, self.raw = "", 0, None
+        self.cut_off = threading.Event()
         self.reached, self.answering = threading.Event(), threading.Event()
         self.answering.set()
         provider = self
@@ -49,6 +55,13 @@ class Provider:
                 provider.asked += 1
                 provider.reached.set()
                 provider.answering.wait(20)
+                if provider.raw:
+                    self.close_connection = True
+                    try:
+                        provider.raw(self.wfile.write)
+                    except OSError:
+                        provider.cut_off.set()
+                    return
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(provider.answer.encode())
@@ -367,6 +380,106 @@ def test_a_provider_that_answers_no_keys_is_503_and_not_a_crash(
     token = signed(GOOD, RSA, "RS256", kid="first")
 
     assert_error(Caller(trusting, token).get("experiments"), 503, "UNAVAILABLE")
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
+
+
+def dripping(start):
+    """Return a way to send *start*, and then a byte every tenth of a second."""
+
+    def drip(send):
+        send(start)
+        for _ in range(300):
+            send(b" ")
+            time.sleep(0.1)
+
+    return drip
+
+
+def endless(send):
+    send(b"HTTP/1.1 200 OK\r\n\r\n")
+    for _ in range(1_500):  # 1.5 GB
+        send(b" " * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [dripping(HEAD), dripping(b"HTTP/1.1 200 OK\r\nX: "), dripping(b""), endless],
+    ids=["body", "headers", "status line", "1.5 GB"],
+)
+def test_a_provider_that_never_ends_is_cut_off_in_time(
+    tmp_path, provider, monkeypatch, raw
+):
+    monkeypatch.setattr(auth.Provider, "TIMEOUT", 0.5)
+    provider.raw = raw
+    app = made(tmp_path, JWT_ALGORITHM="RS256", JWT_JWKS_URL=provider.url)
+    token = signed(GOOD, RSA, "RS256", kid="first")
+    tracemalloc.start()
+    began = time.monotonic()
+
+    answer = Caller(app, token).get("experiments")
+
+    seconds, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_error(answer, 503, "UNAVAILABLE")
+    assert seconds < 3
+    assert peak < 20_000_000
+    assert provider.cut_off.wait(10)  # and no thread goes on with it
+    assert auth.Provider.TIMEOUT == 0.5
+
+
+def test_a_fetch_has_three_seconds_and_a_mebibyte(trusting, provider):
+    whole = json.loads(provider.answer)
+    provider.answer = json.dumps(whole) + " " * (1024 * 1024 - len(json.dumps(whole)))
+    token = signed(GOOD, RSA, "RS256", kid="first")
+    assert len(provider.answer) == 1024 * 1024
+    assert auth.Provider.TIMEOUT == 3
+
+    assert status(trusting, token) == 200
+
+
+def test_a_key_set_above_a_mebibyte_is_refused(trusting, provider):
+    provider.answer += " " * (1024 * 1024 + 1 - len(provider.answer))
+    token = signed(GOOD, RSA, "RS256", kid="first")
+
+    assert_error(Caller(trusting, token).get("experiments"), 503, "UNAVAILABLE")
+
+
+def test_a_weak_key_of_a_set_is_left_out_and_logged_and_the_others_work(
+    trusting, provider, caplog
+):
+    provider.publish(weak=SMALL_RSA, strong=RSA)
+    with pytest.warns(jwt.InsecureKeyLengthWarning):
+        weak_token = signed(GOOD, SMALL_RSA, "RS256", kid="weak")
+    strong_token = signed(GOOD, RSA, "RS256", kid="strong")
+
+    assert status(trusting, strong_token) == 200
+    (logged,) = caplog.records
+    answer = Caller(trusting, weak_token).get("experiments")
+    assert_error(answer, 401, "UNAUTHENTICATED")
+    assert logged.error.startswith("The key 'weak' is left out: ")
+    assert "1024 bits" in logged.error
+
+
+@pytest.mark.parametrize("scheme", ["file", "ftp", "data", "http"])
+def test_a_redirect_of_the_provider_is_not_followed(
+    tmp_path, trusting, provider, scheme
+):
+    kept = tmp_path / "keys.json"
+    kept.write_text(provider.answer)
+    target = {
+        "file": kept.as_uri(),
+        "ftp": "ftp://127.0.0.1:9/keys",
+        "data": f"data:application/json,{provider.answer}",
+        "http": provider.url,
+    }[scheme]
+    moved = f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n"
+    provider.raw = lambda send: send(moved.encode())
+    token = signed(GOOD, RSA, "RS256", kid="first")
+
+    assert_error(Caller(trusting, token).get("experiments"), 503, "UNAVAILABLE")
+    assert provider.asked == 1
 
 
 def test_a_flood_of_unknown_kids_reaches_the_provider_three_times(trusting, provider):

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 import jwt
 import pytest
+import service as real
 from conftest import SECRET, Caller, assert_error, two_variants
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -106,6 +107,65 @@ def test_a_scope_opens_its_own_endpoints_only(app, token, running, scope, allowe
             assert response.status_code in (200, 201, 409), response.text
         else:
             assert needed in assert_error(response, 403, "FORBIDDEN")["message"]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"scope": {"write": True}},
+        {"scope": ["write"]},
+        {"scope": ["x", "write", "x"]},
+        {"scope": 1},
+        {"scope": True},
+        {"scope": None},
+        {"scp": {"write": True}},
+        {"scp": 1},
+        {"scp": None},
+        {"scp": ["write", 1]},
+        {"scp": [["write"]]},
+        {"scope": "write", "scp": 1},
+    ],
+)
+def test_scopes_of_a_wrong_kind_prove_nothing(app, api, token, claims):
+    body = {"name": "A", "variants": two_variants()}
+
+    response = Caller(app, token(**claims)).post("experiments", body)
+
+    assert_error(response, 401, "UNAUTHENTICATED")
+    assert api.get("experiments").json["meta"]["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("claims", "allowed"),
+    [
+        ({"scp": "read"}, {"read"}),
+        ({"scp": "read assign"}, {"read", "assign"}),
+        ({"scp": ["read", "assign"]}, {"read", "assign"}),
+        ({"scp": ["read assign"]}, set()),
+        ({"scp": ["User.Read"]}, set()),
+        ({"scp": ""}, set()),
+        ({"scp": []}, set()),
+        ({"scope": "read", "scp": "write"}, {"read"}),
+        ({"scope": "", "scp": ["write"]}, set()),
+        ({"scope": "read\u00a0write"}, set()),
+    ],
+)
+def test_the_scopes_of_azure_and_okta_are_read_too(
+    app, token, running, claims, allowed
+):
+    path = running()
+    caller = Caller(app, token(**claims))
+    answers = {
+        "read": caller.get(path),
+        "write": caller.patch(path, {"name": "Too late"}),
+        "assign": caller.post(f"{path}/assignments", {"userId": "u1"}),
+    }
+
+    for scope, response in answers.items():
+        if scope in allowed:
+            assert response.status_code in (200, 201, 409), response.text
+        else:
+            assert scope in assert_error(response, 403, "FORBIDDEN")["message"]
 
 
 def test_every_endpoint_has_a_scope(app):
@@ -245,6 +305,38 @@ def test_a_token_that_has_just_ended_is_judged_by_the_leeway(tmp_path, leeway, s
     response = Caller(app, signed({"sub": "me", "exp": ended})).get("experiments")
 
     assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    "leeway", ["1e9", 301, "-1", -0.5, "nan", "inf", "-inf", "ten", "10 s", True, []]
+)
+def test_a_leeway_that_is_not_0_to_300_seconds_is_refused(leeway):
+    with pytest.raises(auth.WrongSetting, match=r"JWT_LEEWAY must be .* from 0 to 300"):
+        create_app({"JWT_SECRET_KEY": SECRET, "JWT_LEEWAY": leeway})
+
+
+@pytest.mark.parametrize("leeway", ["0", "0.5", 300])
+def test_a_leeway_of_0_to_300_seconds_is_taken(leeway):
+    app = create_app({"JWT_SECRET_KEY": SECRET, "JWT_LEEWAY": leeway})
+
+    assert app.config["JWT_DECODE_LEEWAY"] == timedelta(seconds=float(leeway))
+
+
+def test_gunicorn_does_not_start_with_a_wrong_leeway_and_says_why(tmp_path):
+    real.flask(tmp_path, "init")
+    started = real.subprocess.run(
+        [real.sys.executable, "-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:0"],
+        cwd=real.ROOT,
+        env={**real.environment(tmp_path), "JWT_LEEWAY": "nan"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert started.returncode != 0
+    assert "Abacus does not start: JWT_LEEWAY must be" in started.stderr
+    assert "Traceback" not in started.stderr
 
 
 def test_no_endpoint_opens_to_all_the_other_scopes_together(app, token):
