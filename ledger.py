@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Context, Decimal, Inexact
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
 OVERRIDE, WINNER = "OVERRIDE", "WINNER"
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
+LEEWAY = timedelta(seconds=10)
 # Room for the square of any total; what would not fit raises and is not rounded.
 exact = Context(prec=1_000, traps=[Inexact])
 
@@ -496,6 +497,17 @@ def _same(
         and earlier.value == event.value
         and earlier.occurred_at == _occurred(event, earlier.received_at, seat)
     )
+
+
+def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
+    """Return the time as of which an event counts; None where it is too early.
+
+    Clocks differ, and many programs cut a time to the second: an event up to LEEWAY
+    before its user's enrolment counts as of the enrolment.
+    """
+    if event_time < assigned_at - LEEWAY:
+        return None
+    return max(event_time, assigned_at)
 
 
 def _occurred(event: Event, received_at: datetime, seat: Assignment | None) -> datetime:

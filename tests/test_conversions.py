@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 from conftest import assert_error
 
+import ledger
 import models
 import reports
 
@@ -445,3 +446,20 @@ def test_an_experiment_that_is_not_there_takes_no_conversions(api):
         body = {"conversions": [body]} if path.endswith("batch") else body
         response = api.post(f"experiments/exp_none/{path}", body)
         assert_error(response, 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("event_time", "counts_as_of"),
+    [
+        ("12:00:01.000000", "12:00:01.000000"),
+        ("12:00:00.894000", "12:00:00.894000"),
+        ("12:00:00.000000", "12:00:00.894000"),
+        ("11:59:50.894000", "12:00:00.894000"),
+        ("11:59:50.893999", None),
+    ],
+)
+def test_ten_seconds_before_the_enrolment_count_as_of_it(event_time, counts_as_of):
+    def at(time):
+        return time and datetime.fromisoformat(f"2026-01-05T{time}+00:00")
+
+    assert ledger.occurred(at(event_time), at("12:00:00.894000")) == at(counts_as_of)
