@@ -489,7 +489,9 @@ def _same(
 ) -> bool:
     """Tell whether an event says what the one with its key said.
 
-    An event without an occurredAt occurred when it was received; see _occurred.
+    Times are compared as they are booked: a repetition without an occurredAt
+    occurred when the first was received, and one shortly before the enrolment at
+    the enrolment; see _occurred.
     """
     return (
         earlier.assignment_id == seat.id
@@ -511,13 +513,16 @@ def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
 
 
 def _occurred(event: Event, received_at: datetime, seat: Assignment | None) -> datetime:
-    """Return when an event occurred: received, where it does not say.
+    """Return when an event occurred: when it was received, where it does not say.
 
-    Never before the enrolment by that, for our own clock may have been set back.
+    For an enrolled user this is the time as of which the event counts, or, where
+    that is too early, the event's own time.
     """
-    if event.occurred_at is None and seat is not None:
+    if seat is None:
+        return event.occurred_at or received_at
+    if event.occurred_at is None:  # not before the enrolment: a clock may be set back
         return max(received_at, seat.assigned_at)
-    return event.occurred_at or received_at
+    return occurred(event.occurred_at, seat.assigned_at) or event.occurred_at
 
 
 def write_conversions(experiment: Experiment, rows: Sequence[Conversion]) -> None:

@@ -201,20 +201,98 @@ def test_a_stranger_is_refused_and_never_enrolled_by_it(api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}
 
 
-def test_what_happened_before_the_enrolment_is_refused(api, running, enrolled):
+def before(seat, **early):
+    """Return the time that is so much before an enrolment."""
+    at = datetime.fromisoformat(seat["assignedAt"].replace("Z", "+00:00"))
+    return (at - timedelta(**early)).isoformat()
+
+
+def booked(api, path, how, body):
+    """Book one event in one of the four ways; return its status and reason."""
+    batch = how.endswith("/batch")
+    rows = "events" if how.startswith("events") else "conversions"
+    where = how if rows == "events" else f"{path}/{how}"
+    answer = api.post(where, {rows: [body]} if batch else body)
+    if answer.status_code == 409:
+        return "rejected", answer.json["error"]["code"], None
+    assert answer.status_code in (200, 201), answer.text
+    data = answer.json["data"]
+    while isinstance(data, list):
+        (data,) = data
+    return data["status"], data["reason"], data["occurredAt"]
+
+
+FOUR_WAYS = ["conversions", "conversions/batch", "events", "events/batch"]
+
+
+@pytest.mark.parametrize("how", FOUR_WAYS)
+def test_what_happened_over_ten_seconds_before_the_enrolment_is_refused(
+    api, running, enrolled, how
+):
     path = running()
     (seat,) = enrolled(path, "u1")
-    at = datetime.fromisoformat(seat["assignedAt"].replace("Z", "+00:00"))
-    early = (at - timedelta(microseconds=1)).isoformat()
+    body = {"userId": "u1", "occurredAt": before(seat, seconds=10, microseconds=1)}
 
-    refused = api.post(f"{path}/conversions", {"userId": "u1", "occurredAt": early})
-    body = {"userId": "u1", "occurredAt": seat["assignedAt"]}
-    taken = api.post(f"{path}/conversions", body)
+    status, reason, _ = booked(api, path, how, body)
 
-    assert_error(refused, 409, "BEFORE_ENROLLMENT")
-    assert taken.status_code == 201
-    assert taken.json["data"]["occurredAt"] == seat["assignedAt"]
-    assert quality(api, path) == (1, 0, 1, 0)
+    assert (status, reason) == ("rejected", "BEFORE_ENROLLMENT")
+    assert totals(api, path)[:2] == (0, 0)
+    assert quality(api, path) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("how", FOUR_WAYS)
+@pytest.mark.parametrize("early", [{"microseconds": 1}, {"seconds": 10}])
+def test_what_happened_shortly_before_the_enrolment_counts_as_of_it(
+    api, running, enrolled, how, early
+):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    body = {
+        "userId": "u1",
+        "occurredAt": before(seat, **early),
+        "idempotencyKey": "order-1",
+    }
+
+    first = booked(api, path, how, body)
+    again = booked(api, path, how, body)
+
+    assert first == ("accepted", None, seat["assignedAt"])
+    assert again == ("duplicate", None, seat["assignedAt"])
+    assert quality(api, path) == (1, 1, 0, 0)
+    replayed = api.get(f"{path}/results?asOf=2100-01-01T00:00:00Z").json["data"]
+    assert replayed["variants"] == results(api, path)["variants"]
+    exported = api.get(f"{path}/export?format=ndjson").text
+    row = json.loads(exported)
+    assert row["timestamp"] == row["converted_at"] == seat["assignedAt"]
+
+
+def test_a_program_that_cuts_its_times_to_the_second_loses_no_conversion(
+    api, running, enrolled
+):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    body = {"userId": "u1", "occurredAt": f"{seat['assignedAt'][:19]}Z"}
+
+    assert api.post(f"{path}/conversions", body).status_code == 201
+
+    assert quality(api, path) == (1, 0, 0, 0)
+
+
+def test_a_key_that_was_used_shortly_before_the_enrolment_is_not_free_for_later(
+    api, running, enrolled
+):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    body = {"userId": "u1", "idempotencyKey": "order-1"}
+    early = {**body, "occurredAt": before(seat, seconds=2)}
+    assert api.post(f"{path}/conversions", early).status_code == 201
+
+    for other in (before(seat, seconds=11), before(seat, microseconds=-1)):
+        response = api.post(f"{path}/conversions", {**body, "occurredAt": other})
+        assert_error(response, 409, "CONFLICT")
+
+    assert totals(api, path)[:2] == (1, 1)
+    assert quality(api, path) == (1, 0, 0, 0)
 
 
 def test_conversions_count_after_a_stop_and_not_after_the_conclusion(
