@@ -24,6 +24,7 @@ from models import (
     Conversion,
     Experiment,
     GroupShare,
+    Invalid,
     InvalidState,
     Metric,
     NotEnrolled,
@@ -35,6 +36,7 @@ from models import (
     TooManyMetrics,
     Variant,
     database,
+    one_of,
     utcnow,
 )
 
@@ -44,6 +46,7 @@ ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
 CONFLICT, TOO_MANY_METRICS = "CONFLICT", "TOO_MANY_METRICS"
 LEEWAY = timedelta(seconds=10)
+MOST_PAIRS = 10_000  # of an event and an experiment that one call may book
 # Room for the square of any total; what would not fit raises and is not rounded.
 exact = Context(prec=1_000, traps=[Inexact])
 
@@ -211,7 +214,7 @@ def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Seat]:
     found = {}
     for some in chunked(dict.fromkeys(user_ids), CHUNK):
         rows: Any = Assignment.select(*columns).where(
-            Assignment.experiment == experiment.id, Assignment.user_id.in_(some)
+            Assignment.experiment == experiment.id, one_of(Assignment.user_id, some)
         )
         for row in rows.tuples():
             seat = Seat(*row)
@@ -401,28 +404,53 @@ def credit(events: Sequence[Event]) -> list[list[Receipt]]:
     """Book each event in every experiment that its user is in.
 
     Return, for each event in order, one receipt an experiment, oldest enrolment
-    first. Experiments that take no conversions any more answer INVALID_STATE.
+    first. Experiments that take no conversions any more answer INVALID_STATE. Raise
+    Invalid, before anything is written, where these are more than MOST_PAIRS.
     """
-    receipts: list[list[Receipt]] = [[] for _ in events]
+    memberships = _memberships(events)
+    places: dict[str, list[int]] = {}
+    for place, event in enumerate(events):
+        for experiment_id in memberships.get(event.user_id, ()):
+            places.setdefault(experiment_id, []).append(place)
+    booked: dict[tuple[int, str], Receipt] = {}
     with database.atomic():
-        places: dict[str, list[int]] = {}
-        for place, event in enumerate(events):
-            places.setdefault(event.user_id, []).append(place)
-        wanted: dict[str, list[int]] = {}
-        for some in chunked(places, CHUNK):
-            for seat in (
-                Assignment.select(Assignment.experiment, Assignment.user_id)
-                .where(Assignment.user_id.in_(some))
-                .order_by(Assignment.id)
-            ):
-                wanted.setdefault(seat.experiment_id, []).extend(places[seat.user_id])
-        for experiment_id, rows in wanted.items():
+        for experiment_id, some in places.items():
             experiment = Experiment.get_by_id(experiment_id)
-            rows.sort()
-            mine = [events[place] for place in rows]
-            for place, receipt in zip(rows, _record(experiment, mine), strict=True):
-                receipts[place].append(receipt)
-    return receipts
+            receipts = _record(experiment, [events[place] for place in some])
+            for place, receipt in zip(some, receipts, strict=True):
+                booked[place, experiment_id] = receipt
+    return [
+        [booked[place, id] for id in memberships.get(event.user_id, ())]
+        for place, event in enumerate(events)
+    ]
+
+
+def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
+    """Return the experiments of the users of these events, oldest enrolment first.
+
+    Raise Invalid where they make more than MOST_PAIRS with the events. This is read
+    before the write lock is taken, and no further than the bound.
+    """
+    times = Counter(event.user_id for event in events)
+    pairs = 0
+    found: dict[str, list[str]] = {}
+    for some in chunked(times, CHUNK):
+        rows: Any = (
+            Assignment.select(Assignment.id, Assignment.user_id, Assignment.experiment)
+            .where(one_of(Assignment.user_id, some))
+            .limit(MOST_PAIRS + 1 - pairs)
+        )
+        for _, user_id, experiment_id in sorted(rows.tuples()):
+            pairs += times[user_id]
+            found.setdefault(user_id, []).append(experiment_id)
+        if pairs > MOST_PAIRS:
+            raise Invalid(
+                "events",
+                f"A call books at most {MOST_PAIRS:,} pairs of an event and an "
+                "experiment that its user is in; these events make more. Send fewer "
+                "at once.",
+            )
+    return found
 
 
 def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
@@ -530,7 +558,7 @@ def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | Non
         )
         .where(
             Conversion.experiment == experiment.id,
-            Conversion.idempotency_key.in_(some),
+            one_of(Conversion.idempotency_key, some),
         )
         .namedtuples()
     }
@@ -676,7 +704,7 @@ def _totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
         for some in chunked(ids, CHUNK):
             stored: Any = Outcome.select(
                 Outcome.assignment, Outcome.events, Outcome.total
-            ).where(Outcome.assignment.in_(some), Outcome.metric == metric)
+            ).where(one_of(Outcome.assignment, some), Outcome.metric == metric)
             for id, *total in stored.tuples():
                 found[id, metric] = Total(*total)
     return found
@@ -692,7 +720,7 @@ def _tallies(
         for tally in Tally.select().where(
             Tally.experiment == experiment.id,
             Tally.variant.in_(variants),
-            Tally.metric.in_(some),
+            one_of(Tally.metric, some),
         ):
             found[tally.variant, tally.metric] = tally
     return found

@@ -438,6 +438,22 @@ def test_a_batch_of_events_answers_a_list_an_event_in_order(api, running, enroll
     assert totals(api, two)[:2] == (1, 2)
 
 
+def test_each_event_has_its_results_in_the_order_of_its_users_enrolments(
+    api, running, enrolled
+):
+    one, two = running(), running()
+    enrolled(two, "u2")
+    enrolled(one, "u1")
+    enrolled(two, "u1")
+    enrolled(one, "u2")
+    rows = [{"userId": user_id} for user_id in ("u2", "u1", "u2")]
+
+    answer = api.post("events/batch", {"events": rows}).json["data"]
+
+    told = [[f"experiments/{row['experimentId']}" for row in some] for some in answer]
+    assert told == [[two, one], [one, two], [two, one]]
+
+
 def test_an_event_that_is_sent_twice_counts_once_everywhere(api, running, enrolled):
     paths = [running(), running()]
     for path in paths:
@@ -711,3 +727,54 @@ def test_an_event_costs_the_same_however_much_is_counted_already(
     for cost_of_few, cost_of_many in costs.values():
         assert 0 < cost_of_many < cost_of_few * 1.2
     assert refused < costs["first"][0]
+
+
+def test_a_call_books_ten_thousand_events_of_an_experiment_and_no_more(
+    api, running, enrolled
+):
+    paths = [running() for _ in range(20)]
+    for path in paths:
+        enrolled(path, "u1")
+    rows = in_metrics(*["conversion"] * 501)
+
+    refused = api.post("events/batch", {"events": rows})
+    counted_by_it = [quality(api, path) for path in paths]
+    taken = api.post("events/batch", {"events": rows[:500]})
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert "10,000" in error["message"]
+    assert [one["path"] for one in error["details"]] == ["events"]
+    assert counted_by_it == [(0, 0, 0, 0)] * 20
+    assert [len(some) for some in taken.json["data"]] == [20] * 500
+    assert [quality(api, path) for path in paths] == [(500, 0, 0, 0)] * 20
+
+
+def test_the_events_of_many_users_are_bounded_together(api, running, enrolled):
+    paths = [running() for _ in range(11)]
+    users = [f"u{number}" for number in range(1_000)]
+    for path in paths:
+        enrolled(path, *users)
+    rows = [{"userId": user_id} for user_id in users]
+
+    refused = api.post("events/batch", {"events": rows})
+
+    assert_error(refused, 400, "VALIDATION_ERROR")
+    assert [quality(api, path) for path in paths] == [(0, 0, 0, 0)] * 11
+
+
+def test_a_call_that_books_too_much_does_not_take_the_write_lock(
+    api, running, enrolled
+):
+    paths = [running() for _ in range(11)]
+    for path in paths:
+        enrolled(path, "u1")
+    statements = []
+    connection = models.database.connection()
+    connection.set_trace_callback(statements.append)
+
+    rows = in_metrics(*["conversion"] * 1_000)
+    refused = api.post("events/batch", {"events": rows})
+
+    connection.set_trace_callback(None)
+    assert_error(refused, 400, "VALIDATION_ERROR")
+    assert [one for one in statements if one.startswith(("BEGIN", "INSERT"))] == []
