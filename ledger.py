@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Context, Decimal, Inexact
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ from peewee import EXCLUDED, chunked
 import assignment
 import audience
 from models import (
+    CHUNK,
     DRAFT,
+    MOST_METRICS,
     RUNNING,
     STOPPED,
     Assignment,
@@ -22,24 +24,30 @@ from models import (
     Conversion,
     Experiment,
     GroupShare,
+    Invalid,
     InvalidState,
+    Metric,
     NotEnrolled,
     Outcome,
     Override,
     Refusal,
     RefusalTally,
     Tally,
+    TooManyMetrics,
     Variant,
     database,
+    one_of,
     utcnow,
 )
 from paging import Page, Rows
 
-CHUNK = 500  # rows a statement: far below any engine's limit of parameters
 NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
 OVERRIDE, WINNER = "OVERRIDE", "WINNER"
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
+CONFLICT, TOO_MANY_METRICS = "CONFLICT", "TOO_MANY_METRICS"
+LEEWAY = timedelta(seconds=10)
+MOST_PAIRS = 10_000  # of an event and an experiment that one call may book
 # Room for the square of any total; what would not fit raises and is not rounded.
 exact = Context(prec=1_000, traps=[Inexact])
 
@@ -187,18 +195,30 @@ def _overridden(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, st
     return found
 
 
-def _seat_decision(experiment: Experiment, seat: Assignment) -> Decision:
+class Seat(NamedTuple):
+    """The row of somebody who is enrolled."""
+
+    id: int
+    user_id: str
+    variant: str
+    assigned_at: datetime
+
+
+def _seat_decision(experiment: Experiment, seat: Seat | Assignment) -> Decision:
     variant = experiment.variant(seat.variant)
     return Decision(experiment.id, seat.user_id, EXISTING, variant, seat.assigned_at)
 
 
-def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Assignment]:
+def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Seat]:
     """Return the rows of those of these users who are enrolled."""
+    columns = [getattr(Assignment, name) for name in Seat._fields]
     found = {}
     for some in chunked(dict.fromkeys(user_ids), CHUNK):
-        for seat in Assignment.select().where(
-            Assignment.experiment == experiment.id, Assignment.user_id.in_(some)
-        ):
+        rows: Any = Assignment.select(*columns).where(
+            Assignment.experiment == experiment.id, one_of(Assignment.user_id, some)
+        )
+        for row in rows.tuples():
+            seat = Seat(*row)
             found[seat.user_id] = seat
     return found
 
@@ -338,11 +358,31 @@ class Receipt(NamedTuple):
     reason: str | None = None
 
 
+class Booking(NamedTuple):
+    """One conversion as it is written and counted."""
+
+    experiment_id: str
+    assignment_id: int
+    variant: str
+    metric: str
+    value: Decimal | None
+    occurred_at: datetime
+    received_at: datetime
+    idempotency_key: str | None
+
+
+class Total(NamedTuple):
+    """What one participant did in one metric; *total* is None without any value."""
+
+    events: int = 0
+    total: Decimal | None = None
+
+
 def refuse_rejected(receipt: Receipt) -> None:
     """Raise what a single conversion that was rejected is answered with.
 
-    NotEnrolled, BeforeEnrollment, or Conflict where its idempotency key belongs to
-    another body; the refusal is on the books all the same.
+    NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict where its idempotency
+    key belongs to another body. The first two are counted as refused all the same.
     """
     if receipt.reason == NOT_ENROLLED:
         told = f"The user is not enrolled in {receipt.experiment_id}."
@@ -350,6 +390,8 @@ def refuse_rejected(receipt: Receipt) -> None:
     if receipt.reason == BEFORE_ENROLLMENT:
         told = "The conversion happened before the enrolment."
         raise BeforeEnrollment(told, receipt.occurred_at)
+    if receipt.reason == TOO_MANY_METRICS:
+        raise TooManyMetrics(receipt.metric)
     if receipt.status == REJECTED:
         told = "The idempotencyKey was used with another body."
         raise Conflict(told, receipt.idempotency_key)
@@ -359,28 +401,53 @@ def credit(events: Sequence[Event]) -> list[list[Receipt]]:
     """Book each event in every experiment that its user is in.
 
     Return, for each event in order, one receipt an experiment, oldest enrolment
-    first. Experiments that take no conversions any more answer INVALID_STATE.
+    first. Experiments that take no conversions any more answer INVALID_STATE. Raise
+    Invalid, before anything is written, where these are more than MOST_PAIRS.
     """
-    receipts: list[list[Receipt]] = [[] for _ in events]
+    memberships = _memberships(events)
+    places: dict[str, list[int]] = {}
+    for place, event in enumerate(events):
+        for experiment_id in memberships.get(event.user_id, ()):
+            places.setdefault(experiment_id, []).append(place)
+    booked: dict[tuple[int, str], Receipt] = {}
     with database.atomic():
-        places: dict[str, list[int]] = {}
-        for place, event in enumerate(events):
-            places.setdefault(event.user_id, []).append(place)
-        wanted: dict[str, list[int]] = {}
-        for some in chunked(places, CHUNK):
-            for seat in (
-                Assignment.select(Assignment.experiment, Assignment.user_id)
-                .where(Assignment.user_id.in_(some))
-                .order_by(Assignment.id)
-            ):
-                wanted.setdefault(seat.experiment_id, []).extend(places[seat.user_id])
-        for experiment_id, rows in wanted.items():
+        for experiment_id, some in places.items():
             experiment = Experiment.get_by_id(experiment_id)
-            rows.sort()
-            mine = [events[place] for place in rows]
-            for place, receipt in zip(rows, _record(experiment, mine), strict=True):
-                receipts[place].append(receipt)
-    return receipts
+            receipts = _record(experiment, [events[place] for place in some])
+            for place, receipt in zip(some, receipts, strict=True):
+                booked[place, experiment_id] = receipt
+    return [
+        [booked[place, id] for id in memberships.get(event.user_id, ())]
+        for place, event in enumerate(events)
+    ]
+
+
+def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
+    """Return the experiments of the users of these events, oldest enrolment first.
+
+    Raise Invalid where they make more than MOST_PAIRS with the events. This is read
+    before the write lock is taken, and no further than the bound.
+    """
+    times = Counter(event.user_id for event in events)
+    pairs = 0
+    found: dict[str, list[str]] = {}
+    for some in chunked(times, CHUNK):
+        rows: Any = (
+            Assignment.select(Assignment.id, Assignment.user_id, Assignment.experiment)
+            .where(one_of(Assignment.user_id, some))
+            .limit(MOST_PAIRS + 1 - pairs)
+        )
+        for _, user_id, experiment_id in sorted(rows.tuples()):
+            pairs += times[user_id]
+            found.setdefault(user_id, []).append(experiment_id)
+        if pairs > MOST_PAIRS:
+            raise Invalid(
+                "events",
+                f"A call books at most {MOST_PAIRS:,} pairs of an event and an "
+                "experiment that its user is in; these events make more. Send fewer "
+                "at once.",
+            )
+    return found
 
 
 def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
@@ -405,11 +472,14 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
         ]
     user_ids = [event.user_id for event in events]
     enrolled = seats(experiment, user_ids)
-    # What a forced variant makes a user do says nothing about the one dealt.
+    # Behaviour under an override is not evidence about the assigned variant.
     for user_id in _overridden(experiment, user_ids):
         enrolled.pop(user_id, None)
-    known = _known(experiment, events)
-    counted: list[Conversion] = []
+    known = _known(experiment, [event.idempotency_key for event in events])
+    metrics = Metrics(
+        experiment, [event.metric or experiment.primary_metric for event in events]
+    )
+    counted: list[Booking] = []
     receipts = []
     for event in events:
         seat = enrolled.get(event.user_id)
@@ -421,25 +491,29 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             if _same(earlier, seat, event, receipt):
                 told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}
             else:
-                told = {"status": REJECTED, "reason": "CONFLICT"}
+                told = {"status": REJECTED, "reason": CONFLICT}
             receipt = receipt._replace(**told)
         elif receipt.occurred_at < seat.assigned_at:
             receipt = receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
+        elif not metrics.admit(receipt.metric):
+            receipt = receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
         else:
-            row = Conversion(
-                experiment=experiment.id,
-                assignment=seat,
-                metric=receipt.metric,
-                value=receipt.value,
-                occurred_at=receipt.occurred_at,
-                received_at=now,
-                idempotency_key=event.idempotency_key,
+            row = Booking(
+                experiment.id,
+                seat.id,
+                seat.variant,
+                receipt.metric,
+                receipt.value,
+                receipt.occurred_at,
+                now,
+                event.idempotency_key,
             )
             counted.append(row)
             if event.idempotency_key is not None:
                 known[event.idempotency_key] = row
         receipts.append(receipt)
-    write_conversions(experiment, counted)
+    metrics.write()
+    _write_bookings(experiment, counted)
     _write_refusals(experiment, receipts, now)
     return receipts
 
@@ -449,7 +523,7 @@ def _receipt(
     event: Event,
     now: datetime,
     status: str,
-    seat: Assignment | None = None,
+    seat: Seat | None = None,
     reason: str | None = None,
 ) -> Receipt:
     return Receipt(
@@ -465,27 +539,34 @@ def _receipt(
     )
 
 
-def _known(
-    experiment: Experiment, events: Iterable[Event]
-) -> dict[str | None, Conversion]:
-    """Return the conversions that these events' idempotency keys name already."""
-    keys = {event.idempotency_key for event in events if event.idempotency_key}
+def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | None, Any]:
+    """Return the conversions that these idempotency keys name already."""
+    wanted = {key for key in keys if key is not None}
     return {
         row.idempotency_key: row
-        for some in chunked(keys, CHUNK)
-        for row in Conversion.select().where(
-            Conversion.experiment == experiment.id,
-            Conversion.idempotency_key.in_(some),
+        for some in chunked(wanted, CHUNK)
+        for row in Conversion.select(
+            Conversion.assignment.alias("assignment_id"),
+            Conversion.metric,
+            Conversion.value,
+            Conversion.occurred_at,
+            Conversion.received_at,
+            Conversion.idempotency_key,
         )
+        .where(
+            Conversion.experiment == experiment.id,
+            one_of(Conversion.idempotency_key, some),
+        )
+        .namedtuples()
     }
 
 
-def _same(
-    earlier: Conversion, seat: Assignment, event: Event, receipt: Receipt
-) -> bool:
+def _same(earlier: Any, seat: Seat, event: Event, receipt: Receipt) -> bool:
     """Tell whether an event says what the one with its key said.
 
-    An event without an occurredAt occurred when it was received; see _occurred.
+    Times are compared as they are booked: a repetition without an occurredAt
+    occurred when the first was received, and one shortly before the enrolment at
+    the enrolment; see _occurred.
     """
     return (
         earlier.assignment_id == seat.id
@@ -495,64 +576,169 @@ def _same(
     )
 
 
-def _occurred(event: Event, received_at: datetime, seat: Assignment | None) -> datetime:
-    """Return when an event occurred: received, where it does not say.
+def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
+    """Return the time as of which an event counts; None where it is too early.
 
-    Never before the enrolment by that, for our own clock may have been set back.
+    Clocks differ, and many programs cut a time to the second: an event up to LEEWAY
+    before its user's enrolment counts as of the enrolment.
     """
-    if event.occurred_at is None and seat is not None:
+    if event_time < assigned_at - LEEWAY:
+        return None
+    return max(event_time, assigned_at)
+
+
+def _occurred(event: Event, received_at: datetime, seat: Seat | None) -> datetime:
+    """Return when an event occurred: when it was received, where it does not say.
+
+    For an enrolled user this is the time as of which the event counts, or, where
+    that is too early, the event's own time.
+    """
+    if seat is None:
+        return event.occurred_at or received_at
+    if event.occurred_at is None:  # not before the enrolment: a clock may be set back
         return max(received_at, seat.assigned_at)
-    return event.occurred_at or received_at
+    return occurred(event.occurred_at, seat.assigned_at) or event.occurred_at
 
 
-def write_conversions(experiment: Experiment, rows: Sequence[Conversion]) -> None:
+class Metrics:
+    """The metrics of an experiment: those that it has, and room for more.
+
+    To be used within a transaction.
+    """
+
+    def __init__(self, experiment: Experiment, names: Iterable[str]) -> None:
+        """Look up *names*; no others can be asked for."""
+        self._experiment = experiment
+        self._admitted = Metric.of(experiment.id, dict.fromkeys(names))
+        self._taken: int | None = None
+        self._numbers: dict[str, int] = {}
+
+    def admit(self, name: str) -> bool:
+        """Return whether the experiment has this metric, or has room for it.
+
+        The primary metric is always admitted: a thousand others must not be able
+        to keep the experiment from ever being decided.
+        """
+        if name in self._admitted:
+            return True
+        if self._taken is None:
+            self._taken = Metric.taken(self._experiment.id)
+        if self._taken < MOST_METRICS:
+            self._taken += 1
+            self._numbers[name] = self._taken
+        elif name == self._experiment.primary_metric:
+            self._numbers[name] = 0
+        else:
+            return False
+        self._admitted.add(name)
+        return True
+
+    def write(self) -> None:
+        """Write the metrics that were admitted now."""
+        Metric.write_rows(
+            [Metric.experiment, Metric.name, Metric.number],
+            [(self._experiment.id, *new) for new in self._numbers.items()],
+        )
+
+
+def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
     """Write conversions with the totals and the tallies that count them.
 
-    To be called within a transaction, with rows whose keys are new.
+    To be called within a transaction, with rows whose keys are new. Raise
+    TooManyMetrics, having written nothing, where the experiment has no room for one
+    of their metrics.
     """
-    for some in chunked(rows, CHUNK):
-        Conversion.insert_many([row.__data__ for row in some]).execute()
-    outcomes = _outcomes(rows)
-    tallies = {
-        (row.variant, row.metric): row
-        for row in Tally.select().where(Tally.experiment == experiment.id)
-    }
+    metrics = Metrics(experiment, [row.metric for row in rows])
     for row in rows:
-        count(row, row.assignment.variant, outcomes, tallies)
-    _upsert(Outcome, [Outcome.assignment, Outcome.metric], outcomes.values())
-    _upsert(Tally, [Tally.experiment, Tally.variant, Tally.metric], tallies.values())
+        if not metrics.admit(row.metric):
+            raise TooManyMetrics(row.metric)
+    metrics.write()
+    _write_bookings(experiment, rows)
 
 
-def _outcomes(rows: Iterable[Conversion]) -> dict[tuple[int, str], Outcome]:
+def _write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
+    """Write conversions whose metrics are there, with what counts them.
+
+    Only the totals and tallies that these rows change are read and written.
+    """
+    Conversion.write_rows(
+        [
+            Conversion.experiment,
+            Conversion.assignment,
+            Conversion.metric,
+            Conversion.value,
+            Conversion.occurred_at,
+            Conversion.received_at,
+            Conversion.idempotency_key,
+        ],
+        [(row.experiment_id, row.assignment_id, *row[3:]) for row in rows],
+    )
+    totals, tallies = _totals(rows), _tallies(experiment, rows)
+    for row in rows:
+        count(row, totals, tallies)
+    Outcome.write_rows(
+        [Outcome.assignment, Outcome.metric, Outcome.events, Outcome.total],
+        [(*key, *total) for key, total in totals.items()],
+        over=[Outcome.assignment, Outcome.metric],
+    )
+    Tally.write_rows(
+        list(Tally._meta.sorted_fields),
+        [
+            [row.__data__[field.name] for field in Tally._meta.sorted_fields]
+            for row in tallies.values()
+        ],
+        over=[Tally.experiment, Tally.variant, Tally.metric],
+    )
+
+
+def _totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
+    """Return the totals so far of the participants in the metrics of these rows."""
+    participants: dict[str, set[int]] = {}
+    for row in rows:
+        participants.setdefault(row.metric, set()).add(row.assignment_id)
     found = {}
-    for some in chunked({row.assignment_id for row in rows}, CHUNK):
-        for outcome in Outcome.select().where(Outcome.assignment.in_(some)):
-            found[outcome.assignment_id, outcome.metric] = outcome
+    for metric, ids in participants.items():
+        for some in chunked(ids, CHUNK):
+            stored: Any = Outcome.select(
+                Outcome.assignment, Outcome.events, Outcome.total
+            ).where(one_of(Outcome.assignment, some), Outcome.metric == metric)
+            for id, *total in stored.tuples():
+                found[id, metric] = Total(*total)
+    return found
+
+
+def _tallies(
+    experiment: Experiment, rows: Iterable[Booking]
+) -> dict[tuple[str, str], Tally]:
+    """Return the tallies so far of the variants in the metrics of these rows."""
+    variants = {row.variant for row in rows}
+    found = {}
+    for some in chunked({row.metric for row in rows}, CHUNK):
+        for tally in Tally.select().where(
+            Tally.experiment == experiment.id,
+            Tally.variant.in_(variants),
+            one_of(Tally.metric, some),
+        ):
+            found[tally.variant, tally.metric] = tally
     return found
 
 
 def count(
     row: Any,
-    variant: str,
-    outcomes: dict[tuple[int, str], Outcome],
+    totals: dict[tuple[int, str], Total],
     tallies: dict[tuple[str, str], Tally],
 ) -> None:
     """Add one conversion to its participant's total and to its variant's tally.
 
     The order in which conversions are added changes nothing.
     """
-    mine = row.assignment_id, row.metric
-    outcome = outcomes.get(mine)
-    if outcome is None:
-        outcome = Outcome(assignment=mine[0], metric=mine[1], events=0, total=None)
-        outcomes[mine] = outcome
-    its = variant, row.metric
-    tally = tallies.get(its)
+    before = totals.get((row.assignment_id, row.metric), Total())
+    tally = tallies.get((row.variant, row.metric))
     if tally is None:
-        tally = tallies[its] = Tally(
+        tally = tallies[row.variant, row.metric] = Tally(
             experiment=row.experiment_id,
-            variant=its[0],
-            metric=its[1],
+            variant=row.variant,
+            metric=row.metric,
             users=0,
             events=0,
             value_users=0,
@@ -562,30 +748,22 @@ def count(
             last_at=row.occurred_at,
         )
     tally.events += 1
-    tally.users += outcome.events == 0
-    tally.first_at = min(tally.first_at, row.occurred_at)
-    tally.last_at = max(tally.last_at, row.occurred_at)
-    outcome.events += 1
+    tally.users += before.events == 0
+    if row.occurred_at < tally.first_at:
+        tally.first_at = row.occurred_at
+    if row.occurred_at > tally.last_at:
+        tally.last_at = row.occurred_at
+    total = before.total
     if row.value is not None:
-        before = outcome.total or Decimal(0)
-        after = exact.add(before, row.value)
-        tally.value_users += outcome.total is None
+        start = before.total or Decimal(0)
+        total = exact.add(start, row.value)
+        tally.value_users += before.total is None
         tally.value_sum = exact.add(tally.value_sum, row.value)
         grown = exact.subtract(
-            exact.multiply(after, after), exact.multiply(before, before)
+            exact.multiply(total, total), exact.multiply(start, start)
         )
         tally.value_sum_squares = exact.add(tally.value_sum_squares, grown)
-        outcome.total = after
-
-
-def _upsert(table: Any, key: list[Any], rows: Iterable[Any]) -> None:
-    """Write the rows that were touched over those with their key."""
-    names = {field.name for field in key}
-    kept = [field for name, field in table._meta.fields.items() if name not in names]
-    for some in chunked((row for row in rows if row.is_dirty()), CHUNK):
-        table.insert_many([row.__data__ for row in some]).on_conflict(
-            conflict_target=key, preserve=kept
-        ).execute()
+    totals[row.assignment_id, row.metric] = Total(before.events + 1, total)
 
 
 class Line(NamedTuple):
@@ -622,17 +800,18 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
         events = {
             line.event.idempotency_key: line.event for line in lines if line.event
         }
-        known = _known(experiment, events.values())
+        known = _known(experiment, events)
         participants = seats(experiment, first)
         rows = [
-            Conversion(
-                experiment=experiment.id,
-                assignment=participants[event.user_id],
-                metric=event.metric or experiment.primary_metric,
-                value=event.value,
-                occurred_at=event.occurred_at,
-                received_at=now,
-                idempotency_key=key,
+            Booking(
+                experiment.id,
+                participants[event.user_id].id,
+                participants[event.user_id].variant,
+                event.metric or experiment.primary_metric,
+                event.value,
+                event.occurred_at or now,
+                now,
+                key,
             )
             for key, event in events.items()
             if key not in known
@@ -657,13 +836,10 @@ def _write_refusals(
         if receipt.status == DUPLICATE
         or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT)
     ]
-    for some in chunked(reasons, CHUNK):
-        Refusal.insert_many(
-            [
-                {"experiment": experiment.id, "reason": reason, "received_at": now}
-                for reason in some
-            ]
-        ).execute()
+    Refusal.write_rows(
+        [Refusal.experiment, Refusal.reason, Refusal.received_at],
+        [(experiment.id, reason, now) for reason in reasons],
+    )
     for reason, number in Counter(reasons).items():
         RefusalTally.insert(
             experiment=experiment.id, reason=reason, count=number

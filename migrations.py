@@ -49,5 +49,31 @@ CREATE TABLE "change" (
 CREATE INDEX "change_experiment_id" ON "change" ("experiment_id")
 """
 
-MIGRATIONS = [AUDIENCES]
+# From 2 to 3: the metrics of an experiment are numbered, which bounds them. Of one that
+# has more than the bound already, the primary and the oldest are numbered: the others
+# stay counted, and take no further events.
+METRICS = """
+CREATE TABLE "metric" (
+    "experiment_id" TEXT NOT NULL,
+    "name" TEXT NOT NULL,
+    "number" INTEGER NOT NULL,
+    PRIMARY KEY ("experiment_id", "name"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    CHECK (number BETWEEN 0 AND 1000)
+);
+CREATE UNIQUE INDEX "metric_experiment_id_number"
+    ON "metric" ("experiment_id", "number");
+INSERT INTO "metric" ("experiment_id", "name", "number")
+SELECT "experiment_id", "name", "number" FROM (
+    SELECT "tally"."experiment_id", "metric" AS "name", ROW_NUMBER() OVER (
+        PARTITION BY "tally"."experiment_id"
+        ORDER BY "metric" = "primary_metric" DESC, MIN("first_at"), "metric"
+    ) AS "number"
+    FROM "tally" JOIN "experiment" ON "experiment"."id" = "tally"."experiment_id"
+    GROUP BY "tally"."experiment_id", "metric", "primary_metric"
+) AS "numbered"
+WHERE "number" <= 1000
+"""
+
+MIGRATIONS = [AUDIENCES, METRICS]
 """The first leads from version 1 to version 2, and so on."""

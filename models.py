@@ -53,6 +53,8 @@ ID_PREFIX = "exp_"  # of an experiment's id, and of no key
 # What programs send where they have no id, in lower case.
 NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 FULL = 10_000  # hundredths of a percent, and the hash's buckets
+MOST_METRICS = 1_000  # of an experiment
+CHUNK = 500  # rows a statement: far below any engine's limit of parameters
 
 
 class Conflict(Exception):
@@ -79,6 +81,19 @@ class BeforeEnrollment(Conflict):
     """The conversion happened before the user was enrolled."""
 
     code = "BEFORE_ENROLLMENT"
+
+
+class TooManyMetrics(Conflict):
+    """The experiment has as many metrics as one may have, and this is another."""
+
+    code = "TOO_MANY_METRICS"
+
+    def __init__(self, metric: str) -> None:
+        super().__init__(
+            f"The experiment has {MOST_METRICS:,} metrics already, and {metric!r} is "
+            "none of them.",
+            metric,
+        )
 
 
 class InvalidState(Conflict):
@@ -200,10 +215,49 @@ class Table(Model):
         return super().insert_many(rows, fields)
 
     @classmethod
+    def write_rows(
+        cls,
+        fields: Sequence[peewee.Field],
+        rows: Iterable[Sequence[Any]],
+        over: Sequence[peewee.Field] = (),
+    ) -> None:
+        """Insert rows, whose values are those of *fields*, in this order.
+
+        With *over*, a row that is there with the same values of those is replaced.
+        The statement is made once and run for each row. insert_many() makes one that
+        spells every row, which takes most of the time that a batch holds the write
+        lock.
+        """
+        rows = [
+            [field.db_value(value) for field, value in zip(fields, row, strict=True)]
+            for row in rows
+        ]
+        if not rows:
+            return
+        query = super().insert_many([[None] * len(fields)], fields)
+        if over:
+            names = {field.name for field in over}
+            kept = [field for field in fields if field.name not in names]
+            query = query.on_conflict(conflict_target=over, preserve=kept)
+        statement, _ = query.sql()
+        with peewee.__exception_wrapper__:
+            database.connection().executemany(statement, rows)
+
+    @classmethod
     def named(cls: type[Row], name: str) -> Row | None:
         """Return the row with this id, if there is one."""
         row: Row | None = cls.get_or_none(id=name)
         return row
+
+
+def one_of(field: peewee.Field, values: Sequence[str] | Sequence[int]) -> Any:
+    """Return the condition that a field has one of these values, as stored.
+
+    It says what field.in_() says, without a node for each value: those take longer
+    than the query, and a batch asks for its users under the write lock.
+    """
+    marks = ",".join([database.param] * len(values))
+    return peewee.NodeList((field, SQL(f"IN ({marks})", values)))
 
 
 class Identity(Table):
@@ -908,10 +962,10 @@ class Override(Table):
     @classmethod
     def of(cls, experiment_id: str, user_ids: Sequence[str]) -> dict[str, str]:
         """Return the variant of each of these users who has one forced."""
-        found = cls.select().where(
-            cls.experiment == experiment_id, cls.user_id.in_(user_ids)
+        found: Any = cls.select(cls.user_id, cls.variant).where(
+            cls.experiment == experiment_id, one_of(cls.user_id, user_ids)
         )
-        return {row.user_id: row.variant for row in found}
+        return dict(found.tuples())
 
     @classmethod
     def next_moment(cls, experiment_id: str) -> datetime:
@@ -1123,6 +1177,41 @@ class Tally(Table):
         ]
 
 
+class Metric(Table):
+    """One metric that an experiment has counted something in.
+
+    The numbers are what bounds the metrics, whoever writes at once: there are
+    MOST_METRICS of them, each given once. Number 0 is for the primary metric alone,
+    where so many others came first: they must not keep it out.
+    """
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    name = TextField()
+    number = IntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "name")
+        indexes = ((("experiment", "number"), True),)
+        constraints = [Check(f"number BETWEEN 0 AND {MOST_METRICS}")]
+
+    @classmethod
+    def of(cls, experiment_id: str, names: Iterable[str]) -> set[str]:
+        """Return those of these metrics that the experiment has."""
+        found: set[str] = set()
+        for some in peewee.chunked(names, CHUNK):
+            query: Any = cls.select(cls.name).where(
+                cls.experiment == experiment_id, one_of(cls.name, some)
+            )
+            found.update(name for (name,) in query.tuples())
+        return found
+
+    @classmethod
+    def taken(cls, experiment_id: str) -> int:
+        """Return how many numbers are taken, at the same cost for few and many."""
+        last = cls.select(fn.MAX(cls.number)).where(cls.experiment == experiment_id)
+        return last.scalar() or 0
+
+
 class Refusal(Table):
     """One conversion that was received and not counted."""
 
@@ -1155,6 +1244,7 @@ TABLES = [
     Conversion,
     Outcome,
     Tally,
+    Metric,
     Refusal,
     RefusalTally,
 ]

@@ -15,9 +15,11 @@ from peewee import JOIN, fn
 
 import ledger
 from models import (
+    MOST_METRICS,
     Assignment,
     Conversion,
     Experiment,
+    Metric,
     Outcome,
     Refusal,
     RefusalTally,
@@ -110,12 +112,12 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
             Conversion.experiment == current.id, Conversion.received_at <= until
         )
         for _, mine in groupby(rows, key=lambda row: row.assignment_id):
-            outcomes: dict[tuple[int, str], Outcome] = {}
+            totals: dict[tuple[int, str], ledger.Total] = {}
             for row in mine:
-                before = outcomes.get((row.assignment_id, row.metric))
+                before = totals.get((row.assignment_id, row.metric))
                 key = row.variant, row.occurred_at.date(), row.metric
                 days[key] = _grown(days.get(key, Day()), row, before)
-                ledger.count(row, row.variant, outcomes, tallies)
+                ledger.count(row, totals, tallies)
         refused: Any = Refusal.select(Refusal.reason, fn.COUNT(Refusal.id)).where(
             Refusal.experiment == current.id, Refusal.received_at <= until
         )
@@ -123,7 +125,7 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
     return Counts(current, participants, tallies, refusals, enrolled_on, days, as_of)
 
 
-def _grown(day: Day, row: Any, before: Outcome | None) -> Day:
+def _grown(day: Day, row: Any, before: ledger.Total | None) -> Day:
     """Return the day with one more conversion; *before* is its user's total so far."""
     if row.value is None:
         return day._replace(users=day.users + (before is None), events=day.events + 1)
@@ -241,18 +243,44 @@ def discrepancies() -> Iterator[str]:
         )
         tallies: dict[str, dict[tuple[str, str], Tally]] = {}
         for id, conversions, outcomes in _by_participant():
-            counted: dict[tuple[int, str], Outcome] = {}
+            counted: dict[tuple[int, str], ledger.Total] = {}
             for row in conversions:
                 its = tallies.setdefault(row.experiment_id, {})
-                ledger.count(row, row.variant, counted, its)
-            yield from _differences(
-                "total", {id: _figures(outcomes)}, {id: _figures(counted.values())}
-            )
+                ledger.count(row, counted, its)
+            stored = {row._pk: ledger.Total(row.events, row.total) for row in outcomes}
+            yield from _differences("total", {id: stored}, {id: counted})
         yield from _differences(
             "tally",
             _figures(Tally.select()),
             _figures(row for its in tallies.values() for row in its.values()),
         )
+        yield from _differences(
+            "metrics",
+            *_metrics(
+                {id: {metric for _, metric in its} for id, its in tallies.items()}
+            ),
+        )
+
+
+def _metrics(
+    counted: dict[str, set[str]],
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return each experiment's metrics, those stored and those counted, to compare.
+
+    A database of schema 2 may have counted more metrics than an experiment may have:
+    then only those that are stored are compared.
+    """
+    stored: dict[str, set[str]] = {}
+    rows: Any = Metric.select(Metric.experiment, Metric.name).tuples()
+    for id, name in rows:
+        stored.setdefault(id, set()).add(name)
+    for id, names in stored.items():
+        if len(names) >= MOST_METRICS and id in counted:
+            counted[id] &= names
+    return (
+        {id: sorted(names) for id, names in stored.items()},
+        {id: sorted(names) for id, names in counted.items()},
+    )
 
 
 def _by_participant() -> Iterator[tuple[int, list[Any], list[Outcome]]]:

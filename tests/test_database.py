@@ -21,7 +21,15 @@ import models
 import reports
 import wire
 from app import create_app
-from models import Assignment, Conversion, Experiment, Outcome, Tally, Variant
+from models import (
+    Assignment,
+    Conversion,
+    Experiment,
+    Metric,
+    Outcome,
+    Tally,
+    Variant,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,6 +108,14 @@ def rows(api, running, enrolled):
         lambda id, seat, event: Variant.update(participants=-1),
         lambda id, seat, event: Tally.update(users=2),
         lambda id, seat, event: Tally.update(value_users=2),
+        lambda id, seat, event: Metric.insert(
+            experiment=id, name="conversion", number=2
+        ),
+        lambda id, seat, event: Metric.insert(experiment=id, name="signup", number=1),
+        lambda id, seat, event: Metric.insert(
+            experiment=id, name="signup", number=1001
+        ),
+        lambda id, seat, event: Metric.update(number=-1),
         lambda id, seat, event: Experiment.delete(),
     ],
 )
@@ -124,6 +140,8 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
         lambda: models.RefusalTally.update(count=7),
         lambda: Conversion.delete(),
         lambda: models.Refusal.delete(),
+        lambda: Metric.delete(),
+        lambda: Metric.update(name="signup"),
     ],
 )
 def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, spoil):
@@ -751,12 +769,30 @@ def created(path):
     return models.create(engine.database_at(f"sqlite:///{path}"))
 
 
-def of_schema_1(path):
-    """Write the database of schema 1 that tests/cases has, as version 0.1 made it."""
+def of_schema(version, path):
+    """Write the database of an older schema that tests/cases has, as it was made."""
     database = peewee.sqlite3.connect(path)
-    database.executescript((ROOT / "tests/cases/schema_1.sql").read_text())
+    script = ROOT / f"tests/cases/schema_{version}.sql"
+    database.executescript(script.read_text())
     database.execute("PRAGMA journal_mode = wal")
     database.close()
+
+
+def served(file, path):
+    """Return what a service answers from a database at a path, as a GET."""
+    app = create_app(
+        {
+            "TESTING": True,
+            "DATABASE_URL": f"sqlite:///{file}",
+            "JWT_SECRET_KEY": SECRET,
+        }
+    )
+    with app.app_context():
+        token = create_access_token("tester")
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = app.test_client().get(f"/api/experiments{path}", headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json["data"]
 
 
 def shape(path):
@@ -781,9 +817,10 @@ def shape(path):
     return shapes, clauses
 
 
-def test_a_database_of_schema_1_becomes_what_a_new_one_is(tmp_path):
+@pytest.mark.parametrize("version", range(1, models.SCHEMA_VERSION))
+def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, version):
     old, new = tmp_path / "old.db", tmp_path / "new.db"
-    of_schema_1(old)
+    of_schema(version, old)
 
     assert created(old) == "migrated"
 
@@ -794,7 +831,7 @@ def test_a_database_of_schema_1_becomes_what_a_new_one_is(tmp_path):
 
 def test_a_migration_keeps_all_that_was_counted(tmp_path):
     old = tmp_path / "old.db"
-    of_schema_1(old)
+    of_schema(1, old)
     app = create_app(
         {
             "TESTING": True,
@@ -825,9 +862,65 @@ def test_a_migration_keeps_all_that_was_counted(tmp_path):
     app.extensions["database"].close()
 
 
+def test_a_migration_numbers_the_metrics_that_were_counted(tmp_path):
+    old = tmp_path / "old.db"
+    of_schema(2, old)
+
+    created(old)
+
+    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+        id = Assignment.get().experiment_id
+        rows = {row.name: (row.experiment_id, row.number) for row in Metric.select()}
+        assert rows == {"conversion": (id, 1), "signup": (id, 2)}
+        assert list(reports.discrepancies()) == []
+        database.close()
+    results = served(old, f"/{id}/results")
+    assert (results["quality"]["counted"], results["quality"]["notEnrolled"]) == (8, 1)
+
+
+def test_a_migration_keeps_more_metrics_than_an_experiment_may_have_now(tmp_path):
+    old = tmp_path / "old.db"
+    of_schema(2, old)
+    database = peewee.sqlite3.connect(old)
+    (seat, id, at), *_ = database.execute(
+        "SELECT id, experiment_id, assigned_at FROM assignment"
+    ).fetchall()
+    (variant,) = database.execute(
+        "SELECT variant FROM assignment WHERE id = ?", [seat]
+    ).fetchone()
+    for number in range(1_000):
+        name = f"m{number}"
+        database.execute(
+            "INSERT INTO conversion (experiment_id, assignment_id, metric, "
+            "occurred_at, received_at) VALUES (?, ?, ?, ?, ?)",
+            [id, seat, name, at, at],
+        )
+        database.execute(
+            "INSERT INTO outcome (assignment_id, metric, events) VALUES (?, ?, 1)",
+            [seat, name],
+        )
+        database.execute(
+            "INSERT INTO tally VALUES (?, ?, ?, 1, 1, 0, '0', '0', ?, ?)",
+            [id, variant, name, at, at],
+        )
+    database.commit()
+    database.close()
+
+    assert created(old) == "migrated"
+
+    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+        names = {row.name for row in Metric.select()}
+        assert len(names) == 1_000
+        assert "conversion" in names
+        assert list(reports.discrepancies()) == []
+        database.close()
+    rows = served(old, f"/{id}/results")["variants"]
+    assert len({row["metric"] for one in rows for row in one["results"]}) == 1_002
+
+
 def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
     old = tmp_path / "old.db"
-    of_schema_1(old)
+    of_schema(1, old)
     with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
         with pytest.raises(engine.NotReady, match="schema 1"):
             models.verify()
@@ -836,7 +929,7 @@ def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
 
 def test_a_migration_that_fails_halfway_leaves_the_old_schema(tmp_path):
     old = tmp_path / "old.db"
-    of_schema_1(old)
+    of_schema(1, old)
     database = peewee.sqlite3.connect(old)
     database.execute("CREATE TABLE change (in_the_way TEXT)")  # the last to be made
     database.close()
