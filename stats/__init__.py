@@ -49,6 +49,7 @@ from stats.rates import always_valid_rate_interval, conversion_rate, wilson_inte
 from stats.results import Analysis, Arm, Interval, Plan, ValueSums
 from stats.simulation import Simulation, simulate
 from stats.splits import mismatch_e_value, sample_ratio_mismatch
+from stats.wording import amounts, percent_decimals, percentages
 
 __all__ = [
     "Analysis",
@@ -65,6 +66,7 @@ __all__ = [
     "always_valid_p_value",
     "always_valid_rate_interval",
     "always_valid_sample_size",
+    "amounts",
     "analyse",
     "conversion_rate",
     "critical_score",
@@ -78,6 +80,8 @@ __all__ = [
     "normal_log_e_value",
     "nuisance_level",
     "null_log_e_values",
+    "percent_decimals",
+    "percentages",
     "plan_sample_size",
     "planned_centre",
     "planned_rates",

@@ -635,6 +635,57 @@ def test_the_input_hash_can_be_made_again_from_its_description():
 
 
 # ---------------------------------------------------------------------------
+# Numbers in sentences
+
+
+@pytest.mark.parametrize(
+    ("shares", "printed"),
+    [
+        # 50,095 / 50,119 = 0.99952114..., 49,880 / 49,881 = 0.99997995...
+        ((50_095 / 50_119, 49_880 / 49_881), ["99.9521 %", "99.998 %"]),
+        ((24 / 50_119, 1 / 49_881), ["0.0479 %", "0.002 %"]),
+        ((1 / 29_870, 0), ["0.00335 %", "0 %"]),
+        ((0.2, 0.2001), ["20 %", "20.01 %"]),
+        ((0.268, 0.18), ["26.8 %", "18 %"]),
+        ((1, 0), ["100 %", "0 %"]),
+    ],
+)
+def test_a_sentence_prints_two_rates_with_digits_enough_to_differ(shares, printed):
+    assert stats.percentages(shares) == printed
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
+def test_different_rates_never_look_alike_and_none_looks_like_an_end(counts):
+    shares = [count / 10**6 for count in counts]
+
+    printed = stats.percentages(shares)
+
+    assert len(set(printed)) == len(set(counts))
+    for share, text in zip(shares, printed, strict=True):
+        assert (text in ("0 %", "100 %")) == (share in (0, 1))
+        decimals = len(text.removesuffix(" %").partition(".")[2])
+        assert decimals <= stats.percent_decimals(shares)
+
+
+def test_a_significant_difference_near_100_percent_shows_in_the_verdict():
+    found = verdict(pair((50_119, 50_095), (49_881, 49_880)))
+
+    assert found.status == "variant_wins"
+    assert "Detailed converts 99.998 % of 49,881 users" in found.sentence
+    assert "Control 99.9521 % of 50,119" in found.sentence
+
+
+def test_mean_values_are_printed_without_an_exponent():
+    assert stats.amounts([12_345_678.9, 12_345_679.9]) == [
+        "12,345,678.9",
+        "12,345,679.9",
+    ]
+    assert stats.amounts([0.00001, 0]) == ["0.00001", "0"]
+    assert stats.amounts([3, 1]) == ["3", "1"]
+    assert stats.amounts([-0.0]) == ["0"]
+
+
+# ---------------------------------------------------------------------------
 # Value metrics
 
 
