@@ -28,6 +28,7 @@ from stats.means import (
     always_valid_mean_interval,
     always_valid_means,
     mean_interval,
+    means_log_e_value,
     sample,
     welch,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "input_hash",
     "log_e_values",
     "mean_interval",
+    "means_log_e_value",
     "minimum_detectable_effect",
     "mismatch_e_value",
     "normal_log_e_value",

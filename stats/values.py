@@ -58,7 +58,9 @@ def value_figures(
             sum=float(total.sum),
             mean=one and one.mean,
             confidence_interval=mean_interval(one, shown.confidence),
-            always_valid_interval=always_valid_mean_interval(one, shown.confidence),
+            always_valid_interval=always_valid_mean_interval(
+                one, total.count, shown.confidence
+            ),
             comparison=comparison,
         )
         for total, one, comparison in zip(sums, samples, comparisons, strict=True)
