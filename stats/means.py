@@ -38,8 +38,8 @@ class Sample(NamedTuple):
 class AlwaysValidMeans(NamedTuple):
     """Two means at any look; asymptotic, unlike the test of two rates."""
 
-    p_value: float
-    log_e_value: float
+    p_value: float | None
+    log_e_value: float | None
     difference_interval: Interval
     lift_interval: Interval
 
@@ -159,12 +159,15 @@ def always_valid_means(
     scaled by mean over standard deviation. Each end of an interval is the wider of
     the two tests'. Asymptotic: a guarantee only in large samples, and the heavier
     the tails, the larger.
+
+    All None where an arm has fewer than two users, or where no user's value differs
+    from another's in the same arm: no spread is known to measure a difference with.
     """
     label = (confidence_level, MIXTURE)
     nothing = Interval(None, None, *label)
     log_e = means_log_e_value(control, treatment)
     if control is None or treatment is None or log_e is None:
-        return AlwaysValidMeans(1.0, 0.0, nothing, nothing)
+        return AlwaysValidMeans(None, None, nothing, nothing)
     p_value = exp(-max(log_e, 0.0))  # the other way round, it can overflow
     differences, lifts = [], []
     for test in _statistics(control, treatment):

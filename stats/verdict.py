@@ -17,7 +17,7 @@ from stats.results import (
     Verdict,
 )
 from stats.splits import DETECTED, SUSPECTED
-from stats.wording import brief, listed, p_value, percentages, points
+from stats.wording import amounts, brief, listed, p_value, percentages, points
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
@@ -102,6 +102,7 @@ def verdict(
 
 def warnings(
     arms: Sequence[Arm],
+    variants: Sequence[VariantFigures],
     split: SampleRatioMismatch,
     plan: Plan | None,
     control_interval: Interval,
@@ -135,6 +136,7 @@ def warnings(
                 "fixed-horizon p-value is approximate, the always-valid one is not.",
             )
         )
+    found.extend(_spread_warnings(arms, variants))
     found.extend(_split_warnings(split))
     if plan and arms[0].sample_size:
         found.extend(_plan_warnings(arms[0], plan, control_interval))
@@ -260,6 +262,35 @@ def _expected(control: Arm, treatment: Arm) -> float:
     converted = control.conversions + treatment.conversions
     smaller = min(control.sample_size, treatment.sample_size)
     return smaller * min(converted, total - converted) / total
+
+
+def _spread_warnings(
+    arms: Sequence[Arm], variants: Sequence[VariantFigures]
+) -> list[Caution]:
+    """Say where mean values cannot be compared though every arm has users."""
+    unknown = [
+        (arm, variant.value)
+        for arm, variant in zip(arms, variants, strict=True)
+        if variant.value
+        and variant.value.comparison
+        and variant.value.comparison.fixed_horizon.p_value is None
+    ]
+    control = variants[0].value
+    if not unknown or control is None or not all(arm.sample_size for arm in arms):
+        return []
+    compared = [(arms[0], control), *unknown]
+    means = amounts([value.mean or 0.0 for _, value in compared])
+    told = [
+        f"{arm.variant_name} has a mean of {mean} over {arm.sample_size:,} users"
+        for (arm, _), mean in zip(compared, means, strict=True)
+    ]
+    return [
+        Caution(
+            "NO_VALUE_SPREAD",
+            f"{listed(told)}: with a single user in an arm, or without two different "
+            "values in any, mean values have no p-value. Check how values are sent.",
+        )
+    ]
 
 
 def _split_warnings(split: SampleRatioMismatch) -> list[Caution]:

@@ -718,8 +718,73 @@ def test_values_without_spread_have_no_test():
     assert (found.difference, found.lift) == (0, None)
     assert found.fixed_horizon.p_value is None
     assert found.fixed_horizon.difference_interval[:2] == (None, None)
-    assert found.sequential.p_value == 1
+    assert found.sequential.p_value is None
     json.dumps(result, allow_nan=False, default=str)
+
+
+def spent(*arms):
+    """Arms of (users, buyers, sum, squares), evenly split."""
+    split = Decimal(100) / len(arms)
+    return [
+        Arm(f"v{i}", f"V{i}", split, users, buyers, ValueSums(buyers, total, squares))
+        for i, (users, buyers, total, squares) in enumerate(arms, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        # Every user 5 in one arm and 10 in the other.
+        spent((1_000, 1_000, 5_000, 25_000), (1_000, 1_000, 10_000, 100_000)),
+        spent((1_000, 1_000, 5_000, 25_000), (1_000, 1_000, 5_000, 25_000)),
+        spent((1_000, 10, 0, 0), (1_000, 10, 0, 0)),
+        spent((1, 1, 5, 25), (1, 1, 10, 100)),
+        spent((3, 3, 15, 77), (1, 1, 10, 100)),
+        spent((1, 1, 10, 100), (3, 3, 15, 77)),
+    ],
+)
+def test_means_without_a_known_spread_have_no_p_value_and_a_caution(arms):
+    result = stats.analyse(arms)
+
+    found = result.variants[1].value.comparison
+    for block in (found.fixed_horizon, found.sequential):
+        assert block.p_value is None
+        assert block.difference_interval[:2] == block.lift_interval[:2] == (None, None)
+    assert found.sequential.adjusted_p_value is found.sequential.log_e_value is None
+    assert found.sequential.is_significant is False
+    cautions = [one for one in result.warnings if one.code == "NO_VALUE_SPREAD"]
+    assert len(cautions) == 1
+    assert "V1" in cautions[0].message and "V2" in cautions[0].message
+
+
+def test_a_variant_whose_mean_is_unknown_does_not_hide_the_others():
+    arms = spent((1_000, 100, 500, 2_600), (1, 1, 5, 25), (1_000, 100, 900, 8_300))
+
+    result = stats.analyse(arms)
+
+    lone, other = (variant.value.comparison for variant in result.variants[1:])
+    assert lone.sequential.adjusted_p_value is None
+    assert other.sequential.p_value < other.sequential.adjusted_p_value < 1
+    (caution,) = (one for one in result.warnings if one.code == "NO_VALUE_SPREAD")
+    assert "V2" in caution.message and "V3" not in caution.message
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        # One arm without values is compared: the other's spread is known.
+        spent((1_000, 100, 500, 2_600), (1_000, 0, 0, 0)),
+        # An empty arm is told of already.
+        spent((1_000, 100, 500, 2_600), (0, 0, 0, 0)),
+    ],
+)
+def test_no_caution_about_spread_where_there_is_some_or_nobody(arms):
+    result = stats.analyse(arms)
+
+    assert "NO_VALUE_SPREAD" not in [one.code for one in result.warnings]
+    known = arms[1].sample_size > 0
+    p_value = result.variants[1].value.comparison.sequential.p_value
+    assert (p_value is not None) == known
 
 
 @pytest.mark.parametrize(
@@ -757,7 +822,7 @@ def test_one_user_and_nobody_have_no_variance():
     assert (one.mean, one.variance, nobody) == (5, None, None)
     assert stats.mean_interval(one, 0.95)[:2] == (None, None)
     assert stats.always_valid_mean_interval(nobody, 0, 0.95)[:2] == (None, None)
-    assert stats.always_valid_means(one, nobody, 0.95).p_value == 1
+    assert stats.always_valid_means(one, nobody, 0.95).p_value is None
     with pytest.raises(ValueError, match="Nobody"):
         stats.sample(0, 5, 25)
 
