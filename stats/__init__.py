@@ -28,6 +28,7 @@ from stats.means import (
     always_valid_mean_interval,
     always_valid_means,
     mean_interval,
+    means_log_e_value,
     sample,
     welch,
 )
@@ -49,6 +50,7 @@ from stats.rates import always_valid_rate_interval, conversion_rate, wilson_inte
 from stats.results import Analysis, Arm, Interval, Plan, ValueSums
 from stats.simulation import Simulation, simulate
 from stats.splits import mismatch_e_value, sample_ratio_mismatch
+from stats.wording import amounts, percent_decimals, percentages
 
 __all__ = [
     "Analysis",
@@ -65,6 +67,7 @@ __all__ = [
     "always_valid_p_value",
     "always_valid_rate_interval",
     "always_valid_sample_size",
+    "amounts",
     "analyse",
     "conversion_rate",
     "critical_score",
@@ -73,11 +76,14 @@ __all__ = [
     "input_hash",
     "log_e_values",
     "mean_interval",
+    "means_log_e_value",
     "minimum_detectable_effect",
     "mismatch_e_value",
     "normal_log_e_value",
     "nuisance_level",
     "null_log_e_values",
+    "percent_decimals",
+    "percentages",
     "plan_sample_size",
     "planned_centre",
     "planned_rates",

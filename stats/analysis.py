@@ -118,6 +118,7 @@ def analyse(
         verdict=verdict(arms, variants, split, plan, bounds),
         warnings=warnings(
             arms,
+            variants,
             split,
             plan,
             always_valid_rate_interval(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from math import exp, isfinite, sqrt
 from typing import NamedTuple
@@ -15,6 +17,9 @@ MIXTURE = "normal_mixture_asymptotic"
 
 #: How far a mean may lie from 0, in standard deviations, to scale the bets by it.
 LEAST_SCALE, MOST_SCALE = 0.02, 1.0
+
+#: Users with a value from which on one arm's interval for every look is shown.
+LEAST_VALUES = 300
 
 
 class Sample(NamedTuple):
@@ -33,8 +38,8 @@ class Sample(NamedTuple):
 class AlwaysValidMeans(NamedTuple):
     """Two means at any look; asymptotic, unlike the test of two rates."""
 
-    p_value: float
-    log_e_value: float
+    p_value: float | None
+    log_e_value: float | None
     difference_interval: Interval
     lift_interval: Interval
 
@@ -51,10 +56,29 @@ def sample(size: int, total: Number, sum_squares: Number) -> Sample | None:
             raise ValueError(f"Nobody cannot have a sum of {total}")
         return None
     spread = squares - exact * exact / size
-    if spread < -squares / 10**9 or squares < 0:
+    if spread < -_rounding(size, total, sum_squares) or squares < 0:
         raise ValueError(f"{size} values with sum {total} have larger squares")
     variance = float(max(spread, Fraction(0)) / (size - 1)) if size > 1 else None
     return Sample(size, exact / size, variance)
+
+
+def _rounding(size: int, total: Number, sum_squares: Number) -> Fraction:
+    """Return by how much rounded sums may seem impossible together.
+
+    A decimal with places after the point may have been rounded to them; a whole
+    number is taken as exact, and a float as good to nine digits.
+    """
+    units = [_unit(total), _unit(sum_squares)]
+    slack = units[1] / 2 + abs(Fraction(total)) * units[0] / size
+    return max(slack, abs(Fraction(sum_squares)) / 10**9)
+
+
+def _unit(number: Number) -> Fraction:
+    """Return the value of a decimal's last place after the point, 0 without any."""
+    exponent = number.as_tuple().exponent if isinstance(number, Decimal) else 0
+    if isinstance(exponent, str) or exponent >= 0:
+        return Fraction(0)
+    return Fraction(1, 10**-exponent)
 
 
 def mean_interval(one: Sample | None, confidence_level: float) -> Interval:
@@ -66,10 +90,17 @@ def mean_interval(one: Sample | None, confidence_level: float) -> Interval:
     return Interval(one.mean - spread, one.mean + spread, confidence_level, STUDENT)
 
 
-def always_valid_mean_interval(one: Sample | None, confidence_level: float) -> Interval:
-    """Return the asymptotic interval of one mean that holds at every look."""
+def always_valid_mean_interval(
+    one: Sample | None, values: int, confidence_level: float
+) -> Interval:
+    """Return the asymptotic interval of one mean for every look.
+
+    Unknown below 300 users with a value (*values*). With fewer of skewed values, it
+    would hold the true mean at all looks in 34 to 81 of 100 experiments; from there
+    on, in 91 to 98.
+    """
     nothing = Interval(None, None, confidence_level, MIXTURE)
-    if one is None or not one.variance:
+    if one is None or not one.variance or values < LEAST_VALUES:
         return nothing
     information = one.size * _scale(one.mean, one.variance)
     k = _critical(information, one.size - 1, 1 - confidence_level)
@@ -104,40 +135,123 @@ def welch(
         difference_interval=_difference(
             control, treatment, k * error, (confidence_level, WELCH)
         ),
-        lift_interval=_fieller(control, treatment, k, (confidence_level, FIELLER)),
+        lift_interval=_fieller(
+            control.mean,
+            treatment.mean,
+            _squared_errors(control, treatment),
+            k,
+            (confidence_level, FIELLER),
+        ),
     )
 
 
 def always_valid_means(
     control: Sample | None, treatment: Sample | None, confidence_level: float
 ) -> AlwaysValidMeans:
-    """Return the test of two means at any look: the bets of the rates, on Welch's t.
+    """Return the test of two means at any look: the bets of the rates, on two t's.
 
-    The statistic is first carried to the normal scale by its tail probability,
+    The smaller of two e-values counts: that of Welch's t and that of the pooled t.
+    Welch's alone fails where one arm is small. Its variance is near 0 until some of
+    that arm's users have a value, so that 0 buyers of 100 would be significant.
+
+    Each statistic is first carried to the normal scale by its tail probability,
     which tames it while there are few users. The bets are on the relative effect,
-    scaled by mean over standard deviation. Asymptotic: a guarantee only in large
-    samples, and the heavier the tails, the larger.
+    scaled by mean over standard deviation. Each end of an interval is the wider of
+    the two tests'. Asymptotic: a guarantee only in large samples, and the heavier
+    the tails, the larger.
+
+    All None where an arm has fewer than two users, or where no user's value differs
+    from another's in the same arm: no spread is known to measure a difference with.
     """
-    nothing = Interval(None, None, confidence_level, MIXTURE)
+    label = (confidence_level, MIXTURE)
+    nothing = Interval(None, None, *label)
+    log_e = means_log_e_value(control, treatment)
+    if control is None or treatment is None or log_e is None:
+        return AlwaysValidMeans(None, None, nothing, nothing)
+    p_value = exp(-max(log_e, 0.0))  # the other way round, it can overflow
+    differences, lifts = [], []
+    for test in _statistics(control, treatment):
+        k = _critical(test.information, test.freedom, 1 - confidence_level)
+        errors = None if k is None else test.errors(k)
+        if k is None or errors is None:
+            return AlwaysValidMeans(p_value, log_e, nothing, nothing)
+        spread = k * sqrt(sum(errors))
+        differences.append(_difference(control, treatment, spread, label))
+        lifts.append(_fieller(control.mean, treatment.mean, errors, k, label))
+    return AlwaysValidMeans(p_value, log_e, _widest(differences), _widest(lifts))
+
+
+def means_log_e_value(control: Sample | None, treatment: Sample | None) -> float | None:
+    """Return the log e-value of two means at any look, None if it is unknown."""
     error = _standard_error(control, treatment)
     if control is None or treatment is None or error is None:
-        return AlwaysValidMeans(1.0, 0.0, nothing, nothing)
-    freedom = _degrees_of_freedom(control, treatment)
-    t = difference(control, treatment) / error
-    tail = max(float(special.stdtr(freedom, -abs(t))), 1e-300)
-    information = _information(control, treatment)
-    log_e = normal_log_e_value(-float(special.ndtri(tail)), information)
-    p_value = exp(-max(log_e, 0.0))  # the other way round, it can overflow
-    k = _critical(information, freedom, 1 - confidence_level)
-    if k is None:
-        return AlwaysValidMeans(p_value, log_e, nothing, nothing)
-    label = (confidence_level, MIXTURE)
-    return AlwaysValidMeans(
-        p_value=p_value,
-        log_e_value=log_e,
-        difference_interval=_difference(control, treatment, k * error, label),
-        lift_interval=_fieller(control, treatment, k, label),
+        return None
+    return min(_log_e_value(test) for test in _statistics(control, treatment))
+
+
+class _Statistic(NamedTuple):
+    """A t statistic, what a bet on it weighs, and the errors for its intervals.
+
+    *errors* answers, for a critical value, the squared standard errors of the
+    control's and the treatment's mean; None where no difference is excluded.
+    """
+
+    t: float
+    freedom: float
+    information: float
+    errors: Callable[[float], tuple[float, float] | None]
+
+
+def _statistics(control: Sample, treatment: Sample) -> list[_Statistic]:
+    return [
+        _welch_statistic(control, treatment),
+        _pooled_statistic(control, treatment),
+    ]
+
+
+def _welch_statistic(control: Sample, treatment: Sample) -> _Statistic:
+    """Return Welch's t, whose errors are the same for every critical value."""
+    errors = _squared_errors(control, treatment)
+    return _Statistic(
+        difference(control, treatment) / sqrt(sum(errors)),
+        _degrees_of_freedom(control, treatment),
+        _information(control, treatment),
+        lambda _: errors,
     )
+
+
+def _pooled_statistic(control: Sample, treatment: Sample) -> _Statistic:
+    """Return the t whose variance is that of all users under the null hypothesis.
+
+    With h = 1 / n_c + 1 / n_t, SSW the squares within the arms and D the difference
+    between the means less the one that is tested, the variance is
+    ``V = (SSW + D^2 / h) / (N - 1)``. An arm without any value so has the other's
+    spread, and the statistic is at most ``sqrt(N - 1)``. Solved for D,
+    ``D^2 <= k^2 h V`` is ``D^2 <= k^2 h SSW / (N - 1 - k^2)``. For a lift the
+    control's values are multiplied by the ratio, and its part of SSW by its square.
+    """
+    total = control.size + treatment.size
+    h = 1 / control.size + 1 / treatment.size
+    within = [(one.variance or 0.0) * (one.size - 1) for one in (control, treatment)]
+    distance = difference(control, treatment)
+    variance = (sum(within) + distance**2 / h) / (total - 1)
+    mean = (control.mean * control.size + treatment.mean * treatment.size) / total
+
+    def errors(k: float) -> tuple[float, float] | None:
+        rest = total - 1 - k * k
+        if rest <= 0:
+            return None
+        return h * within[0] / rest, h * within[1] / rest
+
+    return _Statistic(
+        distance / sqrt(h * variance), total - 2, _scale(mean, variance) / h, errors
+    )
+
+
+def _log_e_value(test: _Statistic) -> float:
+    """Return the log e-value of a t statistic, carried to the normal scale."""
+    tail = max(float(special.stdtr(test.freedom, -abs(test.t))), 1e-300)
+    return normal_log_e_value(-float(special.ndtri(tail)), test.information)
 
 
 def difference(control: Sample, treatment: Sample) -> float:
@@ -158,13 +272,18 @@ def _standard_error(control: Sample | None, treatment: Sample | None) -> float |
         return None
     if control.variance is None or treatment.variance is None:
         return None
-    squared = control.variance / control.size + treatment.variance / treatment.size
-    return sqrt(squared) or None
+    return sqrt(sum(_squared_errors(control, treatment))) or None
+
+
+def _squared_errors(control: Sample, treatment: Sample) -> tuple[float, float]:
+    """Return the squared standard error of each mean."""
+    control_error = (control.variance or 0.0) / control.size
+    return control_error, (treatment.variance or 0.0) / treatment.size
 
 
 def _degrees_of_freedom(control: Sample, treatment: Sample) -> float:
     """Return Welch's approximate degrees of freedom, from shares of the variance."""
-    parts = [(one.variance or 0.0) / one.size for one in (control, treatment)]
+    parts = _squared_errors(control, treatment)
     whole = sum(parts)
     return 1 / sum(
         (part / whole) ** 2 / (one.size - 1)
@@ -180,20 +299,33 @@ def _difference(
 
 
 def _fieller(
-    control: Sample, treatment: Sample, k: float, label: tuple[float, str]
+    control: float,
+    treatment: float,
+    errors: tuple[float, float],
+    k: float,
+    label: tuple[float, str],
 ) -> Interval:
     """Return ``{r : (m_t - r m_c)^2 <= k^2 (v_t + r^2 v_c)} - 1``.
 
     Unbounded unless the control's mean is k standard errors above 0.
     """
-    control_error = (control.variance or 0.0) / control.size
-    treatment_error = (treatment.variance or 0.0) / treatment.size
-    square = control.mean**2 - k * k * control_error
-    if control.mean <= 0 or square <= 0:
+    control_error, treatment_error = errors
+    square = control**2 - k * k * control_error
+    if control <= 0 or square <= 0:
         return Interval(None, None, *label)
-    middle = treatment.mean * control.mean
-    root = k * sqrt(treatment.mean**2 * control_error + treatment_error * square)
+    middle = treatment * control
+    root = k * sqrt(treatment**2 * control_error + treatment_error * square)
     return Interval((middle - root) / square - 1, (middle + root) / square - 1, *label)
+
+
+def _widest(intervals: Sequence[Interval]) -> Interval:
+    """Return the interval from the lowest of the lower ends to the highest upper."""
+    lower = [one.lower for one in intervals if one.lower is not None]
+    upper = [one.upper for one in intervals if one.upper is not None]
+    return intervals[0]._replace(
+        lower=min(lower) if len(lower) == len(intervals) else None,
+        upper=max(upper) if len(upper) == len(intervals) else None,
+    )
 
 
 def _scale(mean: float, variance: float) -> float:

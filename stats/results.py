@@ -113,6 +113,17 @@ class ValueFixedHorizon(NamedTuple):
     lift_interval: Interval
 
 
+class ValueSequential(NamedTuple):
+    """Two means at any time; asymptotic, and None where no spread is known."""
+
+    p_value: float | None
+    adjusted_p_value: float | None
+    log_e_value: float | None
+    difference_interval: Interval
+    lift_interval: Interval
+    is_significant: bool
+
+
 class ValueComparison(NamedTuple):
     """A variant's mean value against the control's."""
 
@@ -120,7 +131,7 @@ class ValueComparison(NamedTuple):
     difference: float | None
     lift: float | None
     fixed_horizon: ValueFixedHorizon
-    sequential: Sequential
+    sequential: ValueSequential
 
 
 class ValueFigures(NamedTuple):

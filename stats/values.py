@@ -19,9 +19,9 @@ from stats.multiplicity import holm
 from stats.results import (
     Arm,
     Level,
-    Sequential,
     ValueComparison,
     ValueFigures,
+    ValueSequential,
     ValueSums,
 )
 
@@ -45,7 +45,8 @@ def value_figures(
         always_valid_means(samples[0], treatment, shown.each)
         for treatment in samples[1:]
     ]
-    adjusted = holm([one.p_value for one in always])
+    # A comparison that is unknown still counts as one of those that are made.
+    adjusted = holm([1.0 if one.p_value is None else one.p_value for one in always])
     comparisons: list[ValueComparison | None] = [None]
     for treatment, any_look, p_value in zip(samples[1:], always, adjusted, strict=True):
         sequential = _sequential(any_look, p_value, deciding)
@@ -58,7 +59,9 @@ def value_figures(
             sum=float(total.sum),
             mean=one and one.mean,
             confidence_interval=mean_interval(one, shown.confidence),
-            always_valid_interval=always_valid_mean_interval(one, shown.confidence),
+            always_valid_interval=always_valid_mean_interval(
+                one, total.count, shown.confidence
+            ),
             comparison=comparison,
         )
         for total, one, comparison in zip(sums, samples, comparisons, strict=True)
@@ -77,7 +80,7 @@ def _comparison(
     control: Sample | None,
     treatment: Sample | None,
     shown: Level,
-    sequential: Sequential,
+    sequential: ValueSequential,
 ) -> ValueComparison:
     """Return one arm's mean against the control's."""
     return ValueComparison(
@@ -91,13 +94,14 @@ def _comparison(
 
 def _sequential(
     any_look: AlwaysValidMeans, adjusted: float, deciding: Level
-) -> Sequential:
+) -> ValueSequential:
     """Return the any-look block with its adjusted p-value."""
-    return Sequential(
+    is_known = any_look.p_value is not None
+    return ValueSequential(
         any_look.p_value,
-        adjusted,
+        adjusted if is_known else None,
         any_look.log_e_value,
         any_look.difference_interval,
         any_look.lift_interval,
-        adjusted < 1 - deciding.confidence,
+        is_known and adjusted < 1 - deciding.confidence,
     )

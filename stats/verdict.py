@@ -11,13 +11,13 @@ from stats.results import (
     Caution,
     Comparison,
     Interval,
-    Number,
     Plan,
     SampleRatioMismatch,
     VariantFigures,
     Verdict,
 )
 from stats.splits import DETECTED, SUSPECTED
+from stats.wording import amounts, brief, listed, p_value, percentages, points
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
@@ -102,6 +102,7 @@ def verdict(
 
 def warnings(
     arms: Sequence[Arm],
+    variants: Sequence[VariantFigures],
     split: SampleRatioMismatch,
     plan: Plan | None,
     control_interval: Interval,
@@ -116,7 +117,7 @@ def warnings(
     empty = [arm.variant_name for arm in arms if arm.sample_size == 0]
     if empty:
         found.append(
-            Caution("NO_DATA", f"No user has been enrolled yet in {_listed(empty)}.")
+            Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
         )
     if arms[0].sample_size and not arms[0].conversions:
         found.append(
@@ -131,10 +132,11 @@ def warnings(
         found.append(
             Caution(
                 "SMALL_SAMPLE",
-                f"An expected count is {smallest:.2g}, below {LEAST_EXPECTED}: the "
+                f"An expected count is {brief(smallest)}, below {LEAST_EXPECTED}: the "
                 "fixed-horizon p-value is approximate, the always-valid one is not.",
             )
         )
+    found.extend(_spread_warnings(arms, variants))
     found.extend(_split_warnings(split))
     if plan and arms[0].sample_size:
         found.extend(_plan_warnings(arms[0], plan, control_interval))
@@ -156,7 +158,7 @@ def _broken_split(arms: Sequence[Arm], split: SampleRatioMismatch) -> Verdict:
         None,
         f"The split is broken, so no winner is named: {arms[place].variant_name} has "
         f"{arms[place].sample_size:,} users where {split.expected[place]:,.0f} were "
-        f"planned ({_p_value(split.p_value)}). Find the cause first.",
+        f"planned ({p_value(split.p_value)}). Find the cause first.",
     )
 
 
@@ -165,7 +167,7 @@ def _not_enough_data(arms: Sequence[Arm]) -> Verdict:
     return Verdict(
         "not_enough_data",
         None,
-        f"There is not enough data: nobody has been enrolled yet in {_listed(empty)}.",
+        f"There is not enough data: nobody has been enrolled yet in {listed(empty)}.",
     )
 
 
@@ -191,11 +193,12 @@ def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
 def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
     lower = min(pair.bounds.lower or 0.0 for pair in pairs)
     upper = max(pair.bounds.upper or 0.0 for pair in pairs)
+    low, high, planned = points([lower, upper, effect])
     return Verdict(
         "no_difference",
         None,
-        f"No difference that matters: it lies between {_points(lower)} and "
-        f"{_points(upper)}, inside the planned {_points(effect)} either way.",
+        f"No difference that matters: it lies between {low} and {high} percentage "
+        f"points, inside the planned {planned} either way.",
     )
 
 
@@ -224,32 +227,15 @@ def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:
 def _against(pair: _Pair, control: VariantFigures) -> str:
     """Return both rates in words, with the counts they rest on."""
     one = pair.variant
+    rate, other = percentages([one.conversion_rate, control.conversion_rate])
     return (
-        f"{one.variant_name} converts {_percent(one.conversion_rate)} of "
-        f"{one.sample_size:,} users, {control.variant_name} "
-        f"{_percent(control.conversion_rate)} of {control.sample_size:,}"
+        f"{one.variant_name} converts {rate} of {one.sample_size:,} users, "
+        f"{control.variant_name} {other} of {control.sample_size:,}"
     )
 
 
 def _adjusted(pair: _Pair) -> str:
-    return "always-valid " + _p_value(pair.comparison.sequential.adjusted_p_value)
-
-
-def _p_value(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def _percent(rate: Number) -> str:
-    """Return a rate in percent, to three digits, or all that a whole one has."""
-    return f"{float(rate) * 100:.3g} %"
-
-
-def _points(difference: float) -> str:
-    return f"{difference * 100:.2g} percentage points"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    return "always-valid " + p_value(pair.comparison.sequential.adjusted_p_value)
 
 
 # ---------------------------------------------------------------------------
@@ -278,12 +264,41 @@ def _expected(control: Arm, treatment: Arm) -> float:
     return smaller * min(converted, total - converted) / total
 
 
+def _spread_warnings(
+    arms: Sequence[Arm], variants: Sequence[VariantFigures]
+) -> list[Caution]:
+    """Say where mean values cannot be compared though every arm has users."""
+    unknown = [
+        (arm, variant.value)
+        for arm, variant in zip(arms, variants, strict=True)
+        if variant.value
+        and variant.value.comparison
+        and variant.value.comparison.fixed_horizon.p_value is None
+    ]
+    control = variants[0].value
+    if not unknown or control is None or not all(arm.sample_size for arm in arms):
+        return []
+    compared = [(arms[0], control), *unknown]
+    means = amounts([value.mean or 0.0 for _, value in compared])
+    told = [
+        f"{arm.variant_name} has a mean of {mean} over {arm.sample_size:,} users"
+        for (arm, _), mean in zip(compared, means, strict=True)
+    ]
+    return [
+        Caution(
+            "NO_VALUE_SPREAD",
+            f"{listed(told)}: with a single user in an arm, or without two different "
+            "values in any, mean values have no p-value. Check how values are sent.",
+        )
+    ]
+
+
 def _split_warnings(split: SampleRatioMismatch) -> list[Caution]:
     if split.p_value < DETECTED:
         return [
             Caution(
                 "SRM",
-                f"The users did not fall as the split says ({_p_value(split.p_value)}):"
+                f"The users did not fall as the split says ({p_value(split.p_value)}):"
                 " no figure here is trustworthy until the cause is found.",
             )
         ]
@@ -292,7 +307,7 @@ def _split_warnings(split: SampleRatioMismatch) -> list[Caution]:
             Caution(
                 "SRM_SUSPECTED",
                 "The users may not have fallen as the split says "
-                f"({_p_value(split.p_value)}; below {DETECTED} it is a fact).",
+                f"({p_value(split.p_value)}; below {DETECTED} it is a fact).",
             )
         ]
     return []
@@ -304,11 +319,11 @@ def _plan_warnings(
     lower, upper = control_interval.lower, control_interval.upper
     if lower is None or upper is None or lower <= plan.baseline_rate <= upper:
         return []
+    low, high, planned = percentages([lower, upper, float(plan.baseline_rate)])
     return [
         Caution(
             "NOT_TO_PLAN",
-            f"{control.variant_name} converts between {_percent(lower)} and "
-            f"{_percent(upper)}, the plan says {_percent(plan.baseline_rate)}: the "
-            "planned number of users is wrong.",
+            f"{control.variant_name} converts between {low} and {high}, the plan says "
+            f"{planned}: the planned number of users is wrong.",
         )
     ]
