@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,9 +44,18 @@ from reports import EXPORTED
 # ----------------------------------------------------------------------------
 
 DEPTH = 64
-STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
-SUSPECT = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
+PIECE = 65_536  # bytes of a body that are looked through at a time
+MARKS = b"[]{}"
+NO_MARKS = bytes(set(range(256)) - set(MARKS))
+STEPS_OF_DEPTH = bytes.maketrans(MARKS, b"\x01\xff\x01\xff")  # 1 or -1
+# Of JSON whose escaped backslashes are taken out: NUL, or half a surrogate pair.
+UNSTORABLE = re.compile(
+    rb"\\u0000"
+    rb"|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
+)
 FORBIDDEN = re.compile("[\0\ud800-\udfff]")
+REFUSED_TEXT = "A text may hold neither NUL nor half a surrogate pair."
 
 
 class InvalidJson(Exception):
@@ -61,14 +71,9 @@ def loads(body: bytes) -> Any:
     """
     if body.startswith(BOM_UTF8):  # simplejson would pass over it
         raise InvalidJson("The text begins with a byte order mark.")
-    depth = 0
-    for token in STRUCTURE.finditer(body):
-        if token[0] in (b"[", b"{"):
-            depth += 1
-            if depth > DEPTH:
-                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
-        elif token[0] in (b"]", b"}"):
-            depth -= 1
+    # The first backslash of a pair is no escape of what follows the pair.
+    plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
+    _refuse_depth(plain_body)
     try:
         document = simplejson.loads(
             body.decode(),
@@ -80,17 +85,47 @@ def loads(body: bytes) -> Any:
         raise InvalidJson("The text is not UTF-8.") from error
     except (ValueError, ArithmeticError) as error:
         raise InvalidJson(f"The text is not JSON: {error}") from error
-    if SUSPECT.search(body) or b"\0" in body:
+    if UNSTORABLE.search(plain_body):
         _refuse_forbidden(document)
     return document
+
+
+def _refuse_depth(plain_body: bytes) -> None:
+    """Raise InvalidJson for brackets over 64 deep, before anything is read.
+
+    The body is looked through in pieces and never matched as a whole: a pattern for
+    a text with escapes needs a hundred times the memory of the text.
+    """
+    depth = 0
+    for marks in _marks(plain_body):
+        if depth + marks.count(b"[") + marks.count(b"{") > DEPTH:
+            steps = memoryview(marks.translate(STEPS_OF_DEPTH)).cast("b")
+            if max(accumulate(steps, initial=depth)) > DEPTH:
+                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
+        opened = marks.count(b"[") + marks.count(b"{")
+        depth += 2 * opened - len(marks)
+
+
+def _marks(plain_body: bytes) -> Iterator[bytes]:
+    """Yield the brackets that stand outside of texts, a piece of the body at a time."""
+    if b"\\" in plain_body:
+        plain_body = plain_body.replace(b'\\"', b"..")
+    is_quoted = False
+    for start in range(0, len(plain_body), PIECE):
+        parts = plain_body[start : start + PIECE].split(b'"')
+        outside = parts[is_quoted::2]
+        is_quoted ^= len(parts) % 2 == 0
+        yield b"".join(outside).translate(None, NO_MARKS)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     whole = dict(pairs)
     if len(whole) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InvalidJson(f"The key {twice!a} stands twice in one object.")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise InvalidJson(f"The key {shown(key)} stands twice in one object.")
+            seen.add(key)
     return whole
 
 
@@ -98,19 +133,41 @@ def _refuse_constant(name: str) -> None:
     raise InvalidJson(f"{name} is not JSON.")
 
 
-def _refuse_forbidden(document: Any, path: tuple[str, ...] = ()) -> None:
-    if isinstance(document, str) and FORBIDDEN.search(document):
-        nested: Any = ["A text may hold neither NUL nor half a surrogate pair."]
-        for step in reversed(path):
+def _refuse_forbidden(document: Any) -> None:
+    path = _forbidden(document)
+    if path is not None:
+        nested: Any = [REFUSED_TEXT]
+        for step in path:
             nested = {step: nested}
         raise ValidationError(nested)
+
+
+def _forbidden(document: Any) -> list[str] | None:
+    """Return the steps to the first text that no database keeps, the last one first."""
+    if isinstance(document, str):
+        return [] if FORBIDDEN.search(document) else None
     if isinstance(document, dict):
-        for key, item in document.items():
-            _refuse_forbidden(key, path)
-            _refuse_forbidden(item, (*path, key))
-    if isinstance(document, list):
-        for place, item in enumerate(document):
-            _refuse_forbidden(item, (*path, str(place)))
+        if any(FORBIDDEN.search(key) for key in document):
+            return []
+        items: Iterable[tuple[Any, Any]] = document.items()
+    elif isinstance(document, list):
+        items = enumerate(document)
+    else:
+        return None
+    for step, item in items:
+        if isinstance(item, str | dict | list):
+            path = _forbidden(item)
+            if path is not None:
+                return [*path, str(step)]
+    return None
+
+
+def shown(text: str) -> str:
+    """Return a text quoted, in ASCII, and cut: what was sent is not sent back whole."""
+    return ascii(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+
+
+SHOWN = 100  # characters
 
 
 def dumps(value: Any, **_: Any) -> str:
@@ -163,7 +220,7 @@ def is_not_blank(text: str) -> None:
 
 def is_storable(text: str) -> None:
     if FORBIDDEN.search(text):
-        raise ValidationError("A text may hold neither NUL nor half a surrogate pair.")
+        raise ValidationError(REFUSED_TEXT)
 
 
 def is_an_id(text: str) -> None:

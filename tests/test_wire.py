@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import re
+import time
+import tracemalloc
 from decimal import Decimal
 from urllib.parse import urljoin
 
@@ -548,6 +550,135 @@ def test_a_text_that_no_database_keeps_is_refused_at_any_depth(around, text, is_
     core = f'{{"{text}": 1}}' if is_key else f'"{text}"'
     with pytest.raises(ValidationError):
         schemas.loads(nested(core, around))
+
+
+def batch_of(attribute):
+    """Return the body of a batch whose one user has this JSON as an attribute."""
+    return b'{"users": [{"userId": "u1", "attributes": {"a": %b}}]}' % attribute
+
+
+@pytest.mark.parametrize(
+    ("attribute", "times"),
+    [
+        (b'"%b"' % (b"x" * 1_000_000), 3),
+        (b'"%b"' % (b"[" * 1_000_000), 3),
+        (b'"%b"' % (b'\\"' * 500_000), 12),
+        (b'"%b"' % (b"\\\\" * 500_000), 12),
+        (b'"%b"' % (b"\\u00e9" * 166_000), 12),
+        (b'"%b"' % (b"\\ud83d\\ude00" * 83_000), 12),
+        (b"[%b]" % b",".join([b'""'] * 333_000), 12),
+        (b"[%b]" % b",".join([b"0"] * 500_000), 12),
+        # An empty list of two bytes is an object of 56, whoever reads it.
+        (b"[%b]" % b",".join([b"[]"] * 333_000), 30),
+    ],
+    ids=[
+        *("text", "brackets in a text", "quotes", "backslashes", "escapes", "pairs"),
+        *("texts", "numbers", "lists"),
+    ],
+)
+def test_reading_a_body_takes_memory_of_the_order_of_its_size(attribute, times):
+    body = batch_of(attribute)
+    expected = json.loads(body)
+    tracemalloc.start()
+    try:
+        read = schemas.loads(body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert read == expected
+    assert peak < times * len(body)
+
+
+def test_a_key_that_stands_twice_is_found_in_linear_time_and_told_in_short():
+    keys = b",".join(b'"%d": 1' % number for number in range(50_000))
+    began = time.process_time()
+    with pytest.raises(schemas.InvalidJson, match="'49999' stands twice"):
+        schemas.loads(b'{%b, "49999": 2}' % keys)
+    assert time.process_time() - began < 5
+
+    key = b'"%b": 1' % (b"k" * 500_000)
+    with pytest.raises(schemas.InvalidJson) as refused:
+        schemas.loads(b"{%b, %b}" % (key, key))
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "number",
+    [b"1" * 1_000_000, b"1e999999999", b"-1e-999999999", b"0." + b"1" * 900_000],
+    ids=["a million digits", "large", "small", "many decimals"],
+)
+@pytest.mark.parametrize("field", [b"attributes", b"value"])
+def test_a_huge_number_costs_little(api, running, number, field):
+    path = running()
+    rows = {
+        b"attributes": ("assignments", b'{"users": [{"userId": "u", %b: {"a": %b}}]}'),
+        b"value": ("conversions", b'{"conversions": [{"userId": "u", %b: %b}]}'),
+    }
+    kind, form = rows[field]
+    body = form % (b'"%b"' % field, number)
+    headers = {"Content-Type": "application/json"}
+    began = time.process_time()
+    answer = api("POST", f"{path}/{kind}/batch", data=body, headers=headers)
+
+    assert time.process_time() - began < 5
+    # Of a whole number Python reads 4,300 digits; of another, all.
+    is_read = field == b"attributes" and number[:2] != b"11"
+    assert answer.status_code == (200 if is_read else 400)
+    assert len(answer.data) < 1_000
+
+
+def piecewise(text, place):
+    """Return a text in JSON that begins so that *text* is at this place of a body."""
+    return f'["{"x" * (place - 3)}", {text}]'.encode()
+
+
+@given(
+    st.integers(schemas.PIECE - 12, schemas.PIECE + 4),
+    st.sampled_from(
+        [
+            '"\\\\"',
+            '"\\""',
+            '"\\\\\\""',
+            '"[[[[{{{{"',
+            '"]]]]"',
+            '[{"a": "]"}]',
+            '"é😀"',
+        ]
+    ),
+    st.booleans(),
+)
+def test_the_depth_is_counted_across_the_pieces_that_a_body_is_read_in(
+    place, text, is_too_deep
+):
+    deep = "[" * (64 if is_too_deep else 60) + "]" * (64 if is_too_deep else 60)
+    body = piecewise(f"{text}, {deep}", place)
+    if is_too_deep:
+        with pytest.raises(schemas.InvalidJson, match="deep"):
+            schemas.loads(body)
+    else:
+        assert schemas.loads(body) == json.loads(body)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *("\\ud83d", "\\ude00", "\\uDBFF", "\\uDfff", "\\\\", "\\n", "d"),
+                *("\\u0000", "\\u0001", "\\ud7ff", "\\ue000", "u0000", "ud83d"),
+            ]
+        ),
+        max_size=8,
+    )
+)
+def test_a_text_of_escapes_is_refused_exactly_where_no_database_keeps_it(some):
+    body = f'["{"".join(some)}"]'.encode()
+    expected = json.loads(body)
+    if is_kept(expected):
+        assert schemas.loads(body) == expected
+    else:
+        with pytest.raises(ValidationError):
+            schemas.loads(body)
 
 
 def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
