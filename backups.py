@@ -67,7 +67,8 @@ def prove(file: Path) -> Counts:
 
     The file is read as it lies there, without any log beside it.
     """
-    if file.with_name(f"{file.name}-wal").exists():
+    real = file.resolve()  # a log lies beside the file, not beside a link to it
+    if real.with_name(f"{real.name}-wal").exists():
         told = "it is a live database, and no copy of one"
         raise NotProved(f"{file} has a write-ahead log beside it: {told}.")
     with _reading(file):

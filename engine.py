@@ -337,6 +337,7 @@ def can_be_written() -> bool:
     SQLite never writes through handles that were opened when it could not be.
     """
     file = database.obj.file
+    file = file and file.resolve()  # its log lies beside the file, not beside a link
     files = [file.parent, *file.parent.glob(f"{file.name}*")] if file else []
     return all(os.access(one, os.W_OK) for one in files)
 

@@ -106,13 +106,15 @@ class Files(Collector):
         self.database = database
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        # Where the name is a link, the log lies beside the file, not the link.
+        real = self.database.resolve() if self.database else None
         for name, suffix, told in (
             ("abacus_database_bytes", "", "Size of the database's file."),
             ("abacus_wal_bytes", "-wal", "Size of its write-ahead log."),
         ):
             size = 0
-            if self.database is not None:
-                file = self.database.with_name(self.database.name + suffix)
+            if real is not None:
+                file = real.with_name(real.name + suffix)
                 size = file.stat().st_size if file.exists() else 0
             yield GaugeMetricFamily(name, told, value=size)
 

@@ -150,6 +150,20 @@ def test_a_live_database_is_not_taken_for_a_copy(tmp_path, api, traffic, operate
     assert told.exit_code == 1 and "live database" in told.output
 
 
+def test_a_live_database_behind_a_link_is_not_taken_for_a_copy(
+    tmp_path, api, traffic, operate
+):
+    api.get(traffic)
+    (tmp_path / "copy.db").symlink_to(tmp_path / "abacus.db")
+    connection = peewee.sqlite3.connect(tmp_path / "abacus.db")
+    connection.execute("SELECT * FROM identity").fetchall()  # and has its log
+
+    told = operate("restore", tmp_path / "copy.db", "--dry-run")
+    connection.close()
+
+    assert told.exit_code == 1 and "live database" in told.output
+
+
 def test_a_dry_run_proves_the_file_and_changes_nothing(tmp_path, api, traffic, operate):
     operate("backup", tmp_path / "copy.db")
     api.post(f"{traffic}/assignments", {"userId": "later"})

@@ -17,6 +17,7 @@ from conftest import assert_error
 from prometheus_client.parser import text_string_to_metric_families
 
 import models
+from app import create_app
 
 
 def samples(text):
@@ -153,6 +154,21 @@ def test_the_sizes_are_those_of_the_files(tmp_path, api, anonymous, running, enr
 
     for name, file in (("database", "abacus.db"), ("wal", "abacus.db-wal")):
         assert now[f"abacus_{name}_bytes",] == (tmp_path / file).stat().st_size > 0
+
+
+def test_the_sizes_of_a_database_behind_a_link_are_those_of_the_real_files(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    (tmp_path / "abacus.db").symlink_to(folder / "abacus.db")
+    url = f"sqlite:///{tmp_path / 'abacus.db'}"
+    app = create_app({"TESTING": True, "DATABASE_URL": url})
+
+    assert app.test_client().get("/readyz").status_code == 200
+    now = samples(app.test_client().get("/metrics").text)
+
+    for name, file in (("database", "abacus.db"), ("wal", "abacus.db-wal")):
+        assert now[f"abacus_{name}_bytes",] == (folder / file).stat().st_size > 0
+    app.extensions["database"].close()
 
 
 def scraped(service):
