@@ -45,6 +45,8 @@ from wire import (
     Lines,
     Listed,
     Opaque,
+    Slots,
+    costly,
     log,
     note_arrival,
     note_departure,
@@ -462,6 +464,7 @@ def record_events_batch(body):
 @api.response(200, figures.Results())
 @api.texts
 @requires("read")
+@costly(schemas.is_replay)
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
     experiment, metric = find(id), query["metric"]
@@ -478,6 +481,7 @@ def get_results(query, id):
 @api.response(200, figures.COMPUTED)
 @api.texts
 @requires("read")
+@costly(schemas.is_replay)
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
     experiment = find(id)
@@ -490,6 +494,7 @@ def compute_results(body, id):
 @api.response(200, {"type": "string"}, content_type="text/csv")
 @api.alt_response(200, schema={"type": "string"}, content_type="application/x-ndjson")
 @requires("read")
+@costly()
 def export_experiment(query, id):
     """Stream a row for each conversion, and for each participant without any."""
     experiment = find(id)
@@ -533,6 +538,7 @@ def plan_sample_size(body):
 @api.response(200, figures.REHEARSED)
 @api.alt_response(409, "CONFLICT")
 @requires("write")
+@costly()
 def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
     experiment = find(id)
@@ -601,6 +607,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     if app.testing:
         models.create(app.config["DATABASE_URL"])
     auth.install(app)
+    app.extensions["abacus_slots"] = Slots()
     app.url_map.converters["path"] = Opaque
     app.url_map.merge_slashes = False
 
