@@ -54,6 +54,8 @@ from wire import (
     Lines,
     Listed,
     Opaque,
+    Slots,
+    costly,
     log,
     note_arrival,
     note_departure,
@@ -468,6 +470,7 @@ def record_events_batch(body):
 @api.response(200, figures.Results())
 @api.texts
 @requires("read")
+@costly(schemas.is_replay)
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
     experiment, metric = find(Experiment, id), query["metric"]
@@ -484,6 +487,7 @@ def get_results(query, id):
 @api.response(200, figures.COMPUTED)
 @api.texts
 @requires("read")
+@costly(schemas.is_replay)
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
     experiment = find(Experiment, id)
@@ -496,6 +500,7 @@ def compute_results(body, id):
 @api.response(200, {"type": "string"}, content_type="text/csv")
 @api.alt_response(200, schema={"type": "string"}, content_type="application/x-ndjson")
 @requires("read")
+@costly()
 def export_experiment(query, id):
     """Stream a row for each conversion, and for each participant without any."""
     experiment = find(Experiment, id)
@@ -540,6 +545,7 @@ def plan_sample_size(body):
 @api.response(200, figures.REHEARSED)
 @api.alt_response(409, "CONFLICT")
 @requires("write")
+@costly()
 def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
     experiment = find(Experiment, id)
@@ -612,6 +618,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     if app.testing:
         models.create(app.extensions["database"])
     auth.install(app)
+    app.extensions["abacus_slots"] = Slots()
     app.url_map.converters["path"] = Opaque
     app.url_map.merge_slashes = False
 

@@ -15,7 +15,8 @@ Shares are whole buckets, hundredths of a percent: 33.33 % is 3,333 of them.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
@@ -65,6 +66,18 @@ def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
             return position
         place -= split
     raise ValueError(f"The splits take {sum(splits)} of {BUCKETS} buckets.")
+
+
+def dealer(splits: Sequence[int]) -> Callable[[str, str], int]:
+    """Return `dealt` for these splits, about twice as fast, to deal to millions."""
+    ends = list(accumulate(splits))
+
+    def deal(experiment_id: str, user_id: str) -> int:
+        digest = sha256(f"{experiment_id}:{user_id}".encode()).digest()
+        digits = int.from_bytes(digest[:7], "big") >> 4  # the first 13 of the hash
+        return bisect_right(ends, digits * BUCKETS >> 52)
+
+    return deal
 
 
 def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:

@@ -217,8 +217,11 @@ def computed_results(
     return {"experimentId": experiment.id, **camel(analysis)}
 
 
-# Users dealt in one rehearsal: about 5 seconds.
+# The work of one rehearsal, in users dealt: about 5 seconds, whatever its shape.
 REHEARSAL = 4_000_000
+# What a look at a treatment costs at most, with and without the effect, and what a
+# run costs beside its users: measured. Small samples at many looks cost most.
+LOOK, RUN = 80, 30
 
 
 def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
@@ -229,8 +232,23 @@ def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
     return {**planned, "targetRate": float(plan["baseline_rate"] + effect)}
 
 
+def affordable_runs(participants: int, looks: int, runs: int, treatments: int) -> int:
+    """Return how many of these runs fit into REHEARSAL: at least one.
+
+    The bound is by the size of what is asked and not by a clock, so that the same
+    question always has the same answer.
+    """
+    return min(runs, REHEARSAL // (participants + LOOK * looks * treatments + RUN))
+
+
 def rehearsed(
-    experiment: Experiment, baseline_rate: Decimal, effect: Decimal, **rehearsal: int
+    experiment: Experiment,
+    baseline_rate: Decimal,
+    effect: Decimal,
+    participants: int,
+    looks: int,
+    runs: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return what the production hash and statistics make of a draft's users."""
     splits = [variant.split for variant in experiment.variants]
@@ -241,11 +259,13 @@ def rehearsed(
             baseline_rate=float(baseline_rate),
             effect=float(effect),
             splits=splits,
-            assign=lambda salt, user_id: assignment.dealt(salt, user_id, splits),
+            participants=participants,
+            looks=looks,
+            runs=affordable_runs(participants, looks, runs, len(splits) - 1),
+            seed=seed,
+            assign=assignment.dealer(splits),
             confidence_level=float(confidence),
             centre=stats.planned_centre(plan),
-            budget=REHEARSAL,
-            **rehearsal,
         )
     )
     return came_of_it

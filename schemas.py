@@ -706,6 +706,11 @@ class ResultsQuery(Wire):
     )
 
 
+def is_replay(query: dict[str, Any]) -> bool:
+    """Tell whether results need every row read again, and not the tallies alone."""
+    return bool(query.get("granularity") or query.get("as_of"))
+
+
 def is_ahead(time: datetime) -> None:
     if time <= utcnow():
         raise ValidationError("The endDate must be in the future.")

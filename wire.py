@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
 import peewee
-from flask import Response, g, jsonify, request
+from flask import Response, current_app, g, jsonify, request
 from flask.json.provider import JSONProvider
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
@@ -25,6 +29,7 @@ from werkzeug.exceptions import (
     HTTPException,
     InternalServerError,
     RequestEntityTooLarge,
+    TooManyRequests,
     UnsupportedMediaType,
 )
 from werkzeug.routing import PathConverter
@@ -126,6 +131,8 @@ class Blueprint(SmorestBlueprint):
             statuses.append(404)
         if "json" in view_func.reads:
             statuses += [413, 415]
+        if hasattr(view_func, "is_costly"):
+            statuses.append(429)
         documented = view_func._apidoc["response"]["responses"]
         documented |= {status: [HTTPStatus(status).name] for status in statuses}
         if "<id>" in rule:
@@ -224,6 +231,103 @@ def readable(
     return Response(text, content_type=f"{form}; charset=utf-8")
 
 
+# ----------------------------------------------------------------------------
+# Work that takes seconds
+# ----------------------------------------------------------------------------
+
+
+class Slots:
+    """How many pieces of costly work run at once in this process, and whose.
+
+    Each takes the interpreter from all other requests, and an export holds a thread
+    for as long as its reader likes. A token has one slot, so that one caller cannot
+    keep all of them.
+    """
+
+    MOST = 2
+    RETRY_AFTER = 5  # seconds; about as long as such work takes
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: Counter[str] = Counter()
+
+    def take(self, owner: str) -> Slot:
+        """Return a slot, or answer 429 where none is free for this owner."""
+        with self._lock:
+            if self._held[owner] or self._held.total() >= self.MOST:
+                raise TooManyRequests(
+                    "Other work that takes seconds is running; try again later.",
+                    retry_after=self.RETRY_AFTER,
+                )
+            self._held[owner] += 1
+        return Slot(self, owner)
+
+    def give(self, owner: str) -> None:
+        """Let others have the owner's slot."""
+        with self._lock:
+            self._held[owner] -= 1
+            self._held += Counter()  # forget owners without a slot
+
+
+class Slot:
+    """A place among the costly work, until it is given back."""
+
+    def __init__(self, slots: Slots, owner: str) -> None:
+        self._slots, self._owner = slots, owner
+        self._is_held = threading.Lock()
+        self._is_held.acquire()
+
+    def give(self) -> None:
+        """Give the slot back; a second time changes nothing."""
+        with suppress(RuntimeError):  # given back already
+            self._is_held.release()
+            self._slots.give(self._owner)
+
+    def over(self, chunks: Iterable[Any]) -> Iterator[Any]:
+        """Yield the chunks, and give the slot back after the last one."""
+        try:
+            yield from chunks
+        finally:
+            self.give()
+
+
+def always(_: Any) -> bool:
+    """Hold for whatever is asked."""
+    return True
+
+
+def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
+    """Mark a handler as one that takes seconds: it runs in a slot, or answers 429.
+
+    *when* tells, of what the handler reads, whether this request is a costly one. A
+    stream keeps its slot until it is closed, also where the reader has gone away.
+    """
+
+    def mark(handler: Any) -> Any:
+        @wraps(handler)
+        def bounded(*read: Any, **ids: Any) -> Any:
+            if read and not when(read[0]):
+                return handler(*read, **ids)
+            slot = current_app.extensions["abacus_slots"].take(auth.subject())
+            try:
+                answer = handler(*read, **ids)
+            except BaseException:
+                slot.give()
+                raise
+            if isinstance(answer, Response) and answer.is_streamed:
+                answer.response = slot.over(answer.response)
+                # A stream that nobody began to read is closed without its `finally`.
+                answer.call_on_close(slot.give)
+            else:
+                slot.give()
+            return answer
+
+        bounded.is_costly = True  # type: ignore[attr-defined]
+        return bounded
+
+    return mark
+
+
 class Json(JSONProvider):
     """Answers with numbers that nobody rounds; bodies are read by the Parser."""
 
@@ -246,6 +350,7 @@ CODES = {
     409: "CONFLICT",
     413: "PAYLOAD_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
+    429: "TOO_MANY_REQUESTS",
     500: "INTERNAL_ERROR",
     503: "UNAVAILABLE",
 }
@@ -301,7 +406,7 @@ def problem(
 def answer_http(error: HTTPException) -> Response:
     response = problem(error.code or 500, error.description or error.name)
     for name, value in error.get_headers():
-        if name in ("Allow", "WWW-Authenticate", "Location"):
+        if name in ("Allow", "WWW-Authenticate", "Location", "Retry-After"):
             response.headers[name] = value
     return response
 
@@ -413,6 +518,10 @@ REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     409: ("The wrong moment, or it contradicts what is stored.", {}),
     413: ("The body is over 1 MiB, or 10 MiB on a batch.", {}),
     415: ("The body is not plain `application/json`.", {}),
+    429: (
+        "Other work that takes seconds is running; try again later.",
+        {"Retry-After": {"required": True, "schema": {"type": "string"}}},
+    ),
     503: (
         "The database, or the provider of the keys, does not answer now.",
         {"Retry-After": {"required": True, "schema": {"type": "string"}}},
