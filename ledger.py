@@ -356,6 +356,8 @@ class Receipt(NamedTuple):
     idempotency_key: str | None
     variant_id: str | None = None
     reason: str | None = None
+    is_forced: bool = False
+    """Whether it is refused because an override forces the user's variant."""
 
 
 class Booking(NamedTuple):
@@ -384,6 +386,9 @@ def refuse_rejected(receipt: Receipt) -> None:
     NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict where its idempotency
     key belongs to another body. The first two are counted as refused all the same.
     """
+    if receipt.is_forced:
+        told = "A variant is forced for the user, who is not counted meanwhile."
+        raise NotEnrolled(told, "override", ["enrolled"])
     if receipt.reason == NOT_ENROLLED:
         told = f"The user is not enrolled in {receipt.experiment_id}."
         raise NotEnrolled(told, "not enrolled", ["enrolled"])
@@ -473,7 +478,8 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     user_ids = [event.user_id for event in events]
     enrolled = seats(experiment, user_ids)
     # Behaviour under an override is not evidence about the assigned variant.
-    for user_id in _overridden(experiment, user_ids):
+    forced = _overridden(experiment, user_ids)
+    for user_id in forced:
         enrolled.pop(user_id, None)
     known = _known(experiment, [event.idempotency_key for event in events])
     metrics = Metrics(
@@ -486,7 +492,11 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
         receipt = _receipt(experiment, event, now, ACCEPTED, seat)
         earlier = known.get(event.idempotency_key)
         if seat is None:
-            receipt = receipt._replace(status=REJECTED, reason=NOT_ENROLLED)
+            receipt = receipt._replace(
+                status=REJECTED,
+                reason=NOT_ENROLLED,
+                is_forced=event.user_id in forced,
+            )
         elif earlier is not None:
             if _same(earlier, seat, event, receipt):
                 told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}

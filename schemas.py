@@ -1030,12 +1030,19 @@ class ImportLineSchema(Schema):
             raise ValidationError("It is before the timestamp.", "converted_at")
 
 
+REASONS = (
+    *("NOT_ENROLLED", "BEFORE_ENROLLMENT", "TOO_MANY_METRICS"),
+    *("CONFLICT", "INVALID_STATE"),
+)
+"""Why an event is rejected."""
+
+
 class ReceiptSchema(Answer):
     """What became of an event in one experiment."""
 
     experiment_id = fields.String()
     status = fields.String(metadata={"enum": ["accepted", "duplicate", "rejected"]})
-    reason = fields.String(allow_none=True)
+    reason = fields.String(allow_none=True, metadata={"enum": [*REASONS, None]})
     user_id = fields.String()
     variant_id = fields.String(allow_none=True)
     metric = fields.String()

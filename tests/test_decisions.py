@@ -70,7 +70,9 @@ def test_a_conversion_of_a_forced_user_is_not_counted(api, running, enrolled):
 
     for user_id in ("user", "stranger"):
         refused = api.post(f"{path}/conversions", {"userId": user_id})
-        assert_error(refused, 409, "NOT_ENROLLED")
+        error = assert_error(refused, 409, "NOT_ENROLLED")
+        assert "A variant is forced" in error["message"]
+        assert error["details"] == [{"current": "override", "allowed": ["enrolled"]}]
     assert [one["results"] for one in counted(api, path)] == [[], []]
     # Who was a participant before is one still, and counts again afterwards.
     assert sum(one["participants"] for one in counted(api, path)) == 2
