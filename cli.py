@@ -117,9 +117,13 @@ def import_(experiment: str, file: Path) -> None:
 
 @commands.cli.command("check")
 def check() -> None:
-    """Prove the file whole and every tally from its rows; exit 1 where one is not."""
+    """Prove the file whole, its schema ours, and every tally from its rows.
+
+    Exit 1 where one is not.
+    """
     with told():
         models.verify()
+        models.refuse_altered()
         engine.examine("integrity_check")
         wrong = 0
         for sentence in reports.discrepancies():

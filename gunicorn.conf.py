@@ -176,6 +176,7 @@ def post_worker_init(worker):
         keys_are_ready(app)
         with app.app_context():
             models.verify()
+            models.refuse_altered()
     except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from functools import cache
 from typing import Any, TypeVar
 
 import peewee
@@ -31,13 +32,16 @@ import audience
 from engine import (
     PASSING,
     NotReady,
+    Shape,
     Sqlite,
     alone,
     connect,
     database,
+    differences,
     examine,
     identity,
     refuse_affected,
+    shape,
     trouble,
     using,
 )
@@ -1271,6 +1275,7 @@ def create(made: Sqlite) -> str:
             if database.get_tables():
                 did = "migrated" if _migrate() else "there"
                 verify()
+                refuse_altered()
                 examine("quick_check")
                 return did
             database.pragma("journal_mode", "wal")
@@ -1307,6 +1312,43 @@ def _migrate() -> bool:
 def probe() -> None:
     """Raise Refused where a write does not get through now."""
     database.probe(lambda: Identity.update(probed_at=utcnow()).execute())
+
+
+@cache
+def _shape_of_new() -> Shape:
+    """Return the schema of a database that is made now."""
+    with using(Sqlite(None, "")) as new:
+        new.create_tables(TABLES)
+        made = shape()
+        new.close()
+    return made
+
+
+def alterations() -> list[str]:
+    """Return how the schema differs from that of a new database, in words.
+
+    What is not ours (a trigger, a view, another table) comes first.
+    """
+    return list(differences(_shape_of_new(), shape()))
+
+
+def refuse_altered() -> None:
+    """Raise NotReady where the schema is not that of a new database.
+
+    A trigger would run with every write, and a rule that is missing would hold
+    nothing: neither is seen in the rows.
+    """
+    if found := alterations():
+        raise NotReady(
+            f"The schema was altered: {sentence(found)}. "
+            "Undo that, or restore a backup."
+        )
+
+
+def sentence(found: list[str]) -> str:
+    """Return the first three of these, and how many more there are."""
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
 
 
 def verify() -> None:

@@ -140,6 +140,158 @@ def test_a_spoilt_file_is_refused_and_nothing_is_replaced(
     assert api.get(f"{traffic}/results").json == before
 
 
+def changed(file, script):
+    """Run a script on a file, which may also write the text of its schema."""
+    connection = peewee.sqlite3.connect(file)
+    connection.executescript(f"PRAGMA writable_schema = 1; {script}")
+    connection.close()
+
+
+def rewritten(table, old, new):
+    """Return the statement that puts another text into the definition of a table."""
+    old, new = (text.replace("'", "''") for text in (old, new))
+    return (
+        f"UPDATE sqlite_master SET sql = replace(sql, '{old}', '{new}') "
+        f"WHERE name = '{table}'"
+    )
+
+
+PARTICIPANTS = "CHECK (participants >= 0)"
+ALTERED = {
+    "a trigger": (
+        "CREATE TRIGGER twice AFTER INSERT ON assignment "
+        "BEGIN UPDATE variant SET participants = participants + 1; END",
+        "a trigger 'twice' of 'assignment'",
+    ),
+    "a view in place of a table": (
+        "ALTER TABLE refusal RENAME TO moved; "
+        "CREATE VIEW refusal AS SELECT * FROM moved",
+        "a view 'refusal'",
+    ),
+    "a view without an end in place of a table": (
+        "DROP TABLE identity; CREATE VIEW identity AS WITH RECURSIVE n(id) AS "
+        "(SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, 2 AS schema_version, "
+        "0 AS created_at, 0 AS probed_at FROM n ORDER BY 1",
+        "a view 'identity'",
+    ),
+    "a virtual table": (
+        "CREATE VIRTUAL TABLE words USING fts5(word)",
+        "a virtual table 'words'",
+    ),
+    "another table": ("CREATE TABLE other (id)", "there is a table 'other'"),
+    "a table less": ("DROP TABLE refusal", "there is no table 'refusal'"),
+    "without a unique index": (
+        "DROP INDEX assignment_experiment_id_user_id",
+        "table 'assignment' has no unique index 'assignment_experiment_id_user_id' "
+        "('experiment_id', 'user_id')",
+    ),
+    "an index that is not unique any more": (
+        "DROP INDEX experiment_key; CREATE INDEX experiment_key ON experiment (key)",
+        "table 'experiment' has no unique index 'experiment_key' ('key')",
+    ),
+    "an index of some rows": (
+        "DROP INDEX experiment_key; CREATE UNIQUE INDEX experiment_key "
+        "ON experiment (key) WHERE key > 'm'",
+        "table 'experiment' has no unique index 'experiment_key' ('key')",
+    ),
+    "another index": (
+        "CREATE UNIQUE INDEX one ON audience (name)",
+        "table 'audience' has a unique index 'one' ('name')",
+    ),
+    "another column": (
+        "ALTER TABLE tally ADD COLUMN more TEXT",
+        "table 'tally' has a column 'more' TEXT",
+    ),
+    "a column that may be null": (
+        rewritten("variant", '"name" TEXT NOT NULL', '"name" TEXT'),
+        "table 'variant' has no column 'name' TEXT NOT NULL",
+    ),
+    "without a check": (
+        rewritten("variant", f", {PARTICIPANTS}", ""),
+        "table 'variant' has no rule check ( participants > = 0 )",
+    ),
+    "a check in a comment": (
+        rewritten("variant", f", {PARTICIPANTS}", f" /* , {PARTICIPANTS} */"),
+        "table 'variant' has no rule check ( participants > = 0 )",
+    ),
+    "another check": (
+        rewritten("variant", PARTICIPANTS, "CHECK (participants >= -9)"),
+        "table 'variant' has no rule check ( participants > = 0 )",
+    ),
+    "another foreign key": (
+        rewritten("variant", " ON DELETE CASCADE", ""),
+        "table 'variant' has no foreign key to 'experiment' "
+        "('experiment_id' = 'id') NO ACTION / CASCADE / NONE",
+    ),
+    "a rule that drops rows in silence": (
+        rewritten("change", '"actor" TEXT NOT NULL', '"actor" TEXT NOT NULL '
+        "ON CONFLICT IGNORE"),
+        "table 'change' has a rule conflict ignore",
+    ),
+    "letters without their case": (
+        rewritten("assignment", '"variant" TEXT', '"variant" TEXT COLLATE NOCASE'),
+        "table 'assignment' has a rule collate nocase",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_a_file_whose_schema_was_altered_is_refused_with_what_differs(
+    tmp_path, api, traffic, operate, how
+):
+    script, told = ALTERED[how]
+    assert operate("backup", tmp_path / "copy.db").exit_code == 0
+    changed(tmp_path / "copy.db", script)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    answers = [
+        operate("restore", tmp_path / "copy.db", *words)
+        for words in ((), ("--dry-run",))
+    ]
+
+    for answer in answers:
+        assert answer.exit_code == 1, answer.output
+        assert told in answer.output and answer.output.count("\n") == 1
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("how", ["a trigger", "without a unique index"])
+def test_a_database_whose_schema_was_altered_is_told_by_check_init_and_backup(
+    tmp_path, api, traffic, operate, how
+):
+    script, told = ALTERED[how]
+    models.database.close()
+    changed(tmp_path / "abacus.db", script)
+    before = listed(tmp_path)
+
+    answers = [
+        operate(*words)
+        for words in (["check"], ["init"], ["backup", tmp_path / "copy.db"])
+    ]
+
+    for answer in answers:
+        assert answer.exit_code == 1, answer.output
+        assert told in answer.output and answer.output.count("\n") == 1
+    assert listed(tmp_path) == before
+
+
+def test_what_sqlite_and_litestream_add_alters_no_schema(tmp_path, traffic, operate):
+    models.database.close()
+    changed(
+        tmp_path / "abacus.db",
+        "ANALYZE; CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER);"
+        "CREATE TABLE _litestream_lock (id INTEGER)",
+    )
+
+    for words in (
+        ["check"],
+        ["init"],
+        ["backup", tmp_path / "copy.db"],
+        ["restore", tmp_path / "copy.db"],
+    ):
+        assert operate(*words).exit_code == 0, words
+
+
 def test_a_live_database_is_not_taken_for_a_copy(tmp_path, api, traffic, operate):
     with real.served(tmp_path / "other") as service:
         service.running()

@@ -826,6 +826,9 @@ def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, versi
 
     assert created(new) == "made"
     assert shape(old) == shape(new)
+    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+        assert models.alterations() == []
+        database.close()
     assert created(old) == "there"
 
 

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
+import peewee
 import pytest
 import service as real
 
@@ -404,6 +406,16 @@ def gunicorn_that_refuses(instance, **settings):
     )
     assert started.returncode == 3, started.stderr
     return started.stderr
+
+
+def test_a_database_whose_schema_was_altered_is_not_served(tmp_path):
+    real.flask(tmp_path, "init")
+    with closing(peewee.sqlite3.connect(tmp_path / "abacus.db")) as database:
+        database.execute("DROP INDEX assignment_experiment_id_user_id")
+
+    told = gunicorn_that_refuses(tmp_path)
+
+    assert "has no unique index 'assignment_experiment_id_user_id'" in told
 
 
 def contents(folder):
