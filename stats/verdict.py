@@ -64,9 +64,11 @@ def verdict(
     - `control_wins`: a variant is significantly worse, and no other can still win:
       each is significantly worse too, or its always-valid difference interval
       leaves no room for the planned effect (for any rise, without a plan).
-    - `no_difference`: with a plan, either every always-valid difference interval
-      lies inside plus or minus the planned effect, or twice the planned users came
-      without a winner.
+    - `no_difference`: with a plan, every always-valid difference interval lies
+      inside plus or minus the planned effect.
+    - `inconclusive`: with a plan, twice the planned users came, and none of the
+      above can be said. Twice, because that is about what the test for any look
+      needs for the power that one look has at the planned users.
     - `keep_running`: none of these.
 
     It rests on conversion rates, also where the metric has values.
@@ -96,7 +98,7 @@ def verdict(
     if plan:
         planned = planned_total(plan, [arm.split_percentage for arm in arms])
         if total >= 2 * planned:
-            return _exhausted(open_pairs, control, total, planned)
+            return _inconclusive(open_pairs, control, (total, planned), effect)
     return _keep_running(open_pairs, control)
 
 
@@ -191,9 +193,7 @@ def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
 
 
 def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
-    lower = min(pair.bounds.lower or 0.0 for pair in pairs)
-    upper = max(pair.bounds.upper or 0.0 for pair in pairs)
-    low, high, planned = points([lower, upper, effect])
+    low, high, planned = _ends_and_effect(pairs, effect)
     return Verdict(
         "no_difference",
         None,
@@ -202,16 +202,31 @@ def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
     )
 
 
-def _exhausted(
-    pairs: Sequence[_Pair], control: VariantFigures, total: int, planned: float
+def _inconclusive(
+    pairs: Sequence[_Pair],
+    control: VariantFigures,
+    users: tuple[int, float],
+    effect: float,
 ) -> Verdict:
     best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+    total, planned = users
+    low, high, wanted = _ends_and_effect(pairs, effect)
     return Verdict(
-        "no_difference",
+        "inconclusive",
         None,
-        f"No difference was found: {_against(best, control)}, which may be chance "
-        f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned.",
+        f"Inconclusive: {_against(best, control)}, which may be chance "
+        f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned. "
+        f"The difference lies between {low} and {high} percentage points: the planned "
+        f"{wanted} either way is neither shown nor ruled out.",
     )
+
+
+def _ends_and_effect(pairs: Sequence[_Pair], effect: float) -> list[str]:
+    """Return the outermost ends of the differences, and the planned effect."""
+    # An end that is unknown is the furthest that a difference of rates can be.
+    lower = [-1.0 if one.bounds.lower is None else one.bounds.lower for one in pairs]
+    upper = [1.0 if one.bounds.upper is None else one.bounds.upper for one in pairs]
+    return points([min(lower), max(upper), effect])
 
 
 def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:
