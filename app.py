@@ -36,6 +36,7 @@ from models import (
     Change,
     Experiment,
     Override,
+    Row,
 )
 from wire import (
     ANSWERS,
@@ -92,20 +93,12 @@ def guard() -> None:
     engine.connect()
 
 
-def find(id: str) -> Experiment:
-    """Return the experiment with this id, or answer 404."""
-    experiment = Experiment.get_or_none(id=id)
-    if experiment is None:
-        raise NotFound(f"There is no experiment {id!r}.")
-    return experiment
-
-
-def find_audience(id: str) -> Audience:
-    """Return the audience with this id, or answer 404."""
-    audience = Audience.get_or_none(id=id)
-    if audience is None:
-        raise NotFound(f"There is no audience {id!r}.")
-    return audience
+def find(model: type[Row], name: str) -> Row:
+    """Return the row that an id names, or an experiment's key; or answer 404."""
+    row = model.named(name)
+    if row is None:
+        raise NotFound(f"There is no {model.__name__.lower()} {name!r}.")
+    return row
 
 
 @api.get("/experiments")
@@ -134,7 +127,7 @@ def create_experiment(body):
 @requires("read")
 def get_experiment(id):
     """Return the experiment with all its variants."""
-    return find(id)
+    return find(Experiment, id)
 
 
 @api.patch("/experiments/<id>")
@@ -144,7 +137,7 @@ def get_experiment(id):
 @requires("write")
 def update_experiment(changes, id):
     """Change a draft; fields left out stay as they are."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     variants = changes.pop("variants", None)
     experiment.refuse_unless_draft()
     if variants is not None:
@@ -159,8 +152,19 @@ def update_experiment(changes, id):
 @requires("write")
 def archive_experiment(id):
     """Archive an experiment that is not running; its data stays."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.archive(auth.subject())
+    return experiment
+
+
+@api.post("/experiments/<id>/unarchive")
+@api.arguments(NOTHING)
+@api.response(200, EXPERIMENT)
+@requires("write")
+def unarchive_experiment(body, id):
+    """Undo an archiving; one that is not archived stays as it is."""
+    experiment = find(Experiment, id)
+    experiment.unarchive(auth.subject())
     return experiment
 
 
@@ -171,7 +175,7 @@ def archive_experiment(id):
 @requires("write")
 def start_experiment(body, id):
     """Start a draft: users are enrolled from now on."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.start(auth.subject())
     return experiment
 
@@ -183,7 +187,7 @@ def start_experiment(body, id):
 @requires("write")
 def stop_experiment(body, id):
     """Stop a running experiment: nobody is enrolled any more; conversions count."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.stop(auth.subject())
     return experiment
 
@@ -195,7 +199,7 @@ def stop_experiment(body, id):
 @requires("write")
 def resume_experiment(body, id):
     """Open a stopped experiment's enrolment again."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.resume(auth.subject())
     return experiment
 
@@ -207,7 +211,7 @@ def resume_experiment(body, id):
 @requires("write")
 def complete_experiment(body, id):
     """Make the results final; with a winner, everyone is given its variant."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.complete(by=auth.subject(), **body)
     return experiment
 
@@ -218,7 +222,7 @@ def complete_experiment(body, id):
 @requires("write")
 def duplicate_experiment(body, id):
     """Create a draft like this one."""
-    return find(id).duplicate(auth.subject())
+    return find(Experiment, id).duplicate(auth.subject())
 
 
 # ----------------------------------------------------------------------------
@@ -234,7 +238,7 @@ def duplicate_experiment(body, id):
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
     user = ledger.User(**body)
-    decision = metrics.enrolled(ledger.enrol(find(id), [user]))[0]
+    decision = metrics.enrolled(ledger.enrol(find(Experiment, id), [user]))[0]
     return decision, 201 if decision.reason == ledger.NEW else 200
 
 
@@ -245,7 +249,7 @@ def enrol(body, id):
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
     users = [ledger.User(**user) for user in body["users"]]
-    return metrics.enrolled(ledger.enrol(find(id), users))
+    return metrics.enrolled(ledger.enrol(find(Experiment, id), users))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -254,7 +258,9 @@ def enrol_batch(body, id):
 @requires("read")
 def list_assignments(query, id):
     """List who is enrolled, newest first."""
-    rows, total = ledger.assignments_page(find(id), query["page"], query["limit"])
+    rows, total = ledger.assignments_page(
+        find(Experiment, id), query["page"], query["limit"]
+    )
     return page(rows, total, query["page"], query["limit"])
 
 
@@ -267,7 +273,7 @@ def get_assignment(query, id, user_id):
 
     Enrols nobody. The receipt is for everyone, also for those who are not enrolled.
     """
-    experiment = find(id)
+    experiment = find(Experiment, id)
     if query["explain"]:
         user = ledger.User(user_id, query["attributes"])
         return schemas.explained(experiment, ledger.explained(experiment, user))
@@ -301,7 +307,7 @@ def erase_user(user_id):
 @requires("read")
 def list_overrides(query, id):
     """List whose variants are forced, newest first."""
-    rows, total = Override.page(find(id), query["page"], query["limit"])
+    rows, total = Override.page(find(Experiment, id), query["page"], query["limit"])
     return page(rows, total, query["page"], query["limit"])
 
 
@@ -312,7 +318,7 @@ def list_overrides(query, id):
 @requires("write")
 def set_override(body, id, user_id):
     """Force a variant for a user, in any state and outside every count."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     override, is_new = experiment.override(user_id, body["variant"], auth.subject())
     return override, 201 if is_new else 200
 
@@ -322,7 +328,7 @@ def set_override(body, id, user_id):
 @requires("write")
 def remove_override(id, user_id):
     """Let the hash decide for a user again."""
-    override = find(id).remove_override(user_id, auth.subject())
+    override = find(Experiment, id).remove_override(user_id, auth.subject())
     if override is None:
         raise NotFound("No variant is forced for the user.")
     return override
@@ -357,7 +363,7 @@ def create_audience(body):
 @requires("read")
 def get_audience(audience_id):
     """Return the audience with its rules."""
-    return find_audience(audience_id)
+    return find(Audience, audience_id)
 
 
 @api.put("/audiences/<path:audience_id>")
@@ -377,7 +383,7 @@ def define_audience(body, audience_id):
 @requires("write")
 def update_audience(changes, audience_id):
     """Change an audience; experiments that have started keep the rules they have."""
-    audience = find_audience(audience_id)
+    audience = find(Audience, audience_id)
     audience.revise(**changes)
     return audience
 
@@ -388,7 +394,7 @@ def update_audience(changes, audience_id):
 @requires("write")
 def remove_audience(audience_id):
     """Delete an audience that no draft and no running experiment uses."""
-    audience = find_audience(audience_id)
+    audience = find(Audience, audience_id)
     audience.remove()
     return audience
 
@@ -399,7 +405,7 @@ def remove_audience(audience_id):
 @requires("read")
 def try_audience(body, audience_id):
     """Say whether somebody is meant, with the truth of each rule."""
-    return find_audience(audience_id).tried(**body)
+    return find(Audience, audience_id).tried(**body)
 
 
 # ----------------------------------------------------------------------------
@@ -415,7 +421,7 @@ def try_audience(body, audience_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    booked = ledger.record(find(id), [ledger.Event(**body)])
+    booked = ledger.record(find(Experiment, id), [ledger.Event(**body)])
     (receipt,) = metrics.converted(booked)
     ledger.refuse_rejected(receipt)
     return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
@@ -429,7 +435,7 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return metrics.converted(ledger.record(find(id), events))
+    return metrics.converted(ledger.record(find(Experiment, id), events))
 
 
 @api.post("/events")
@@ -464,7 +470,7 @@ def record_events_batch(body):
 @requires("read")
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
-    experiment, metric = find(id), query["metric"]
+    experiment, metric = find(Experiment, id), query["metric"]
     if query["granularity"] or query["as_of"]:
         counts = reports.replayed(experiment, query["as_of"])
     else:
@@ -480,7 +486,7 @@ def get_results(query, id):
 @requires("read")
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     result = figures.computed_results(reports.counts(experiment), **body)
     return readable(experiment.name, result, tables.analysis)
 
@@ -492,7 +498,7 @@ def compute_results(body, id):
 @requires("read")
 def export_experiment(query, id):
     """Stream a row for each conversion, and for each participant without any."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     content_type, written = EXPORTS[query["format"]]
     name = f"{experiment.id}.{query['format']}"
     lines = written(reports.exported(experiment))
@@ -515,7 +521,9 @@ EXPORTS = {
 @requires("read")
 def list_history(query, id):
     """List what was done to an experiment, by whom and when, newest first."""
-    rows, total = Change.page(find(id), query["page"], query["limit"])
+    experiment = find(Experiment, id)
+    experiment.notice_end()
+    rows, total = Change.page(experiment, query["page"], query["limit"])
     return page(rows, total, query["page"], query["limit"])
 
 
@@ -535,7 +543,7 @@ def plan_sample_size(body):
 @requires("write")
 def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
-    experiment = find(id)
+    experiment = find(Experiment, id)
     experiment.refuse_unless_draft()
     return figures.rehearsed(experiment, **body)
 

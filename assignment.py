@@ -95,6 +95,16 @@ def room(share: Iterable[tuple[int, int]]) -> int:
     return sum(last - first + 1 for first, last in share)
 
 
+def overlap(share: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> int:
+    """Return how many buckets of a share are taken; neither overlaps itself."""
+    others = list(taken)
+    return sum(
+        max(0, min(last, end) - max(first, start) + 1)
+        for first, last in share
+        for start, end in others
+    )
+
+
 def allotted(taken: Iterable[tuple[int, int]], width: int) -> list[Range]:
     """Return the share of a group that a newcomer of this width takes.
 

@@ -363,8 +363,9 @@ def _named(table: dict[str, Entry], name: Any) -> Entry | None:
 def without(tree: Any, user_id: str, tombstone: str) -> Any:
     """Return the tree with *tombstone* in each place of a value that is this user id.
 
-    A place is a rule's value, or an item of it where it is a list. The same object
-    comes back if there is none.
+    A place is a rule's value, or a text at any depth in it: an item of a list, a
+    member of an object, or the name of one. The same object comes back if there is
+    none.
     """
     return _without(tree, user_id, tombstone, DEPTH)
 
@@ -376,11 +377,30 @@ def _without(node: Any, user_id: str, tombstone: str, room: int) -> Any:
         new = [_without(rule, user_id, tombstone, room - 1) for rule in rules]
         kept = all(one is other for one, other in zip(rules, new, strict=True))
         return node if kept else {**node, "rules": new}
-    value = node.get("value") if isinstance(node, dict) else None
-    if isinstance(value, list) and user_id in value:
-        items = [tombstone if item == user_id else item for item in value]
-        return {**node, "value": items}
-    return {**node, "value": tombstone} if value == user_id else node
+    if not isinstance(node, dict) or "value" not in node:
+        return node
+    value = _replaced(node["value"], user_id, tombstone)
+    return node if value is node["value"] else {**node, "value": value}
+
+
+def _replaced(value: Any, user_id: str, tombstone: str) -> Any:
+    """Return a JSON value with another text wherever *user_id* stands in it."""
+    if isinstance(value, str):
+        return tombstone if value == user_id else value
+    if isinstance(value, list):
+        items = [_replaced(item, user_id, tombstone) for item in value]
+        return value if _are_the_same(value, items) else items
+    if isinstance(value, dict):
+        names = [_replaced(name, user_id, tombstone) for name in value]
+        items = [_replaced(item, user_id, tombstone) for item in value.values()]
+        if _are_the_same(value, names) and _are_the_same(value.values(), items):
+            return value
+        return dict(zip(names, items, strict=True))
+    return value
+
+
+def _are_the_same(olds: Iterable[Any], news: Iterable[Any]) -> bool:
+    return all(old is new for old, new in zip(olds, news, strict=True))
 
 
 # ----------------------------------------------------------------------------

@@ -94,12 +94,14 @@ def token(subject: str, scope: str | None, days: float) -> None:
 def import_(experiment: str, file: Path) -> None:
     """Load assignments and conversions made elsewhere into EXPERIMENT.
 
+    EXPERIMENT is the id of one that has been started, or its key.
+
     FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), gzip or not. It is read
     and checked whole before anything is written.
     """
     with told():
         models.verify()
-        found = models.Experiment.get_or_none(id=experiment)
+        found = models.Experiment.named(experiment)
         if found is None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
         ledger.refuse_unless_open(found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from peewee import fn
@@ -11,13 +12,18 @@ from peewee import fn
 import audience
 from engine import clean
 from models import (
+    SERVICE,
     Assignment,
     Audience,
     Change,
     Conversion,
     Experiment,
+    Json,
     Override,
+    Tally,
+    Variant,
     database,
+    utcnow,
 )
 from reports import counts
 
@@ -30,12 +36,21 @@ class Erased(NamedTuple):
     after: dict[str, int]
 
 
+class Mention(NamedTuple):
+    """A text that somebody wrote, and in which the id still stands."""
+
+    resource: str
+    id: str
+    field: str
+
+
 class Erasure(NamedTuple):
     """What was done, and if the file, and its log, hold no copy of the id."""
 
     before: dict[str, int]
     after: dict[str, int]
     experiments: list[Erased]
+    mentions: list[Mention]
     file_rewritten: bool
     log_emptied: bool
 
@@ -45,8 +60,9 @@ def erase(user_id: str, by: str) -> Erasure:
 
     Rows and tallies stay as they are, so nothing that was counted changes. Their
     idempotency keys go with the person, who may be named in them, and so do
-    overrides. Erasing twice, or somebody unknown, erases nothing more, and empties
-    the write-ahead log again.
+    overrides. Texts that somebody wrote stay as they are, and are named. Erasing
+    twice, or somebody unknown, erases nothing more, and empties the write-ahead log
+    again.
     """
     tombstone = f"erased_{secrets.token_hex(10)}"
     with database.atomic():
@@ -61,12 +77,14 @@ def erase(user_id: str, by: str) -> Erasure:
         if by == user_id:
             by = tombstone
         for experiment in before:
+            experiment.write_down_end(utcnow())
             Change.note(experiment, by, "erase", {}, {})
         after = _counted(mine)
+        left = list(islice(_mentions(user_id), MENTIONS))
     pairs = zip(before.items(), after.values(), strict=True)
     erased = [Erased(one.id, then, now) for (one, then), now in pairs]
     sums = _sum(before.values()), _sum(after.values())
-    return Erasure(*sums, erased, *clean())
+    return Erasure(*sums, erased, left, *clean())
 
 
 def _erase_rows(user_id: str, tombstone: str) -> None:
@@ -76,8 +94,9 @@ def _erase_rows(user_id: str, tombstone: str) -> None:
     ).execute()
     Assignment.update(user_id=tombstone).where(Assignment.user_id == user_id).execute()
     Override.delete().where(Override.user_id == user_id).execute()
-    for column in (Change.user_id, Change.actor):
-        Change.update({column: tombstone}).where(column == user_id).execute()
+    Change.update(user_id=tombstone).where(Change.user_id == user_id).execute()
+    if user_id != SERVICE:
+        Change.update(actor=tombstone).where(Change.actor == user_id).execute()
 
 
 def _erase_rules(user_id: str, tombstone: str) -> set[str]:
@@ -102,6 +121,43 @@ def _erase_rules(user_id: str, tombstone: str) -> set[str]:
 
 def _quoted(user_id: str) -> Any:
     return Experiment.audience_rules.db_value(user_id)
+
+
+MENTIONS = 100
+# Where people write what they like: the column, and its name on the wire.
+WRITTEN: list[tuple[str, Any, Any, str]] = [
+    ("audience", Audience.id, Audience.id, "id"),
+    ("audience", Audience.id, Audience.name, "name"),
+    ("audience", Audience.id, Audience.description, "description"),
+    ("audience", Audience.id, Audience.rule_tree, "ruleTree"),
+    ("experiment", Experiment.id, Experiment.key, "key"),
+    ("experiment", Experiment.id, Experiment.name, "name"),
+    ("experiment", Experiment.id, Experiment.description, "description"),
+    ("experiment", Experiment.id, Experiment.hypothesis, "hypothesis"),
+    ("experiment", Experiment.id, Experiment.note, "note"),
+    ("experiment", Experiment.id, Experiment.audience_id, "audienceId"),
+    ("experiment", Experiment.id, Experiment.audience_rules, "rules"),
+    ("experiment", Experiment.id, Experiment.exclusion_group, "exclusionGroup"),
+    ("experiment", Experiment.id, Experiment.primary_metric, "primaryMetric"),
+    ("experiment", Variant.experiment, Variant.name, "variants.name"),
+    ("experiment", Variant.experiment, Variant.flow_id, "variants.flowId"),
+    ("experiment", Variant.experiment, Variant.config, "variants.config"),
+    ("experiment", Tally.experiment, Tally.metric, "metric"),
+    ("experiment", Change.experiment, Change.settings, "history"),
+]
+
+
+def _mentions(user_id: str) -> Iterator[Mention]:
+    """Yield where the id still stands in a text that somebody wrote.
+
+    Other users' idempotency keys are not searched: that would read every conversion.
+    """
+    for resource, id, column, field in WRITTEN:
+        # JSON is kept as text, in which some letters are escaped.
+        wanted = _quoted(user_id)[1:-1] if isinstance(column, Json) else user_id
+        query: Any = column.model.select(id).where(fn.INSTR(column, wanted) > 0)
+        for (row,) in query.distinct().order_by(id).limit(MENTIONS).tuples():
+            yield Mention(resource, row, field)
 
 
 COUNTS = ("participants", "conversions", "events")

@@ -352,10 +352,10 @@ def refuse_rejected(receipt: Receipt) -> None:
         raise NotEnrolled(told, "not enrolled", ["enrolled"])
     if receipt.reason == BEFORE_ENROLLMENT:
         told = "The conversion happened before the enrolment."
-        raise BeforeEnrollment(told, str(receipt.occurred_at))
+        raise BeforeEnrollment(told, receipt.occurred_at)
     if receipt.status == REJECTED:
         told = "The idempotencyKey was used with another body."
-        raise Conflict(told, str(receipt.idempotency_key))
+        raise Conflict(told, receipt.idempotency_key)
 
 
 def credit(events: Sequence[Event]) -> list[list[Receipt]]:

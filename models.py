@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
 import simplejson
@@ -45,17 +45,24 @@ from migrations import MIGRATIONS
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
 STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
+SERVICE = "abacus"  # who made an entry of the history that nobody asked for
 CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
+ID_PREFIX = "exp_"  # of an experiment's id, and of no key
+# What programs send where they have no id, in lower case.
+NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 FULL = 10_000  # hundredths of a percent, and the hash's buckets
 
 
 class Conflict(Exception):
     """What was asked for contradicts something that is stored.
 
-    *current* is what is stored, or asked for; *allowed* what would do instead.
+    *current* is what is stored, or asked for; *allowed* what would do instead. Both
+    are values: a time is a datetime, and whoever answers writes it down.
     """
 
-    def __init__(self, message: str, current: str, allowed: Iterable[str] = ()) -> None:
+    code = "CONFLICT"
+
+    def __init__(self, message: str, current: Any, allowed: Iterable[Any] = ()) -> None:
         self.current, self.allowed = current, list(allowed)
         super().__init__(message)
 
@@ -63,13 +70,19 @@ class Conflict(Exception):
 class NotEnrolled(Conflict):
     """The user is not a participant of the experiment."""
 
+    code = "NOT_ENROLLED"
+
 
 class BeforeEnrollment(Conflict):
     """The conversion happened before the user was enrolled."""
 
+    code = "BEFORE_ENROLLMENT"
+
 
 class InvalidState(Conflict):
     """The move is not allowed now."""
+
+    code = "INVALID_STATE"
 
     def __init__(self, current: str, allowed: Iterable[str]) -> None:
         wanted = sorted(allowed, key=STATUSES.index)
@@ -78,14 +91,14 @@ class InvalidState(Conflict):
 
 
 class NoRoom(Conflict):
-    """The exclusion group has less room than the experiment takes."""
+    """What the experiment takes its users from has less room than it takes."""
 
-    def __init__(self, group: str, wanted: int, left: int) -> None:
+    def __init__(self, source: str, wanted: int, left: int) -> None:
         super().__init__(
-            f"Of the group {group!r} {percent(left)} % are left, and the experiment "
-            f"takes {percent(wanted)} %.",
-            percent(wanted),
-            [percent(left)],
+            f"Of {source} {percent(left)} % are left, and the experiment takes "
+            f"{percent(wanted)} %.",
+            Decimal(wanted) / 100,
+            [Decimal(left) / 100],
         )
 
 
@@ -157,10 +170,33 @@ class Exact(TextField):
 # ----------------------------------------------------------------------------
 
 
+Row = TypeVar("Row", bound="Table")
+
+
 class Table(Model):
     class Meta:
         database = database
         legacy_table_names = False
+
+    @classmethod
+    def insert_many(cls, rows: Iterable[Mapping[str, Any]], fields: Any = None) -> Any:
+        """Return the insert of these rows; raise ValueError where their columns differ.
+
+        peewee takes the columns from the first row, and what only a later row has
+        would be stored as null without a word.
+        """
+        rows = list(rows)
+        for row in rows[1:]:
+            if row.keys() != rows[0].keys():
+                differing = sorted(map(str, row.keys() ^ rows[0].keys()))
+                raise ValueError(f"Not every row has the columns {differing}.")
+        return super().insert_many(rows, fields)
+
+    @classmethod
+    def named(cls: type[Row], name: str) -> Row | None:
+        """Return the row with this id, if there is one."""
+        row: Row | None = cls.get_or_none(id=name)
+        return row
 
 
 def _paged(found: Any, number: int, limit: int) -> tuple[list[Any], int]:
@@ -214,6 +250,16 @@ class Experiment(Table):
         ]
 
     # -- reading
+
+    @classmethod
+    def named(cls, name: str) -> Experiment | None:
+        """Return the experiment with this id or this key, if there is one.
+
+        An id begins with `exp_`, and a key may not, so that no key hides an id.
+        """
+        column = cls.id if name.startswith(ID_PREFIX) else cls.key
+        row: Experiment | None = cls.get_or_none(column == name)
+        return row
 
     @classmethod
     def page(
@@ -321,7 +367,8 @@ class Experiment(Table):
         """Return a slug of the name, with a suffix where that is taken."""
         kept = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower())
         slug = "-".join(kept.split())[:60].strip("-") or "experiment"
-        slug = slug if cls.get_or_none(key=slug) is None else f"{slug}-"
+        is_free = slug not in NOT_IDS and cls.get_or_none(key=slug) is None
+        slug = slug if is_free else f"{slug}-"
         if not slug.endswith("-"):
             return slug
         taken = {row.key for row in cls.select(cls.key).where(cls.key ** f"{slug}%")}
@@ -396,8 +443,8 @@ class Experiment(Table):
                 self.refuse_unless_draft()
                 raise Conflict(
                     "The experiment was changed meanwhile; read it again.",
-                    str(self.updated_at),
-                    [str(read_at)],
+                    self.updated_at,
+                    [read_at],
                 )
             if variants is not None:
                 self._write_variants(variants)
@@ -411,7 +458,12 @@ class Experiment(Table):
     def _write_variants(self, variants: list[dict[str, Any]]) -> None:
         Variant.delete().where(Variant.experiment == self.id).execute()
         rows = [
-            {"experiment": self.id, "position": position, **item}
+            {
+                "experiment": self.id,
+                "position": position,
+                "key": item["key"],
+                **{name: item.get(name) for name in Variant.GIVEN},
+            }
             for position, item in enumerate(variants)
         ]
         Variant.insert_many(rows).execute()
@@ -430,15 +482,15 @@ class Experiment(Table):
 
         Only a draft can start. Raise NoRoom where its exclusion group is too full.
         """
-        with self._recorded("start", by):
-            now = utcnow()
+        with self._recorded("start", by) as now:
             if self.end_date and self.end_date <= now and self.status == DRAFT:
                 raise Conflict(
                     "The endDate has passed; set a later one, or null, first.",
-                    str(self.end_date),
+                    self.end_date,
                 )
             meant = Audience.get_or_none(id=self.audience_id)
             self._move(
+                now,
                 [DRAFT],
                 status=RUNNING,
                 start_date=now,
@@ -450,13 +502,19 @@ class Experiment(Table):
 
     def stop(self, by: str) -> None:
         """Close enrolment; who is enrolled keeps the variant, and still converts."""
-        with self._recorded("stop", by):
-            self._move([RUNNING], status=STOPPED, end_date=self._not_before_start())
+        with self._recorded("stop", by) as now:
+            end = max(now, self.start_date) if self.start_date else now
+            self._move(now, [RUNNING], status=STOPPED, end_date=end)
 
     def resume(self, by: str) -> None:
-        """Open enrolment again, with the same hash and the same variants."""
-        with self._recorded("resume", by):
-            self._move([STOPPED], status=RUNNING, end_date=None)
+        """Open enrolment again, with the same hash and the same variants.
+
+        Raise NoRoom where an archiving gave its room in the group away.
+        """
+        with self._recorded("resume", by) as now:
+            self._move(now, [STOPPED], status=RUNNING, end_date=None)
+            if self.exclusion_group:
+                GroupShare.take(self)
 
     def complete(
         self,
@@ -469,16 +527,16 @@ class Experiment(Table):
         if winner_variant_id and not self.variant(winner_variant_id):
             message = f"The experiment has no variant {winner_variant_id!r}."
             raise Invalid("winnerVariantId", message)
-        with self._recorded("complete", by):
-            now = utcnow()
-            running = Experiment._status_at(now) == RUNNING
+        with self._recorded("complete", by) as now:
+            running = Experiment.status == RUNNING
             ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
             over = Case(None, [(running, ends)], Experiment.end_date)
             self._move(
+                now,
                 [RUNNING, STOPPED],
                 status=COMPLETED,
                 end_date=over,
-                completed_at=utcnow(),
+                completed_at=now,
                 conclusion=conclusion,
                 winner_variant_id=winner_variant_id,
                 note=note,
@@ -487,19 +545,28 @@ class Experiment(Table):
 
     def archive(self, by: str) -> None:
         """Hide from lists and refuse every other move; twice is once."""
-        with self._recorded("archive", by):
+        with self._recorded("archive", by) as now:
             if self.archived_at:  # asked here: of two at once, the second is no error
                 return
-            allowed = [DRAFT, STOPPED, COMPLETED]
-            # Status is kept, but an end that has passed is written down.
-            now = utcnow()
-            self._move(allowed, archived_at=now, status=Experiment._status_at(now))
+            self._move(now, [DRAFT, STOPPED, COMPLETED], archived_at=now)
             GroupShare.free(self)
+
+    def unarchive(self, by: str) -> None:
+        """Show in lists again, in the state that was archived; twice is once.
+
+        No room in a group is taken by that: a resume takes it.
+        """
+        with self._recorded("unarchive", by) as now:
+            if self.archived_at:
+                Experiment.update(updated_at=now, archived_at=None).where(
+                    Experiment.id == self.id
+                ).execute()
 
     def override(self, user_id: str, variant_id: str, by: str) -> tuple[Override, bool]:
         """Force a variant for a user, in any state; return it, and if it is new."""
         with database.atomic():
             self._reload()  # a draft's variants may have been replaced meanwhile
+            self.write_down_end(utcnow())
             if not self.variant(variant_id):
                 message = f"The experiment has no variant {variant_id!r}."
                 raise Invalid("variantId", message)
@@ -526,6 +593,7 @@ class Experiment(Table):
             before = Override.of(self.id, [user_id]).get(user_id)
             if before is None:
                 return None
+            self.write_down_end(utcnow())
             Override.delete().where(
                 Override.experiment == self.id, Override.user_id == user_id
             ).execute()
@@ -539,18 +607,57 @@ class Experiment(Table):
             )
         return Override(experiment=self.id, user_id=user_id, variant=before)
 
+    def write_down_end(self, now: datetime) -> None:
+        """Write down the stop of a running experiment whose end date has passed.
+
+        Nobody does that at the end date itself, so everybody who writes to the
+        history does it first, and who reads the history does it too. The stored
+        status changes in the same transaction, and only a running experiment can be
+        stopped, so the entry is there once, whoever comes first.
+        """
+        with database.atomic():
+            ended = (
+                Experiment.update(status=STOPPED)
+                .where(
+                    Experiment.id == self.id,
+                    Experiment.status == RUNNING,
+                    Experiment.end_date <= now,
+                )
+                .execute()
+            )
+            if ended:
+                self._reload()
+                moved = {"status": RUNNING}, {"status": STOPPED}
+                Change.note(self, SERVICE, "stop", *moved, at=self.end_date)
+
+    def notice_end(self) -> None:
+        """Write down an end date that has passed, if the database can be written.
+
+        Where it cannot, the history is read as it stands, without that entry.
+        """
+        if self.status != RUNNING or self.state != STOPPED:
+            return
+        try:
+            self.write_down_end(utcnow())
+        except peewee.OperationalError as error:
+            if trouble(error) in (None, "SQLITE_BUSY"):
+                raise
+
     # -- the private means
 
-    def _not_before_start(self) -> datetime:
-        return max(utcnow(), self.start_date) if self.start_date else utcnow()
-
     @contextmanager
-    def _recorded(self, action: str, by: str) -> Iterator[None]:
-        """Write down who changes what, in the transaction that changes it."""
+    def _recorded(self, action: str, by: str) -> Iterator[datetime]:
+        """Write down who changes what, in the transaction that changes it.
+
+        Yield the moment of the change. An end date that has passed by then is
+        written down before it, so that the entries are in the order of the moves.
+        """
         with database.atomic():
+            now = utcnow()
             self._reload()
+            self.write_down_end(now)
             before = self._settings()
-            yield
+            yield now
             self._reload()
             after = self._settings()
             if after != before:
@@ -574,14 +681,13 @@ class Experiment(Table):
     def _told(self) -> str:
         return "archived" if self.archived_at else self.state
 
-    def _move(self, allowed: list[str], **fields: Any) -> None:
+    def _move(self, now: datetime, allowed: list[str], **fields: Any) -> None:
         """Write *fields* if the stored status is still one of *allowed*.
 
         Compare and set in a single statement, so of two racing requests one
         wins and the other is told so.
         """
         with database.atomic():
-            now = utcnow()
             moved = (
                 Experiment.update(updated_at=now, **fields)
                 .where(
@@ -772,15 +878,31 @@ class GroupShare(Table):
 
     @classmethod
     def take(cls, experiment: Experiment) -> None:
-        """Take an experiment's room in its group; raise NoRoom where that is full."""
+        """Take an experiment's room in its group, unless it has it already.
+
+        What it gave back at its archiving it takes again, for its users belong there.
+        Only one without users takes another range instead. Raise NoRoom where there
+        is too little.
+        """
         group, wanted = str(experiment.exclusion_group), experiment.traffic
+        if cls.get_or_none(cls.experiment == experiment.id, cls.held.is_null(False)):
+            return
         taken = [
             assignment.Range(row.first, row.last)
             for row in cls.select().where(cls.held == group)
         ]
+        before = cls.of(experiment)
+        lost = assignment.overlap(before, taken)
+        if before and not lost:
+            cls.update(held=group).where(cls.experiment == experiment.id).execute()
+            return
+        if before and experiment.participants:
+            own = f"the experiment's own range of the group {group!r}"
+            raise NoRoom(own, wanted, wanted - lost)
         left = FULL - assignment.room(taken)
         if wanted > left:
-            raise NoRoom(group, wanted, left)
+            raise NoRoom(f"the group {group!r}", wanted, left)
+        cls.delete().where(cls.experiment == experiment.id).execute()
         for first, last in assignment.allotted(taken, wanted):
             cls.create(experiment=experiment.id, held=group, first=first, last=last)
 
@@ -810,6 +932,7 @@ class Change(Table):
         before: dict[str, Any],
         after: dict[str, Any],
         user_id: str | None = None,
+        at: datetime | None = None,
     ) -> None:
         """Write down what differs, [before, after], as the columns keep it.
 
@@ -817,7 +940,7 @@ class Change(Table):
         """
         cls.create(
             experiment=experiment.id,
-            at=utcnow(),
+            at=at or utcnow(),
             actor=by,
             action=action,
             user_id=user_id,

@@ -16,6 +16,7 @@ from marshmallow import (
     Schema,
     ValidationError,
     fields,
+    post_dump,
     post_load,
     validate,
     validates_schema,
@@ -26,6 +27,8 @@ import tables
 from models import (
     CONCLUSIONS,
     FULL,
+    ID_PREFIX,
+    NOT_IDS,
     RUNNING,
     STATUSES,
     Change,
@@ -45,7 +48,7 @@ FORBIDDEN = re.compile("[\0\ud800-\udfff]")
 
 
 class InvalidJson(Exception):
-    """The body is not JSON that every reader reads alike."""
+    """A text is not JSON that every reader reads alike: a body, a query, a line."""
 
 
 def loads(body: bytes) -> Any:
@@ -56,7 +59,7 @@ def loads(body: bytes) -> Any:
     a text that holds NUL or half a surrogate pair.
     """
     if body.startswith(BOM_UTF8):  # simplejson would pass over it
-        raise InvalidJson("The body begins with a byte order mark.")
+        raise InvalidJson("The text begins with a byte order mark.")
     depth = 0
     for token in STRUCTURE.finditer(body):
         if token[0] in (b"[", b"{"):
@@ -73,9 +76,9 @@ def loads(body: bytes) -> Any:
             parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError as error:
-        raise InvalidJson("The body is not UTF-8.") from error
+        raise InvalidJson("The text is not UTF-8.") from error
     except (ValueError, ArithmeticError) as error:
-        raise InvalidJson(f"The body is not JSON: {error}") from error
+        raise InvalidJson(f"The text is not JSON: {error}") from error
     if SUSPECT.search(body) or b"\0" in body:
         _refuse_forbidden(document)
     return document
@@ -112,8 +115,13 @@ def _refuse_forbidden(document: Any, path: tuple[str, ...] = ()) -> None:
 def dumps(value: Any, **_: Any) -> str:
     """Return JSON text; Decimals are written digit for digit."""
     return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=str
+        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=_shown
     )
+
+
+def _shown(value: Any) -> str:
+    """Return what JSON has no form for as text; a time as it is everywhere else."""
+    return moment(value) if isinstance(value, datetime) else str(value)
 
 
 def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:
@@ -133,7 +141,6 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
 # Fields
 # ----------------------------------------------------------------------------
 
-NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
 # Of a page: of so many digits, times 100, no database's offset overflows.
 WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
@@ -170,6 +177,12 @@ def is_a_slug(text: str) -> None:
             "A key has 1 to 100 of a-z, 0-9, '_', '.', '-', a letter or digit at "
             "either end."
         )
+    if text.startswith(ID_PREFIX):
+        raise ValidationError(
+            f"A key cannot begin with {ID_PREFIX!r}, as an id does: both stand in the "
+            "same places."
+        )
+    is_an_id(text)
 
 
 def Name(length: int, **options: Any) -> fields.String:
@@ -191,9 +204,12 @@ def Id(**options: Any) -> fields.String:
 
 
 def Key(**options: Any) -> fields.String:
-    """Return a field for an experiment's slug."""
+    """Return a field for an experiment's slug, which stands wherever its id does."""
+    refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
     return fields.String(
-        validate=is_a_slug, metadata={"pattern": f"^{KEY.pattern}$"}, **options
+        validate=is_a_slug,
+        metadata={"pattern": f"^{KEY.pattern}$", "not": {"anyOf": refused}},
+        **options,
     )
 
 
@@ -1118,14 +1134,29 @@ class ErasedSchema(Answer):
     after = fields.Nested(CountedSchema())
 
 
+class MentionSchema(Answer):
+    """A text that somebody wrote, and in which the id still stands."""
+
+    resource = fields.String(metadata={"enum": ["audience", "experiment"]})
+    id = fields.String()
+    field = fields.String()
+
+
 class ErasureSchema(Answer):
-    """Where a person was erased."""
+    """Where a person was erased, and, if anywhere, where the id still stands."""
+
+    sometimes = ("mentions",)
 
     before = fields.Nested(CountedSchema())
     after = fields.Nested(CountedSchema())
     experiments = fields.List(fields.Nested(ErasedSchema()))
+    mentions = fields.List(fields.Nested(MentionSchema()))
     file_rewritten = fields.Boolean()
     log_emptied = fields.Boolean()
+
+    @post_dump
+    def _leave_out_none(self, told: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {name: told[name] for name in told if name != "mentions" or told[name]}
 
 
 def csv_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +35,7 @@ import metrics
 import models
 import schemas
 import tables
-from models import Conflict, Invalid, InvalidState
+from models import Conflict, Invalid
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger("abacus")
@@ -125,7 +127,16 @@ class Blueprint(SmorestBlueprint):
             statuses += [413, 415]
         documented = view_func._apidoc["response"]["responses"]
         documented |= {status: [HTTPStatus(status).name] for status in statuses}
+        if "<id>" in rule:
+            options["parameters"] = [dict(EXPERIMENT_ID)]
         super().add_url_rule(rule, endpoint, view_func, **options)
+
+
+EXPERIMENT_ID = {
+    "in": "path",
+    "name": "id",
+    "description": "An experiment's `id`, which begins with `exp_`, or its `key`.",
+}
 
 
 def refuse_odd_path() -> None:
@@ -165,9 +176,9 @@ def envelope(schema: Schema) -> type[Schema]:
 
 
 class Opaque(PathConverter):
-    """Werkzeug's path, also one that begins with a slash: an id is opaque."""
+    """An id in a path: any characters, slashes and line feeds (not `.`) among them."""
 
-    regex = ".+?"
+    regex = r"[\s\S]+?"
     part_isolating = False
 
 
@@ -307,13 +318,18 @@ def answer_invalid_json(error: schemas.InvalidJson) -> Response:
 
 
 def answer_conflict(error: Conflict) -> Response:
-    code = {
-        InvalidState: "INVALID_STATE",
-        models.NotEnrolled: "NOT_ENROLLED",
-        models.BeforeEnrollment: "BEFORE_ENROLLMENT",
-    }.get(type(error))
-    details = [{"current": error.current, "allowed": error.allowed}]
-    return problem(409, str(error), code, details)
+    current, *allowed = map(shown, (error.current, *error.allowed))
+    details = [{"current": current, "allowed": allowed}]
+    return problem(409, str(error), error.code, details)
+
+
+def shown(value: Any) -> str:
+    """Return a value of an error as the wire has it everywhere else, as text."""
+    if isinstance(value, datetime):
+        return schemas.moment(value)
+    if isinstance(value, Decimal):
+        value = schemas.plain(value)
+    return str(value)
 
 
 TROUBLES = {

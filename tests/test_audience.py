@@ -488,6 +488,10 @@ def test_200_rules_ten_deep_take_under_a_millisecond():
         (leaf("regex", "u1"), leaf("regex", "gone")),
         (leaf("in", ["u0", "u1", "u1", 1]), leaf("in", ["u0", "gone", "gone", 1])),
         (leaf("eq", ["u1"]), leaf("eq", ["gone"])),
+        (leaf("eq", {"who": "u1", "n": 1}), leaf("eq", {"who": "gone", "n": 1})),
+        (leaf("eq", {"u1": "u10"}), leaf("eq", {"gone": "u10"})),
+        (leaf("in", [{"a": [["u1"]]}, "u2"]), leaf("in", [{"a": [["gone"]]}, "u2"])),
+        (leaf("neq", [[["u1"]]]), leaf("neq", [[["gone"]]])),
         (nested(10, leaf("eq", "u1")), nested(10, leaf("eq", "gone"))),
         (
             group("OR", leaf("eq", "u2"), group("AND", leaf("not_in", ["u1"]))),
@@ -511,6 +515,7 @@ def test_an_erased_person_is_in_no_rule(before, after):
         leaf("exists", field="u1"),
         leaf("in", ["u", "1", "u11"]),
         leaf("in", []),
+        leaf("eq", {"who": "u10", "u": ["1"]}),
         leaf("gt", 1),
         group("OR", leaf("eq", "u2"), group("AND", leaf("in", ["u2", "u3"]))),
         nested(10, GOOD),

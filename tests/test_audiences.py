@@ -1,7 +1,11 @@
 """Audiences: whom an experiment is for. The rules' own truth is in test_audience."""
 
+from urllib.parse import quote
+
 import pytest
 from conftest import assert_error, paths
+from hypothesis import given, settings
+from test_enrolment import ODD, each_of, ids
 
 PRO = {"field": "plan", "operator": "eq", "value": "pro"}
 GERMAN = {"field": "traits.country", "operator": "in", "value": ["DE", "AT"]}
@@ -165,6 +169,30 @@ def test_an_audience_can_name_a_user(api, audience):
     ]
 
     assert told == [True, False]
+
+
+@each_of(ODD)
+@given(ids)
+@settings(settings.get_profile("contract"))
+def test_an_audience_that_can_be_written_can_be_read_tried_and_deleted(
+    api, audience_id
+):
+    path = f"audiences/{quote(audience_id, safe='')}"
+    body = {"name": "Paying", "ruleTree": PRO}
+    made = api("PUT", path, body)
+    if made.status_code != 201:
+        assert_error(made, 400, "VALIDATION_ERROR")
+        return
+
+    for answer in (api.get(path), api("PUT", path, body), api.patch(path, {})):
+        assert (answer.status_code, answer.json["data"]["id"]) == (200, audience_id)
+    tried = api.post(f"{path}/test", {"attributes": MEANT})
+    assert tried.json["data"]["matches"] is True
+    (listed,) = api.get("audiences").json["data"]
+    assert listed["id"] == audience_id
+    assert api.delete(path).json["data"]["id"] == audience_id
+    assert_error(api.get(path), 404, "NOT_FOUND")
+    assert api.get("audiences").json["data"] == []
 
 
 def decided(api, path, user_id, attributes=None):

@@ -294,6 +294,29 @@ def test_a_csv_holds_the_numbers_of_json(api, running, load, value):
     assert metric["value"]["sum"] == json.loads(value)
 
 
+def test_an_import_finds_its_experiment_by_its_key_too(api, running, load):
+    path = running(key="checkout-button")
+    lines = "user_id,variant,timestamp\nu1,v1,2024-01-01T00:00:00Z\n"
+
+    loaded = load("checkout-button", lines)
+    unknown = load("checkout", lines)
+
+    assert loaded.output == "1 lines: 1 users enrolled, 0 conversions.\n"
+    assert api.get(f"{path}/assignments/u1").json["data"]["variantId"] == "v1"
+    assert unknown.output == "Error: There is no experiment 'checkout'.\n"
+    assert Assignment.select().count() == 1
+
+
+def test_what_is_wrong_with_a_line_is_not_said_of_a_body(running, load):
+    for line in ("{", '{"a": 1, "a": 1}', "[" * 65 + "]" * 65, "\ufeff{}"):
+        result = load(running(), f"\n{line}\n", "lines.ndjson")
+
+        assert result.exit_code == 1
+        assert result.output.startswith("line 2: ")
+        assert "body" not in result.output.lower()
+    assert Assignment.select().count() == 0
+
+
 def test_a_draft_takes_no_import(api, draft, load):
     path = draft()
 

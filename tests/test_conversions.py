@@ -268,6 +268,21 @@ def test_a_batch_keeps_its_good_rows_and_answers_in_order(api, running, enrolled
     assert quality(api, path) == (2, 1, 1, 1)
 
 
+def test_what_only_the_last_row_of_a_batch_has_is_kept(api, running, enrolled):
+    path = running()
+    enrolled(path, "u1")
+    last = {"userId": "u1", "metric": "order", "value": 2.5, "idempotencyKey": "k1"}
+    body = {"conversions": [{"userId": "u1"}, last]}
+
+    assert api.post(f"{path}/conversions/batch", body).status_code == 200
+
+    text = api.get(f"{path}/export?format=ndjson").text
+    first, second = (json.loads(line) for line in text.splitlines())
+    names = ("metric", "value", "idempotency_key")
+    assert [first[name] for name in names] == ["conversion", None, None]
+    assert [second[name] for name in names] == ["order", 2.5, "k1"]
+
+
 def test_a_wrong_row_refuses_the_whole_batch(api, running, enrolled):
     path = running()
     enrolled(path, "u1")
@@ -375,6 +390,27 @@ def test_a_batch_that_is_no_list_of_events_books_nothing(
     assert_error(api.post(where, {rows: wrong}), 400, "VALIDATION_ERROR")
 
     assert quality(api, place) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("2020-01-01T01:00:00+01:00", "2020-01-01T00:00:00Z"),
+        ("2020-01-01T00:00:00.125Z", "2020-01-01T00:00:00.125000Z"),
+    ],
+)
+def test_a_refusal_tells_the_time_as_every_answer_does(
+    api, running, enrolled, sent, told
+):
+    path = running()
+    enrolled(path, "u1")
+    body = {"userId": "u1", "occurredAt": sent}
+
+    error = assert_error(
+        api.post(f"{path}/conversions", body), 409, "BEFORE_ENROLLMENT"
+    )
+
+    assert [one["current"] for one in error["details"]] == [told]
 
 
 @pytest.mark.parametrize(("ahead", "status"), [(4, 201), (6, 400)])

@@ -132,6 +132,20 @@ def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, 
     assert list(reports.discrepancies())
 
 
+@pytest.mark.parametrize("table", models.TABLES)
+def test_rows_of_unequal_columns_are_refused_and_not_cut_to_those_of_the_first(
+    table,
+):
+    first, *_ = columns = list(table._meta.fields)
+    whole = dict.fromkeys(columns, 1)
+    short = {first: 1}
+
+    for rows in ([short, whole], [whole, short]):
+        with pytest.raises(ValueError, match="columns"):
+            table.insert_many(rows)
+    assert table.insert_many([whole, whole]) is not None
+
+
 def test_writers_queue_with_begin_immediate(api, running):
     path = running()
     statements = []

@@ -226,6 +226,65 @@ def test_what_has_ended_gives_its_room_back(api, running, draft, end):
     assert not members(api, second, users) & members(api, third, users)
 
 
+def archived(api, path):
+    for answer in (api.post(f"{path}/stop"), api.delete(path)):
+        assert answer.status_code == 200, answer.text
+
+
+def resumed(api, path):
+    assert api.post(f"{path}/unarchive").status_code == 200
+    return api.post(f"{path}/resume")
+
+
+def test_a_resume_after_an_archiving_takes_the_same_room_again(api, running):
+    first, second = running(**taking(60)), running(**taking(40))
+    users = [f"user-{number}" for number in range(1_000)]
+    mine = members(api, first, users[:500])
+    archived(api, first)
+
+    assert resumed(api, first).status_code == 200
+
+    new = members(api, first, users[500:])
+    assert mine and new
+    assert not (mine | new) & members(api, second, users)
+
+
+def test_a_resume_that_finds_its_room_taken_is_a_conflict(api, running, draft):
+    first = running(**taking(60))
+    users = [f"user-{number}" for number in range(500)]
+    mine = members(api, first, users)
+    archived(api, first)
+    second = running(**taking(50))
+    theirs = members(api, second, users)
+    assert mine & theirs  # so the first must not run beside the second
+
+    refused = assert_error(resumed(api, first), 409, "CONFLICT")
+
+    assert refused["details"] == [{"current": "60", "allowed": ["10"]}]
+    assert api.get(first).json["data"]["status"] == "stopped"
+    last = api.get(f"{first}/history").json["data"][0]["action"]
+    assert last == "unarchive"
+    archived(api, second)
+    assert api.post(f"{first}/resume").status_code == 200
+    assert_error(resumed(api, second), 409, "CONFLICT")
+
+
+def test_without_users_a_resume_takes_whatever_room_is_left(api, running):
+    first = running(**taking(60))
+    archived(api, first)
+    second = running(**taking(40))
+
+    assert resumed(api, first).status_code == 200
+
+    users = [f"user-{number}" for number in range(1_000)]
+    in_first, in_second = members(api, first, users), members(api, second, users)
+    assert not in_first & in_second
+    assert in_first | in_second == set(users)
+    archived(api, first)
+    assert running(**taking(30))
+    assert_error(resumed(api, first), 409, "CONFLICT")
+
+
 def test_room_that_lies_in_pieces_is_room(api, running):
     paths = [running(**taking(10)) for _ in range(10)]
     for path in paths[::2]:
@@ -322,6 +381,28 @@ def test_a_receipt_says_why_somebody_is_not_in_and_enrols_nobody(api, draft):
 def test_a_wrong_question_for_a_receipt_is_refused(api, running, query, path):
     response = api.get(f"{running()}/assignments/user-1?{query}")
     assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "The text is not JSON: "),
+        ("\ufeff{}", "The text begins with a byte order mark."),
+        ('{"a": 1, "a": 2}', "The key 'a' stands twice in one object."),
+        ('{"a": NaN}', "NaN is not JSON."),
+        ("[" * 65 + "]" * 65, "The JSON is nested over 64 deep."),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_not_said_of_a_body(api, running, text, message):
+    query = {"explain": "true", "attributes": text}
+
+    response = api.get(f"{running()}/assignments/user-1", query_string=query)
+
+    error = assert_error(response, 400, "VALIDATION_ERROR")
+    (detail,) = error["details"]
+    assert detail["path"] == "attributes"
+    assert detail["message"].startswith(message)
+    assert "body" not in response.text
 
 
 # ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 from conftest import assert_error
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import assignment
@@ -224,6 +224,86 @@ def test_an_id_that_looks_like_a_path_names_its_own_user(
     assert read.status_code == listed.status_code == 200, read.text
     assert read.json["data"]["userId"] == user_id
     assert listed.json["meta"]["total"] == 1
+
+
+# What a path, a server or a client may read as something else than a part of an id.
+PIECES = [
+    *("a", "/", "//", ".", "..", "\n", "\r\n", "\r", "\t", " ", "%2F", "%0a", "%", "?"),
+    *("#", ";", "&", "=", "+", "\\", "batch", "/assignments", "/test", "test", "é"),
+    *("e\u0301", "\u2028", "\x85", "\x1b", "\ufeff", "\ufffd", "\U0001f600", "null"),
+]
+ids = st.one_of(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=255),
+)
+ODD = [
+    *("a\nb", "\na", "a\n", "\r", "a\n/assignments", "x/assignments", "x/test", "test"),
+    *(
+        "batch",
+        "assignments",
+        "a?b",
+        "%0a",
+        "%2F",
+        "..",
+        "/",
+        "a/../b",
+        "\u2028",
+        "\n/",
+    ),
+]
+
+
+def each_of(examples):
+    def decorate(test):
+        for one in examples:
+            test = example(one)(test)
+        return test
+
+    return decorate
+
+
+@each_of(ODD)
+@given(ids)
+@settings(settings.get_profile("contract"))
+def test_a_user_who_can_be_enrolled_can_be_read_forced_listed_and_erased(
+    api, running, user_id
+):
+    path = running()
+    quoted = quote(user_id, safe="")
+    here, forced = f"{path}/assignments/{quoted}", f"{path}/overrides/{quoted}"
+    lists = ("assignments", "overrides", "history", "export?format=ndjson")
+    new = api.post(f"{path}/assignments", {"userId": user_id})
+    if new.status_code != 201:
+        assert_error(new, 400, "VALIDATION_ERROR")
+        # What is refused here can come to be stored in no other way.
+        for call in (
+            ("PUT", forced, {"variantId": "v1"}),
+            ("DELETE", f"users/{quoted}"),
+        ):
+            assert api(*call).status_code in (400, 404)
+        return
+
+    assert api.get(here).json["data"]["userId"] == user_id
+    explained = api.get(f"{here}?explain=true").json["data"]
+    assert (explained["userId"], explained["enrolled"]) == (user_id, True)
+    put = api("PUT", forced, {"variantId": "v2"})
+    assert (put.status_code, put.json["data"]["userId"]) == (201, user_id)
+    assert api.get(here).json["data"]["reason"] == "OVERRIDE"
+    listed = api.get(f"{path}/overrides").json["data"]
+    assert [one["userId"] for one in listed] == [user_id]
+    assert api.delete(forced).json["data"]["userId"] == user_id
+    member = api.get(f"users/{quoted}/assignments").json
+    assert [f"experiments/{one['experimentId']}" for one in member["data"]] == [path]
+    assert api.post(f"{path}/conversions", {"userId": user_id}).status_code == 201
+    erased = api.delete(f"users/{quoted}").json["data"]
+    assert [f"experiments/{one['experimentId']}" for one in erased["experiments"]] == [
+        path
+    ]
+    assert_error(api.get(here), 404, "NOT_FOUND")
+    assert api.get(f"users/{quoted}/assignments").json["data"] == []
+    for name in lists:
+        text = api.get(f"{path}/{name}").text
+        assert f": {json.dumps(user_id, ensure_ascii=False)}" not in text, name
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 9_999))

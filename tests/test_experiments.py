@@ -1,11 +1,12 @@
 """An experiment: made, read, changed, moved through its life."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import assert_error, paths, two_variants
 
 import models
+import wire
 
 LIFE = {
     "draft": [],
@@ -83,6 +84,66 @@ def test_an_experiment_comes_back_as_it_was_created(api):
     assert data["_count"] == {"assignments": 0}
     read = api.get(f"experiments/{data['id']}").json["data"]
     assert read == {name: data[name] for name in data if name != "warnings"}
+
+
+OPTIONAL = {"flowId": "flow_b", "config": {"steps": 5}}
+GIVEN = [
+    {},
+    {"flowId": "flow_b"},
+    {"config": {"steps": 5}},
+    OPTIONAL,
+    {"flowId": None, "config": None},
+    {"config": {}},
+]
+
+
+def as_answered(variant):
+    return {"flowId": None, "config": None, **variant}
+
+
+@pytest.mark.parametrize("last", GIVEN)
+@pytest.mark.parametrize("first", GIVEN)
+def test_what_only_one_variant_has_is_kept_by_every_write_of_variants(
+    api, draft, first, last
+):
+    """A write of several rows must not take its columns from the first of them."""
+    variants = [
+        {"name": "Control", "splitPercentage": 50, **first},
+        {"name": "Detailed", "splitPercentage": 25, **last},
+        {"name": "Short", "splitPercentage": 25},
+    ]
+
+    def answered(variants):
+        return [
+            {"id": f"v{number}", **as_answered(variant)}
+            for number, variant in enumerate(variants, 1)
+        ]
+
+    path = draft(variants=variants)
+    assert api.get(path).json["data"]["variants"] == answered(variants)
+    copy = api.post(f"{path}/duplicate").json["data"]
+    assert copy["variants"] == answered(variants)
+    # A PATCH writes all variants anew: what it leaves out is kept, in any order.
+    variants[2] |= OPTIONAL
+    changes = [{"id": "v1"}, {"id": "v2"}, {"id": "v3", **OPTIONAL}]
+    changed = api.patch(path, {"variants": changes}).json["data"]
+    assert changed["variants"] == answered(variants)
+    assert api.get(path).json["data"]["variants"] == answered(variants)
+
+
+def test_a_new_variant_of_a_patch_keeps_what_the_others_do_not_have(api, draft):
+    path = draft(
+        variants=[
+            {"name": "Control", "splitPercentage": 50},
+            {"name": "Detailed", "splitPercentage": 50},
+        ]
+    )
+    new = {"name": "Short", "splitPercentage": 50, **OPTIONAL}
+
+    changed = api.patch(path, {"variants": [{"id": "v1"}, new]}).json["data"]
+
+    assert changed["variants"][1] == {"id": "v3", **new}
+    assert api.get(path).json["data"]["variants"][1] == {"id": "v3", **new}
 
 
 def test_an_audience_that_is_not_defined_here_is_warned_of(api, draft):
@@ -203,6 +264,98 @@ def test_an_explicit_key_that_is_taken_is_a_conflict(api, draft):
     assert api.get(other).json["data"]["key"] != "checkout"
 
 
+BODIES = {
+    "POST /api/experiments/<id>/complete": {"conclusion": "lost"},
+    "PATCH /api/experiments/<id>": {"name": "Renamed"},
+    "POST /api/experiments/<id>/assignments": {"userId": "u1"},
+    "POST /api/experiments/<id>/assignments/batch": {"users": [{"userId": "u1"}]},
+    "POST /api/experiments/<id>/conversions": {"userId": "u1"},
+    "POST /api/experiments/<id>/conversions/batch": {"conversions": [{"userId": "u1"}]},
+    "PUT /api/experiments/<id>/overrides/<path:user_id>": {"variantId": "v1"},
+    "POST /api/experiments/<id>/simulate": {"participants": 20, "baselineRate": 0.5},
+}
+
+
+def test_a_key_works_in_every_path_that_takes_an_id(app, api, draft):
+    operations = [
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+        if "/experiments/<id>" in rule.rule
+    ]
+    assert len(operations) > 20
+    for place, (method, rule) in enumerate(operations):
+        answers = []
+        for name in ("id", "key"):
+            made = api.get(draft(key=f"flow.{place}-{name}")).json["data"]
+            forced = f"experiments/{made['id']}/overrides/u1"
+            assert api("PUT", forced, {"variantId": "v1"}).status_code == 201
+            path = rule.replace("<id>", made[name]).replace("<path:user_id>", "u1")
+            body = BODIES.get(f"{method} {rule}", {}) if method != "GET" else None
+            answers.append(api(method, path, body).status_code)
+        assert answers[0] == answers[1], (method, rule)
+        assert answers[0] not in (400, 404, 405), (method, rule)
+
+
+def test_an_experiment_asked_for_by_its_key_answers_with_its_id(api, running):
+    path = running(key="checkout-button")
+    id = path.removeprefix("experiments/")
+
+    decision = api.post("experiments/checkout-button/assignments", {"userId": "u1"})
+    receipt = api.post("experiments/checkout-button/conversions", {"userId": "u1"})
+
+    assert api.get("experiments/checkout-button").json == api.get(path).json
+    assert decision.json["data"]["experimentId"] == id
+    assert receipt.json["data"]["experimentId"] == id
+    seat = api.get(f"{path}/assignments/u1").json["data"]
+    assert seat == {**decision.json["data"], "reason": "EXISTING_ASSIGNMENT"}
+
+
+def test_a_key_that_changes_names_the_experiment_by_its_new_one_alone(api, draft):
+    path = draft(key="before")
+
+    assert api.patch("experiments/before", {"key": "after"}).status_code == 200
+
+    assert api.get("experiments/after").json == api.get(path).json
+    assert_error(api.get("experiments/before"), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("key", ["exp_1", "exp_", "null", "undefined", "none", "nan"])
+def test_a_key_that_could_be_an_id_or_the_mark_of_none_is_refused(api, draft, key):
+    path = draft()
+    before = api.get(path).json
+    body = {"name": "Onboarding", "key": key, "variants": two_variants()}
+
+    for response in (api.post("experiments", body), api.patch(path, {"key": key})):
+        assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {"key"}
+    id = before["data"]["id"]
+    refused = api.patch(path, {"key": id})
+    assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"key"}
+
+    assert api.get(path).json == before
+    assert api.get("experiments").json["meta"]["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Exp_ one", "exp-one"),
+        ("exp_0123456789abcdef0123", "exp-0123456789abcdef0123"),
+        ("EXP_", "exp"),
+        ("Null", "null-2"),
+        ("undefined!", "undefined-2"),
+        ("…", "experiment"),
+    ],
+)
+def test_a_key_made_from_a_name_is_never_what_an_explicit_one_may_not_be(
+    api, draft, name, key
+):
+    path = draft(name=name)
+
+    assert api.get(path).json["data"]["key"] == key
+    assert api.get(f"experiments/{key}").json == api.get(path).json
+
+
 def test_experiments_are_listed_newest_first_in_pages(api, draft):
     made = [draft().removeprefix("experiments/") for _ in range(5)]
 
@@ -266,6 +419,36 @@ def test_archiving_hides_keeps_and_is_idempotent(api, draft):
     assert api.get("experiments").json["data"] == []
     assert len(api.get("experiments?archived=true").json["data"]) == 1
     assert api.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("status", ["draft", "stopped", "completed"])
+def test_an_unarchived_experiment_is_as_it_was_before(api, draft, status):
+    path = lived(api, draft(), status)
+    before = api.get(path).json["data"]
+    assert api.delete(path).status_code == 200
+
+    first = api.post(f"{path}/unarchive")
+    second = api.post(f"{path}/unarchive")
+
+    assert first.status_code == second.status_code == 200
+    assert first.json == second.json
+    assert {**first.json["data"], "updatedAt": before["updatedAt"]} == before
+    assert len(api.get("experiments").json["data"]) == 1
+    told = api.get(f"{path}/history").json["data"]
+    assert [one["action"] for one in told][:2] == ["unarchive", "archive"]
+    if status == "stopped":
+        assert api.post(f"{path}/resume").status_code == 200
+
+
+@pytest.mark.parametrize("status", LIFE)
+def test_what_is_not_archived_stays_as_it_is_when_it_is_unarchived(api, draft, status):
+    path = lived(api, draft(), status)
+    before = api.get(path).json, api.get(f"{path}/history").json
+
+    answer = api.post(f"{path}/unarchive")
+
+    assert (answer.status_code, answer.json) == (200, before[0])
+    assert (api.get(path).json, api.get(f"{path}/history").json) == before
 
 
 def test_a_patch_changes_only_what_it_names(api, draft):
@@ -464,6 +647,30 @@ def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
         read.revise(None, "tester", name="Too late")
 
     assert api.get(path).json["data"] == before
+
+
+def test_a_conflict_tells_its_times_as_every_answer_does(app, api, draft):
+    path = draft()
+    models.Experiment.update(
+        end_date=datetime(2020, 1, 1, 0, 0, 0, 250_000, timezone.utc)
+    ).execute()
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    before = api.get(path).json["data"]["updatedAt"]
+    assert api.patch(path, {"name": "Sooner"}).status_code == 200
+    now = api.get(path).json["data"]["updatedAt"]
+
+    started = assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
+    with pytest.raises(models.Conflict) as lost:
+        read.revise(None, "tester", name="Too late")
+    with app.test_request_context():
+        answer = wire.answer_conflict(lost.value)
+
+    assert started["details"] == [
+        {"current": "2020-01-01T00:00:00.250000Z", "allowed": []}
+    ]
+    (told,) = answer.json["error"]["details"]
+    assert told == {"current": now, "allowed": [before]}
+    assert answer.status_code == 409
 
 
 @pytest.mark.parametrize(

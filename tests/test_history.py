@@ -7,6 +7,9 @@ import os
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from conftest import Caller, assert_error, two_variants
@@ -119,6 +122,158 @@ def test_history_is_paged_newest_first(api, running):
 
     assert [one["action"] for one in page["data"]] == ["create"]
     assert page["meta"] == {"total": 2, "page": 2, "limit": 1, "totalPages": 2}
+
+
+@pytest.fixture
+def ended(api, running):
+    """Return the path of an experiment whose end date has passed unnoticed."""
+
+    def make(**fields):
+        path = running(endDate="2126-01-01T00:00:00Z", **fields)
+        # What the next move, or a reader of the history, finds an hour later.
+        started = models.utcnow() - timedelta(hours=2)
+        models.Experiment.update(
+            start_date=started, end_date=started + timedelta(hours=1)
+        ).where(models.Experiment.id == path.removeprefix("experiments/")).execute()
+        models.Change.update(at=started).execute()
+        return path
+
+    return make
+
+
+def of_the_end(api, path):
+    """Return the entries that say that the end date stopped the experiment."""
+    return [one for one in history(api, path) if one["subject"] == "abacus"]
+
+
+def test_an_end_date_that_passes_is_in_the_history_at_its_time(api, ended):
+    path = ended()
+    before = api.get(path).json
+
+    told = history(api, path)
+
+    assert [one["action"] for one in told] == ["create", "start", "stop"]
+    assert told[2] == {
+        "at": before["data"]["endDate"],
+        "subject": "abacus",
+        "action": "stop",
+        "userId": None,
+        "changes": {"status": {"from": "running", "to": "stopped"}},
+    }
+    assert history(api, path) == told
+    # To read a history changes nothing that an experiment answers.
+    assert api.get(path).json == before
+
+
+@pytest.mark.parametrize("is_read_first", [False, True])
+@pytest.mark.parametrize(
+    ("call", "action"),
+    [
+        (("POST", "/resume"), "resume"),
+        (("POST", "/complete", {"conclusion": "lost"}), "complete"),
+        (("DELETE", ""), "archive"),
+        (("PUT", "/overrides/qa", {"variantId": "v1"}), "override"),
+        (("DELETE", "/overrides/forced"), "remove_override"),
+    ],
+)
+def test_the_end_is_in_the_history_once_and_before_what_comes_later(
+    api, ended, call, action, is_read_first
+):
+    path = ended()
+    models.Override.create(
+        experiment=path.removeprefix("experiments/"), user_id="forced", variant="v1"
+    )
+    if is_read_first:
+        assert len(of_the_end(api, path)) == 1
+    method, where, *body = call
+
+    assert api(method, f"{path}{where}", *body).status_code in (200, 201)
+
+    told = history(api, path)
+    assert [one["action"] for one in told] == ["create", "start", "stop", action]
+    assert [one["subject"] for one in told][2:] == ["abacus", "tester"]
+    assert [one["at"] for one in told] == sorted(one["at"] for one in told)
+    status = told[3]["changes"].get("status", {"from": "stopped"})
+    assert status["from"] == "stopped"
+
+
+def test_an_erasure_comes_after_the_end_that_it_finds(api, ended):
+    path = ended()
+    models.Override.create(
+        experiment=path.removeprefix("experiments/"), user_id=PERSON, variant="v1"
+    )
+
+    assert api.delete(f"users/{PERSON}").status_code == 200
+
+    actions = [one["action"] for one in history(api, path)]
+    assert actions == ["create", "start", "stop", "erase"]
+
+
+def test_a_move_that_is_refused_keeps_the_end_for_the_next_reader(api, ended):
+    path = ended()
+
+    assert_error(api.post(f"{path}/stop"), 409, "INVALID_STATE")
+
+    assert len(of_the_end(api, path)) == 1
+    assert [one["action"] for one in history(api, path)][2:] == ["stop"]
+
+
+def test_the_end_has_its_place_on_the_pages(api, ended):
+    path = ended()
+
+    pages = [api.get(f"{path}/history?limit=1&page={n}").json for n in (1, 2, 3, 4)]
+
+    assert [[one["action"] for one in page["data"]] for page in pages] == [
+        ["stop"],
+        ["start"],
+        ["create"],
+        [],
+    ]
+    assert {page["meta"]["total"] for page in pages} == {3}
+
+
+def test_an_experiment_that_ends_twice_has_both_ends(api, ended):
+    path = ended()
+    assert api.post(f"{path}/resume").status_code == 200
+    assert api.post(f"{path}/stop").status_code == 200
+
+    told = [(one["action"], one["subject"]) for one in history(api, path)]
+
+    assert told[2:] == [("stop", "abacus"), ("resume", "tester"), ("stop", "tester")]
+
+
+def test_of_many_readers_of_one_history_one_writes_the_end_down(app, token, ended):
+    path = ended()
+
+    def read(_):
+        told = Caller(app, token()).get(f"{path}/history").json
+        models.database.close()
+        return told
+
+    with ThreadPoolExecutor(8) as readers:
+        answers = list(readers.map(read, range(16)))
+
+    assert all(one == answers[0] for one in answers)
+    assert answers[0]["meta"]["total"] == 3
+
+
+def test_a_history_that_cannot_be_written_is_read_all_the_same(api, ended):
+    path = ended()
+    api.get(path)
+    models.database.execute_sql("PRAGMA query_only = 1")
+
+    read = api.get(f"{path}/history")
+
+    assert [one["action"] for one in read.json["data"]] == ["start", "create"]
+    assert api.get(path).json["data"]["status"] == "stopped"
+    models.database.execute_sql("PRAGMA query_only = 0")
+    assert len(of_the_end(api, path)) == 1
+
+
+def test_no_end_is_written_down_before_it_has_come(api, running):
+    path = running(endDate="2126-01-01T00:00:00Z")
+
+    assert [one["action"] for one in history(api, path)] == ["create", "start"]
 
 
 # ----------------------------------------------------------------------------
@@ -302,6 +457,72 @@ def test_rules_that_named_the_erased_are_written_down_and_no_others(api, running
     for name, path in experiments.items():
         last = history(api, path)[-1]["action"]
         assert last == ("erase" if name == "named" else "start")
+
+
+@pytest.mark.parametrize("person", ["person-7", 'p"7\\', "p\n7", "用户7"])
+def test_a_person_in_a_nested_value_of_a_rule_is_erased_there_too(api, running, person):
+    def rule(who):
+        values = [{"who": who}, [[who], "boss"], {who: True}]
+        return {"field": "owner", "operator": "in", "value": values}
+
+    body = {"name": "Own", "ruleTree": rule(person)}
+    assert api("PUT", "audiences/own", body).status_code == 201
+    path = running(audienceId="own")
+
+    told = api.delete(f"users/{quote(person, safe='')}").json["data"]
+
+    tree = api.get("audiences/own").json["data"]["ruleTree"]
+    tombstone = tree["value"][0]["who"]
+    assert tombstone.startswith("erased_")
+    assert tree == rule(tombstone)
+    experiment = path.removeprefix("experiments/")
+    assert [one["experimentId"] for one in told["experiments"]] == [experiment]
+    frozen = api.get(f"{path}/assignments/u?explain=true").json["data"]["receipt"]
+    assert frozen["rules"] == {**rule(tombstone), "result": False}
+    assert "mentions" not in told
+
+
+def test_an_erasure_says_in_which_texts_the_id_still_stands(api, draft):
+    pattern = {"field": "userId", "operator": "regex", "value": f"^({PERSON}|boss)$"}
+    body = {"name": "Testers", "description": f"Ask {PERSON}", "ruleTree": pattern}
+    assert api("PUT", "audiences/aud_qa", body).status_code == 201
+    variants = two_variants()
+    variants[1]["config"] = {"owner": [PERSON]}
+    path = draft(name=f"For {PERSON}", hypothesis=f'"{PERSON}"', variants=variants)
+    draft(name="Of nobody")
+    before = api.get(path).json, api.get("audiences/aud_qa").json
+    id = path.removeprefix("experiments/")
+
+    told = api.delete(f"users/{PERSON}").json["data"]
+
+    assert told["mentions"] == [
+        {"resource": "audience", "id": "aud_qa", "field": "description"},
+        {"resource": "audience", "id": "aud_qa", "field": "ruleTree"},
+        {"resource": "experiment", "id": id, "field": "name"},
+        {"resource": "experiment", "id": id, "field": "hypothesis"},
+        {"resource": "experiment", "id": id, "field": "variants.config"},
+        {"resource": "experiment", "id": id, "field": "history"},
+    ]
+    # What people wrote is theirs to change.
+    assert (api.get(path).json, api.get("audiences/aud_qa").json) == before
+    assert told["experiments"] == []
+
+
+def test_an_id_that_stands_in_very_many_texts_is_answered_with_a_hundred(api):
+    for number in range(110):
+        body = {"name": PERSON, "ruleTree": {"field": "a", "operator": "exists"}}
+        assert api("PUT", f"audiences/aud_{number}", body).status_code == 201
+
+    assert len(api.delete(f"users/{PERSON}").json["data"]["mentions"]) == 100
+
+
+def test_an_erased_person_leaves_the_service_its_own_entries(api, ended):
+    path = ended()
+    assert len(of_the_end(api, path)) == 1
+
+    assert api.delete("users/abacus").status_code == 200
+
+    assert len(of_the_end(api, path)) == 1
 
 
 def test_who_was_erased_is_somebody_new(api, traffic):

@@ -324,6 +324,16 @@ class Service(RuleBasedStateMachine):
         assert answer.status_code == 200, answer.text
         one.archived = True
 
+    @precondition(lambda self: self.experiments)
+    @rule(position=positions)
+    def unarchive(self, position):
+        one = self.at(position)
+        answer = self.api.post(f"experiments/{one.id}/unarchive")
+        assert answer.status_code == 200, answer.text
+        assert answer.json["data"]["archivedAt"] is None
+        assert answer.json["data"]["status"] == one.status
+        one.archived = False
+
     # -- users
 
     @precondition(lambda self: self.experiments)

@@ -50,6 +50,32 @@ def test_every_curl_line_works_when_pasted_in_order(tmp_path):
     assert asked == routes, "an endpoint has no curl line"
 
 
+def test_the_first_example_comes_back_as_it_was_sent(api):
+    sent = json.loads(re.search(r"^ask \$API/experiments -d '(.*?)'", README, re.M)[1])
+
+    made = api.post("experiments", sent).json["data"]
+    read = api.get(f"experiments/{made['id']}").json["data"]
+
+    assert read["variants"] == [
+        {
+            "id": "v1",
+            "name": "Control",
+            "splitPercentage": 50,
+            "flowId": "flow_a",
+            "config": None,
+        },
+        {
+            "id": "v2",
+            "name": "Detailed",
+            "splitPercentage": 50,
+            "flowId": "flow_b",
+            "config": {"steps": 5},
+        },
+    ]
+    for name in ("name", "description", "type"):
+        assert made[name] == read[name] == sent[name]
+
+
 VECTORS = re.findall(r"\| `(exp_\w+)` \| `(.+?)` \| (\d+) \|", README)
 
 

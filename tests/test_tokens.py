@@ -268,6 +268,7 @@ def test_no_endpoint_opens_to_all_the_other_scopes_together(app, token):
         ("/api/experiments/<id>", "GET", "read"),
         ("/api/experiments/<id>", "PATCH", "write"),
         ("/api/experiments/<id>", "DELETE", "write"),
+        ("/api/experiments/<id>/unarchive", "POST", "write"),
         ("/api/experiments/<id>/start", "POST", "write"),
         ("/api/experiments/<id>/stop", "POST", "write"),
         ("/api/experiments/<id>/resume", "POST", "write"),

@@ -308,6 +308,22 @@ def test_the_document_is_openapi_3_1_and_names_every_endpoint(app, anonymous):
     OpenAPIV31SpecValidator(document).validate()
 
 
+def test_the_document_says_that_a_key_stands_wherever_an_id_does(anonymous):
+    document = anonymous.get("/openapi.json").json
+
+    described = [
+        parameter["description"]
+        for path, item in document["paths"].items()
+        if path.startswith("/api/experiments/{id}")
+        for parameter in item["parameters"]
+        if (parameter["in"], parameter["name"]) == ("path", "id")
+    ]
+    assert len(described) > 15
+    assert set(described) == {
+        "An experiment's `id`, which begins with `exp_`, or its `key`."
+    }
+
+
 def test_the_document_knows_every_operator_of_a_rule(anonymous):
     tree = anonymous.get("/openapi.json").json["components"]["schemas"]["RuleTree"]
 
