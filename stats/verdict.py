@@ -12,6 +12,7 @@ from stats.results import (
     Comparison,
     Interval,
     Plan,
+    Received,
     SampleRatioMismatch,
     VariantFigures,
     Verdict,
@@ -21,6 +22,16 @@ from stats.wording import amounts, brief, listed, p_value, percentages, points
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
+
+#: How many metrics a warning names at most.
+MOST_NAMED = 10
+
+#: Why an event is refused, in words.
+REFUSALS = {
+    "BEFORE_ENROLLMENT": "from before the enrolment",
+    "NOT_ENROLLED": "of users who are not enrolled",
+    "TOO_MANY_METRICS": "of metrics beyond the most that an experiment may have",
+}
 
 
 class Bounds(NamedTuple):
@@ -52,13 +63,16 @@ def verdict(
     split: SampleRatioMismatch,
     plan: Plan | None,
     bounds: Sequence[Bounds],
+    metric: str,
 ) -> Verdict:
     """Return what to do now, in a word and in a sentence.
 
     The first of these that holds:
 
     - `broken_split`: the users did not fall as planned; no winner is named.
-    - `not_enough_data`: a variant has no user yet.
+    - `not_enough_data`: a variant has no user yet, or nothing was counted for the
+      metric in any variant. An absence of events is no evidence of anything: the
+      metric may be misspelled, or its events may never have arrived.
     - `variant_wins`: a variant is significantly better than the control at any
       look (Holm's always-valid p); of several, the one with the highest rate.
     - `control_wins`: a variant is significantly worse, and no other can still win:
@@ -86,6 +100,8 @@ def verdict(
         return _broken_split(arms, split)
     if any(arm.sample_size == 0 for arm in arms):
         return _not_enough_data(arms)
+    if not any(arm.conversions for arm in arms):
+        return _nothing_counted(arms, metric)
     if better:
         best = max(better, key=lambda pair: pair.variant.conversion_rate)
         return _winner(best, control)
@@ -100,6 +116,38 @@ def verdict(
         if total >= 2 * planned:
             return _inconclusive(open_pairs, control, (total, planned), effect)
     return _keep_running(open_pairs, control)
+
+
+def nothing_counted(
+    arms: Sequence[Arm], metric: str, received: Received
+) -> list[Caution]:
+    """Say what arrived instead, where nothing was counted for the metric at all.
+
+    Before any user is enrolled and any event refused, there is nothing to say.
+    """
+    refused = sum(received.refused.values())
+    if any(arm.conversions for arm in arms):
+        return []
+    if not refused and not any(arm.sample_size for arm in arms):
+        return []
+    others = list(received.metrics)
+    named = [repr(one) for one in others[:MOST_NAMED]]
+    if others[MOST_NAMED:]:
+        named.append(f"{len(others) - MOST_NAMED:,} more")
+    seen = f"The metrics counted are {listed(named)}." if named else ""
+    reasons = [
+        f"{count:,} {REFUSALS.get(reason, 'for another reason')} ({reason})"
+        for reason, count in sorted(received.refused.items())
+    ]
+    why = f"Of this experiment's events {refused:,} were refused: {listed(reasons)}."
+    return [
+        Caution(
+            "NO_EVENTS",
+            f"Nothing was counted for the metric {metric!r} in any variant. "
+            + (seen or "No event of any other metric was counted either.")
+            + f" {why if refused else 'No event was refused.'}",
+        )
+    ]
 
 
 def warnings(
@@ -121,7 +169,8 @@ def warnings(
         found.append(
             Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
         )
-    if arms[0].sample_size and not arms[0].conversions:
+    is_counted = any(arm.conversions for arm in arms)
+    if is_counted and arms[0].sample_size and not arms[0].conversions:
         found.append(
             Caution(
                 "ZERO_CONTROL_CONVERSIONS",
@@ -140,7 +189,7 @@ def warnings(
         )
     found.extend(_spread_warnings(arms, variants))
     found.extend(_split_warnings(split))
-    if plan and arms[0].sample_size:
+    if plan and is_counted and arms[0].sample_size:
         found.extend(_plan_warnings(arms[0], plan, control_interval))
     return found
 
@@ -170,6 +219,16 @@ def _not_enough_data(arms: Sequence[Arm]) -> Verdict:
         "not_enough_data",
         None,
         f"There is not enough data: nobody has been enrolled yet in {listed(empty)}.",
+    )
+
+
+def _nothing_counted(arms: Sequence[Arm], metric: str) -> Verdict:
+    total = sum(arm.sample_size for arm in arms)
+    return Verdict(
+        "not_enough_data",
+        None,
+        f"There is not enough data: nothing was counted for the metric {metric!r}, "
+        f"with {total:,} users enrolled.",
     )
 
 
