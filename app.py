@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from base64 import b64encode
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -490,8 +491,23 @@ def get_results(query, id):
 @costly(schemas.is_replay)
 def compute_results(body, id):
     """Return what the counts say, with a verdict that daily looks cannot fool."""
-    experiment = find(Experiment, id)
-    result = figures.computed_results(reports.counts(experiment), **body)
+    return computed(find(Experiment, id), **body)
+
+
+@api.get("/experiments/<id>/compute-results")
+@api.arguments(schemas.AnalysisQuery(), location="query")
+@api.response(200, figures.COMPUTED)
+@api.texts
+@requires("read")
+def get_computed_results(query, id):
+    """Return what the counts say, as the POST does."""
+    return computed(find(Experiment, id), **query)
+
+
+def computed(experiment: Experiment, as_of: datetime | None, **analysis: Any) -> Any:
+    """Return the analysis of what had been counted by then, in the form accepted."""
+    counts = reports.at(experiment, as_of)
+    result = figures.computed_results(counts, **analysis)
     return readable(experiment.name, result, tables.analysis)
 
 

@@ -212,9 +212,22 @@ def computed_results(
         plan=stats.Plan(**experiment.plan) if experiment.plan else None,
         confidence_level=confidence_level,
         metric=metric,
+        received=stats.Received(counts.metrics, _refused(counts)),
         computed_at=moment(utcnow()),
     )
-    return {"experimentId": experiment.id, **camel(analysis)}
+    whole = {"experimentId": experiment.id, **camel(analysis)}
+    if counts.as_of:
+        whole["asOf"] = moment(counts.as_of)
+    return whole
+
+
+def _refused(counts: Any) -> dict[str, int]:
+    """Return how many events were refused for each reason; a duplicate was not."""
+    return {
+        reason: number
+        for reason, number in counts.refusals.items()
+        if reason != "duplicate" and number
+    }
 
 
 # The work of one rehearsal, in users dealt: about 5 seconds, whatever its shape.
@@ -322,7 +335,10 @@ def _field(hint: Any) -> fields.Field[Any]:
 class Computed(shape(stats.Analysis)):  # type: ignore[misc]
     """Every figure of one metric of an experiment."""
 
+    sometimes = ("asOf",)
+
     experimentId = Figure("string")
+    asOf = Figure("string", metadata=TIME)
 
 
 COMPUTED = Computed()

@@ -125,6 +125,11 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
     return Counts(current, participants, tallies, refusals, enrolled_on, days, as_of)
 
 
+def at(experiment: Experiment, as_of: datetime | None) -> Counts:
+    """Return the counts of a moment: of now from the tallies, else from the rows."""
+    return counts(experiment) if as_of is None else replayed(experiment, as_of)
+
+
 def _grown(day: Day, row: Any, before: ledger.Total | None) -> Day:
     """Return the day with one more conversion; *before* is its user's total so far."""
     if row.value is None:

@@ -690,10 +690,33 @@ class RehearsalSchema(Wire):
 
 
 class AnalysisSchema(Wire):
-    """Which metric to analyse, and how wide the intervals shown are."""
+    """Which metric to analyse, how wide the intervals shown are, and as of when."""
 
     metric = Id(load_default=None, allow_none=True)
     confidence_level = ConfidenceLevel()
+    as_of = Moment(load_default=None, allow_none=True)
+
+
+class Level(Told):
+    """A confidence level that arrives in a query, as 0.9."""
+
+    form = re.compile(r"0\.([5-8][0-9]{0,15}|9([0-8][0-9]{0,14}|90{0,14})?)")
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        if not isinstance(value, str) or not self.form.fullmatch(value):
+            raise ValidationError("Not a number from 0.5 to 0.99.")
+        return Decimal(value)
+
+
+class AnalysisQuery(Wire):
+    """What an analysis is asked for where the request has no body."""
+
+    metric = Id(load_default=None, allow_none=False)
+    confidence_level = Level(load_default=Decimal("0.95"))
+    as_of = Moment(load_default=None, allow_none=False)
 
 
 class ResultsQuery(Wire):

@@ -207,6 +207,8 @@ def analysis(name: str, result: dict[str, Any]) -> Sheet:
     verdict = result["verdict"]
     notes = [caution["message"] for caution in result["warnings"]]
     made = result["analysis"]["inputHash"][:12]
+    if "asOf" in result:
+        made += f", as received by {result['asOf']}"
     notes.append(f"{verdict['status']}; metric {result['metric']}; inputs {made}")
     figures = [_flat(variant) for variant in variants]
     return Sheet(name, verdict["sentence"], grids, notes, figures)

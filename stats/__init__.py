@@ -47,7 +47,7 @@ from stats.planning import (
 from stats.posterior import posterior
 from stats.provenance import input_hash
 from stats.rates import always_valid_rate_interval, conversion_rate, wilson_interval
-from stats.results import Analysis, Arm, Interval, Plan, ValueSums
+from stats.results import Analysis, Arm, Interval, Plan, Received, ValueSums
 from stats.simulation import Simulation, simulate
 from stats.splits import mismatch_e_value, sample_ratio_mismatch
 from stats.wording import amounts, percent_decimals, percentages
@@ -58,6 +58,7 @@ __all__ = [
     "Interval",
     "Plan",
     "PlannedSize",
+    "Received",
     "Simulation",
     "Tables",
     "ValueSums",

@@ -27,6 +27,7 @@ from stats.results import (
     Method,
     Number,
     Plan,
+    Received,
     Sequential,
     ValueFigures,
     VariantFigures,
@@ -36,7 +37,7 @@ from stats.results import (
 )
 from stats.splits import DETECTED, sample_ratio_mismatch
 from stats.values import value_figures
-from stats.verdict import Bounds, verdict, warnings
+from stats.verdict import Bounds, nothing_counted, verdict, warnings
 
 if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
@@ -65,6 +66,7 @@ def analyse(
     plan: Plan | None = None,
     confidence_level: Number = 0.95,
     metric: str = "conversion",
+    received: Received | None = None,
     computed_at: str | None = None,
 ) -> Analysis:
     """Return every figure, the verdict and the warnings for one metric.
@@ -76,7 +78,8 @@ def analyse(
 
     The figures of a pair rest on the planned split, as its guarantee demands. If
     the pair's own split is broken (p < 0.001) they rest on the realised one, and
-    nothing is to be trusted until the cause is found.
+    nothing is to be trusted until the cause is found. Nor is anything where nothing
+    was counted for the metric in any arm: *received* then says what arrived instead.
 
     For a metric with values (revenue), `value` has each variant's mean for each of
     its users, with an exact and an any-time comparison beside the rate's. The
@@ -100,6 +103,7 @@ def analyse(
         for place in range(len(arms))
     ]
     bounds = _verdict_bounds(test, variants, shown, deciding)
+    absence = nothing_counted(arms, metric, received or Received())
     return Analysis(
         metric=metric,
         variants=variants,
@@ -115,8 +119,9 @@ def analyse(
             input_hash=input_hash(arms, plan, confidence_level, metric),
         ),
         sample_ratio_mismatch=split,
-        verdict=verdict(arms, variants, split, plan, bounds),
-        warnings=warnings(
+        verdict=verdict(arms, variants, split, plan, bounds, metric),
+        warnings=absence
+        + warnings(
             arms,
             variants,
             split,
@@ -125,7 +130,7 @@ def analyse(
                 arms[0].conversions, arms[0].sample_size, deciding.confidence
             ),
         ),
-        trustworthy=not split.detected,
+        trustworthy=not (split.detected or absence),
     )
 
 

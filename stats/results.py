@@ -6,8 +6,10 @@ NaN and never infinite; an interval that is unbounded on a side has None there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import isfinite
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 Number: TypeAlias = int | float | Decimal
@@ -33,6 +35,16 @@ class Arm(NamedTuple):
     sample_size: int
     conversions: int
     value: ValueSums | None = None
+
+
+class Received(NamedTuple):
+    """What arrived beside the counts: every metric counted, and each refusal.
+
+    *refused* has how many events were refused for each reason.
+    """
+
+    metrics: Sequence[str] = ()
+    refused: Mapping[str, int] = MappingProxyType({})
 
 
 class Plan(NamedTuple):

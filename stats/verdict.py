@@ -12,6 +12,7 @@ from stats.results import (
     Comparison,
     Interval,
     Plan,
+    Received,
     SampleRatioMismatch,
     VariantFigures,
     Verdict,
@@ -21,6 +22,16 @@ from stats.wording import amounts, brief, listed, p_value, percentages, points
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
+
+#: How many metrics a warning names at most.
+MOST_NAMED = 10
+
+#: Why an event is refused, in words.
+REFUSALS = {
+    "BEFORE_ENROLLMENT": "from before the enrolment",
+    "NOT_ENROLLED": "of users who are not enrolled",
+    "TOO_MANY_METRICS": "of metrics beyond the most that an experiment may have",
+}
 
 
 class Bounds(NamedTuple):
@@ -52,21 +63,26 @@ def verdict(
     split: SampleRatioMismatch,
     plan: Plan | None,
     bounds: Sequence[Bounds],
+    metric: str,
 ) -> Verdict:
     """Return what to do now, in a word and in a sentence.
 
     The first of these that holds:
 
     - `broken_split`: the users did not fall as planned; no winner is named.
-    - `not_enough_data`: a variant has no user yet.
+    - `not_enough_data`: a variant has no user yet, or nothing was counted for the
+      metric in any variant. An absence of events is no evidence of anything: the
+      metric may be misspelled, or its events may never have arrived.
     - `variant_wins`: a variant is significantly better than the control at any
       look (Holm's always-valid p); of several, the one with the highest rate.
     - `control_wins`: a variant is significantly worse, and no other can still win:
       each is significantly worse too, or its always-valid difference interval
       leaves no room for the planned effect (for any rise, without a plan).
-    - `no_difference`: with a plan, either every always-valid difference interval
-      lies inside plus or minus the planned effect, or twice the planned users came
-      without a winner.
+    - `no_difference`: with a plan, every always-valid difference interval lies
+      inside plus or minus the planned effect.
+    - `inconclusive`: with a plan, twice the planned users came, and none of the
+      above can be said. Twice, because that is about what the test for any look
+      needs for the power that one look has at the planned users.
     - `keep_running`: none of these.
 
     It rests on conversion rates, also where the metric has values.
@@ -84,6 +100,8 @@ def verdict(
         return _broken_split(arms, split)
     if any(arm.sample_size == 0 for arm in arms):
         return _not_enough_data(arms)
+    if not any(arm.conversions for arm in arms):
+        return _nothing_counted(arms, metric)
     if better:
         best = max(better, key=lambda pair: pair.variant.conversion_rate)
         return _winner(best, control)
@@ -96,8 +114,40 @@ def verdict(
     if plan:
         planned = planned_total(plan, [arm.split_percentage for arm in arms])
         if total >= 2 * planned:
-            return _exhausted(open_pairs, control, total, planned)
+            return _inconclusive(open_pairs, control, (total, planned), effect)
     return _keep_running(open_pairs, control)
+
+
+def nothing_counted(
+    arms: Sequence[Arm], metric: str, received: Received
+) -> list[Caution]:
+    """Say what arrived instead, where nothing was counted for the metric at all.
+
+    Before any user is enrolled and any event refused, there is nothing to say.
+    """
+    refused = sum(received.refused.values())
+    if any(arm.conversions for arm in arms):
+        return []
+    if not refused and not any(arm.sample_size for arm in arms):
+        return []
+    others = list(received.metrics)
+    named = [repr(one) for one in others[:MOST_NAMED]]
+    if others[MOST_NAMED:]:
+        named.append(f"{len(others) - MOST_NAMED:,} more")
+    seen = f"The metrics counted are {listed(named)}." if named else ""
+    reasons = [
+        f"{count:,} {REFUSALS.get(reason, 'for another reason')} ({reason})"
+        for reason, count in sorted(received.refused.items())
+    ]
+    why = f"Of this experiment's events {refused:,} were refused: {listed(reasons)}."
+    return [
+        Caution(
+            "NO_EVENTS",
+            f"Nothing was counted for the metric {metric!r} in any variant. "
+            + (seen or "No event of any other metric was counted either.")
+            + f" {why if refused else 'No event was refused.'}",
+        )
+    ]
 
 
 def warnings(
@@ -119,7 +169,8 @@ def warnings(
         found.append(
             Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
         )
-    if arms[0].sample_size and not arms[0].conversions:
+    is_counted = any(arm.conversions for arm in arms)
+    if is_counted and arms[0].sample_size and not arms[0].conversions:
         found.append(
             Caution(
                 "ZERO_CONTROL_CONVERSIONS",
@@ -138,7 +189,7 @@ def warnings(
         )
     found.extend(_spread_warnings(arms, variants))
     found.extend(_split_warnings(split))
-    if plan and arms[0].sample_size:
+    if plan and is_counted and arms[0].sample_size:
         found.extend(_plan_warnings(arms[0], plan, control_interval))
     return found
 
@@ -171,6 +222,16 @@ def _not_enough_data(arms: Sequence[Arm]) -> Verdict:
     )
 
 
+def _nothing_counted(arms: Sequence[Arm], metric: str) -> Verdict:
+    total = sum(arm.sample_size for arm in arms)
+    return Verdict(
+        "not_enough_data",
+        None,
+        f"There is not enough data: nothing was counted for the metric {metric!r}, "
+        f"with {total:,} users enrolled.",
+    )
+
+
 def _winner(best: _Pair, control: VariantFigures) -> Verdict:
     return Verdict(
         "variant_wins",
@@ -191,9 +252,7 @@ def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
 
 
 def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
-    lower = min(pair.bounds.lower or 0.0 for pair in pairs)
-    upper = max(pair.bounds.upper or 0.0 for pair in pairs)
-    low, high, planned = points([lower, upper, effect])
+    low, high, planned = _ends_and_effect(pairs, effect)
     return Verdict(
         "no_difference",
         None,
@@ -202,16 +261,31 @@ def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
     )
 
 
-def _exhausted(
-    pairs: Sequence[_Pair], control: VariantFigures, total: int, planned: float
+def _inconclusive(
+    pairs: Sequence[_Pair],
+    control: VariantFigures,
+    users: tuple[int, float],
+    effect: float,
 ) -> Verdict:
     best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+    total, planned = users
+    low, high, wanted = _ends_and_effect(pairs, effect)
     return Verdict(
-        "no_difference",
+        "inconclusive",
         None,
-        f"No difference was found: {_against(best, control)}, which may be chance "
-        f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned.",
+        f"Inconclusive: {_against(best, control)}, which may be chance "
+        f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned. "
+        f"The difference lies between {low} and {high} percentage points: the planned "
+        f"{wanted} either way is neither shown nor ruled out.",
     )
+
+
+def _ends_and_effect(pairs: Sequence[_Pair], effect: float) -> list[str]:
+    """Return the outermost ends of the differences, and the planned effect."""
+    # An end that is unknown is the furthest that a difference of rates can be.
+    lower = [-1.0 if one.bounds.lower is None else one.bounds.lower for one in pairs]
+    upper = [1.0 if one.bounds.upper is None else one.bounds.upper for one in pairs]
+    return points([min(lower), max(upper), effect])
 
 
 def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:

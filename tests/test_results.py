@@ -114,6 +114,250 @@ def test_a_metric_with_values_has_means_beside_its_rate(api, running, enrolled):
         assert variant["confidenceInterval"]["level"] == 0.9
 
 
+# ----------------------------------------------------------------------------
+# Nothing counted
+# ----------------------------------------------------------------------------
+
+PLAN = {"baselineRate": 0.1, "minimumEffect": 0.02}
+
+
+@pytest.fixture
+def nine_thousand(app, api, running):
+    """Return an experiment with a plan and 9,000 users, of whom 900 purchased."""
+
+    def make(tmp_path, *, converted="purchase"):
+        path = running(plan=PLAN)
+        lines = ["user_id,variant,timestamp,converted_at,metric"]
+        for number in range(9_000):
+            told = f"u{number},v{1 + number % 2},2025-02-01T09:00:00Z"
+            if converted and number < 900:
+                told += f",2025-02-01T10:00:00Z,{converted}"
+            else:
+                told += ",,"
+            lines.append(told)
+        file = tmp_path / "users.csv"
+        file.write_text("\n".join(lines) + "\n")
+        command = ["import", path.removeprefix("experiments/"), str(file)]
+        imported = app.test_cli_runner().invoke(args=command)
+        assert imported.exit_code == 0, imported.output
+        return path
+
+    return make
+
+
+def asked_both_ways(api, path, **asked):
+    """Return the answer of POST, which is that of GET but for the clock."""
+    posted = api.post(f"{path}/compute-results", asked)
+    read = api.get(f"{path}/compute-results", query_string=asked)
+    assert posted.status_code == read.status_code == 200, read.text
+    answers = [posted.json["data"], read.json["data"]]
+    for answer in answers:
+        assert answer["analysis"].pop("computedAt")
+    assert answers[0] == answers[1]
+    return answers[0]
+
+
+@pytest.mark.parametrize("asked", [{}, {"metric": "purchas"}])
+def test_a_metric_that_nobody_sent_is_not_enough_data(
+    api, nine_thousand, tmp_path, asked
+):
+    path = nine_thousand(tmp_path)
+
+    computed = asked_both_ways(api, path, **asked)
+
+    metric = asked.get("metric", "conversion")
+    assert computed["verdict"]["status"] == "not_enough_data"
+    assert computed["verdict"]["variantId"] is None
+    assert repr(metric) in computed["verdict"]["sentence"]
+    assert computed["trustworthy"] is False
+    (absence,) = (one for one in computed["warnings"] if one["code"] == "NO_EVENTS")
+    assert repr(metric) in absence["message"]
+    assert "'purchase'" in absence["message"]
+    assert "No event was refused." in absence["message"]
+    codes = {one["code"] for one in computed["warnings"]}
+    assert not codes & {"NOT_TO_PLAN", "ZERO_CONTROL_CONVERSIONS"}
+    bought = asked_both_ways(api, path, metric="purchase")
+    assert bought["verdict"]["status"] != "not_enough_data"
+    assert "NO_EVENTS" not in [one["code"] for one in bought["warnings"]]
+
+
+@pytest.mark.parametrize("form", ["text/plain", "text/markdown"])
+def test_the_text_forms_tell_of_an_absence_of_events(
+    api, nine_thousand, tmp_path, form
+):
+    path = nine_thousand(tmp_path)
+
+    for answer in (
+        api.post(f"{path}/compute-results", headers={"Accept": form}),
+        api.get(f"{path}/compute-results", headers={"Accept": form}),
+    ):
+        text = " ".join(answer.text.replace("\\", "").split())
+        assert "not_enough_data" in text
+        assert "nothing was counted for the metric 'conversion'" in text
+        assert "The metrics counted are 'purchase'." in text
+
+
+def test_events_that_were_all_refused_are_not_enough_data(api, nine_thousand, tmp_path):
+    path = nine_thousand(tmp_path, converted=None)
+    early = {"occurredAt": "2020-01-01T00:00:00Z"}
+    rows = [{"userId": f"u{number}", **early} for number in range(3)]
+    rows += [{"userId": "a stranger"}, {"userId": "another"}]
+    sent = api.post(f"{path}/conversions/batch", {"conversions": rows})
+    assert {one["status"] for one in sent.json["data"]} == {"rejected"}
+
+    computed = asked_both_ways(api, path)
+
+    assert computed["verdict"]["status"] == "not_enough_data"
+    (absence,) = (one for one in computed["warnings"] if one["code"] == "NO_EVENTS")
+    assert "No event of any other metric was counted either." in absence["message"]
+    assert "5 were refused" in absence["message"]
+    assert "3 from before the enrolment (BEFORE_ENROLLMENT)" in absence["message"]
+    assert "2 of users who are not enrolled (NOT_ENROLLED)" in absence["message"]
+
+
+def test_refused_events_are_told_of_before_anybody_is_enrolled(api, running):
+    path = running()
+    silent = asked_both_ways(api, path)
+    assert "NO_EVENTS" not in [one["code"] for one in silent["warnings"]]
+
+    api.post(f"{path}/conversions", {"userId": "a stranger"})
+
+    told = asked_both_ways(api, path)
+    assert told["verdict"]["status"] == "not_enough_data"
+    (absence,) = (one for one in told["warnings"] if one["code"] == "NO_EVENTS")
+    assert "1 of users who are not enrolled (NOT_ENROLLED)" in absence["message"]
+
+
+def test_of_very_many_metrics_ten_are_named(api, running, enrolled):
+    path = running()
+    enrolled(path, "u1")
+    rows = [{"userId": "u1", "metric": f"m{number:02}"} for number in range(12)]
+    api.post(f"{path}/conversions/batch", {"conversions": rows})
+
+    computed = api.get(f"{path}/compute-results").json["data"]
+
+    (absence,) = (one for one in computed["warnings"] if one["code"] == "NO_EVENTS")
+    assert "'m08', 'm09' and 2 more." in absence["message"]
+    assert "'m10'" not in absence["message"]
+
+
+# ----------------------------------------------------------------------------
+# As of when, and by either method
+# ----------------------------------------------------------------------------
+
+
+def test_an_analysis_can_be_replayed(api, traffic):
+    path, said = traffic
+    for moment, then in said:
+        computed = asked_both_ways(api, path, asOf=moment, metric="order")
+
+        assert computed["asOf"] == moment.replace("+00:00", "Z")
+        for variant, counted in zip(
+            computed["variants"], then["variants"], strict=True
+        ):
+            row = counted["results"][1]
+            assert row["metric"] == "order"
+            assert variant["sampleSize"] == counted["participants"]
+            assert variant["conversions"] == row["conversions"]
+            assert variant["value"]["count"] == row["value"]["count"]
+            assert variant["value"]["sum"] == pytest.approx(row["value"]["sum"])
+    now = asked_both_ways(api, path, metric="order")
+    assert "asOf" not in now
+    assert now["variants"] == computed["variants"]
+    text = api.get(
+        f"{path}/compute-results",
+        query_string={"asOf": moment},
+        headers={"Accept": "text/plain"},
+    ).text
+    assert moment.replace("+00:00", "Z") in text
+
+
+def test_a_replay_from_before_the_first_user_has_no_data(api, traffic):
+    path, _ = traffic
+
+    computed = asked_both_ways(api, path, asOf="2020-01-01T00:00:00Z")
+
+    assert computed["verdict"]["status"] == "not_enough_data"
+    assert [one["sampleSize"] for one in computed["variants"]] == [0, 0]
+
+
+@pytest.mark.parametrize("level", ["0.5", "0.50", "0.9", "0.95", "0.985", "0.99"])
+def test_a_query_shapes_the_intervals_as_a_body_does(api, draft, level):
+    path = draft()
+
+    computed = api.get(f"{path}/compute-results?confidenceLevel={level}").json["data"]
+
+    assert computed["analysis"]["confidenceLevel"] == float(level)
+    assert computed["variants"][0]["confidenceInterval"]["level"] == float(level)
+    assert computed["analysis"]["verdictConfidenceLevel"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("confidenceLevel=0.49", "confidenceLevel"),
+        ("confidenceLevel=0.991", "confidenceLevel"),
+        ("confidenceLevel=1", "confidenceLevel"),
+        ("confidenceLevel=95", "confidenceLevel"),
+        ("confidenceLevel=nan", "confidenceLevel"),
+        ("confidenceLevel=9e-1", "confidenceLevel"),
+        ("confidenceLevel=", "confidenceLevel"),
+        ("asOf=yesterday", "asOf"),
+        ("metric=", "metric"),
+        ("metrics=order", "metrics"),
+    ],
+)
+def test_a_wrong_question_about_an_analysis_is_refused(api, draft, query, path):
+    response = api.get(f"{draft()}/compute-results?{query}")
+
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+def intervals_of(answer, name=""):
+    """Yield each interval of an answer, wherever it stands."""
+    if isinstance(answer, dict):
+        if name.endswith("Interval"):
+            yield answer
+        for key, value in answer.items():
+            yield from intervals_of(value, key)
+    if isinstance(answer, list):
+        for value in answer:
+            yield from intervals_of(value)
+
+
+def test_an_empty_arm_has_a_comparison_and_every_interval_its_four_fields(
+    api, app, running, tmp_path
+):
+    path = running()
+    file = tmp_path / "log.csv"
+    file.write_text(
+        "user_id,variant,timestamp,converted_at,metric,value\n"
+        "a,v1,2025-02-01T09:00:00Z,2025-02-01T10:00:00Z,order,2\n"
+        "b,v1,2025-02-01T09:00:00Z,,,\n"
+    )
+    command = ["import", path.removeprefix("experiments/"), str(file)]
+    assert app.test_cli_runner().invoke(args=command).exit_code == 0
+
+    computed = asked_both_ways(api, path, metric="order")
+
+    against = computed["variants"][1]["comparison"]
+    assert (against["difference"], against["lift"]) == (None, None)
+    assert against["controlVariantId"] == "v1"
+    found = list(intervals_of(computed))
+    # Two a variant of its rate and two of its mean, four a comparison of either.
+    assert len(found) == 2 * 4 + 2 * 4
+    for one in found:
+        assert list(one) == ["lower", "upper", "level", "method"]
+    for block in (against["fixedHorizon"], against["sequential"]):
+        for name in ("differenceInterval", "liftInterval"):
+            assert (block[name]["lower"], block[name]["upper"]) == (None, None)
+    for form in TEXTS:
+        drawn = api.get(
+            f"{path}/compute-results?metric=order", headers={"Accept": form}
+        )
+        assert drawn.status_code == 200
+
+
 def test_a_plan_whose_target_is_above_one_is_refused(api, draft):
     plan = {"baselineRate": 0.9, "minimumEffect": 0.2}
 
@@ -342,6 +586,7 @@ def test_results_answer_in_the_text_that_is_accepted(api, traffic, form):
         api.get(f"{path}/results", headers=headers),
         api.get(f"{path}/results?granularity=day", headers=headers),
         api.post(f"{path}/compute-results", headers=headers),
+        api.get(f"{path}/compute-results", headers=headers),
     ):
         assert answer.status_code == 200
         assert answer.headers["Content-Type"] == f"{form}; charset=utf-8"

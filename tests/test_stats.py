@@ -568,12 +568,53 @@ def test_no_difference_is_an_interval_inside_the_planned_effect():
     assert verdict(arms).status == "keep_running"
 
 
-def test_no_difference_is_also_twice_the_planned_users_without_a_winner():
+def test_twice_the_planned_users_without_a_conclusion_are_inconclusive():
     # R: power.prop.test(p1 = .10, p2 = .12, power = .80): n = 3841 in each group.
     plan = Plan(0.1, 0.02)
 
     assert verdict(pair((7600, 760), (7600, 850)), plan=plan).status == "keep_running"
-    assert verdict(pair((7690, 769), (7690, 870)), plan=plan).status == "no_difference"
+    assert verdict(pair((7690, 769), (7690, 870)), plan=plan).status == "inconclusive"
+
+
+def test_a_difference_that_one_look_would_find_is_never_called_none():
+    arms, plan = pair((8000, 800), (8000, 920)), Plan(0.1, 0.02)
+
+    result = stats.analyse(arms, plan=plan)
+
+    found = result.variants[1].comparison
+    # scipy 1.17.1: chi2_contingency([[800, 7200], [920, 7080]], correction=False).
+    assert found.fixed_horizon.p_value == pytest.approx(0.002193061604)
+    assert found.sequential.difference_interval.upper > 0.02
+    assert result.verdict.status == "inconclusive"
+    assert result.verdict.variant_id is None
+    assert "Detailed converts 11.5 % of 8,000 users" in result.verdict.sentence
+    assert "16,000 users where 7,682 were planned" in result.verdict.sentence
+    assert "neither shown nor ruled out" in result.verdict.sentence
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(100, 40_000), st.floats(0.05, 0.5), st.floats(0.7, 1.4))
+def test_no_difference_is_said_only_inside_the_planned_effect(users, rate, ratio):
+    arms = pair((users, round(users * rate)), (users, round(users * rate * ratio)))
+
+    result = stats.analyse(arms, plan=Plan(0.1, 0.02))
+
+    interval = result.variants[1].comparison.sequential.difference_interval
+    inside = interval.lower > -0.02 and interval.upper < 0.02
+    if result.verdict.status == "no_difference":
+        assert inside
+    if result.verdict.status == "inconclusive":
+        assert not inside
+
+
+def test_one_open_variant_of_several_leaves_the_whole_inconclusive():
+    # The second variant lies inside the planned effect, the third does not.
+    arms = many((40_000, 4_010), (40_000, 4_200), control=(40_000, 4_000))
+
+    found = verdict(arms, plan=Plan(0.1, 0.012))
+
+    assert found.status == "inconclusive"
+    assert "V3" in found.sentence
 
 
 def test_the_verdict_uses_the_level_of_the_plan_and_not_the_one_shown():

@@ -368,6 +368,7 @@ def test_no_endpoint_opens_to_all_the_other_scopes_together(app, token):
         ("/api/experiments/<id>/complete", "POST", "write"),
         ("/api/experiments/<id>/duplicate", "POST", "write"),
         ("/api/experiments/<id>/results", "GET", "read"),
+        ("/api/experiments/<id>/compute-results", "GET", "read"),
         ("/api/experiments/<id>/compute-results", "POST", "read"),
         ("/api/experiments/<id>/assignments", "POST", "assign"),
         ("/api/experiments/<id>/assignments/batch", "POST", "assign"),
