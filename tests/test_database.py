@@ -156,7 +156,7 @@ def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, 
 
 @pytest.mark.parametrize("table", models.TABLES)
 def test_rows_of_unequal_columns_are_refused_and_not_cut_to_those_of_the_first(
-    table,
+    app, table
 ):
     first, *_ = columns = list(table._meta.fields)
     whole = dict.fromkeys(columns, 1)

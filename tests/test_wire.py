@@ -201,7 +201,9 @@ def test_a_page_of_sixteen_digits_is_empty_and_one_of_more_is_refused(api, draft
 def test_head_asks_as_get_does_and_answers_without_a_body(api, anonymous, draft):
     path = draft()
     for asked in ("experiments", path, f"{path}/export", "/healthz"):
-        told, whole = api("HEAD", asked), api.get(asked)
+        told = api("HEAD", asked)
+        told.close()  # as a server does: an export gives its slot back
+        whole = api.get(asked)
         assert (told.status_code, told.data) == (200, b"")
         assert told.headers["Content-Type"] == whole.headers["Content-Type"]
     assert anonymous("HEAD", path).status_code == 401
@@ -232,7 +234,7 @@ def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
 
     assert_error(response, 500, "INTERNAL_ERROR")
     assert "marker" not in response.text
-    line = json.loads(stream.getvalue())
+    line = json.loads(stream.getvalue().splitlines()[0])
     assert line["error"] == "KeyError" and "in crash" in line["traceback"]
     assert "marker" not in stream.getvalue()
 
