@@ -60,6 +60,7 @@ from wire import (
     log,
     note_arrival,
     note_departure,
+    note_end,
     page,
     readable,
     refuse_odd_path,
@@ -640,6 +641,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
 
     app.before_request(note_arrival)
     app.after_request(note_departure)
+    app.teardown_request(note_end)
     for kind, answer in ANSWERS.items():
         app.register_error_handler(kind, answer)
     _document(app)

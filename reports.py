@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from peewee import JOIN, fn
 
 import ledger
+from engine import giving_way
 from models import (
     MOST_METRICS,
     Assignment,
@@ -28,6 +29,8 @@ from models import (
     database,
     utcnow,
 )
+
+FEW = 20  # rows, which take about a third of a millisecond to read
 
 # ----------------------------------------------------------------------------
 # Counts
@@ -103,7 +106,8 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
             Assignment.experiment == current.id, Assignment.received_at <= until
         )
         enrolled_on = Counter(
-            (variant, moment.date()) for variant, moment in enrolled.tuples().iterator()
+            (variant, moment.date())
+            for variant, moment in giving_way(enrolled.tuples().iterator(), FEW)
         )
         participants = {variant.key: 0 for variant in current.variants}
         for (variant, _), number in enrolled_on.items():
@@ -111,6 +115,7 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
         rows = _conversions(
             Conversion.experiment == current.id, Conversion.received_at <= until
         )
+        rows = giving_way(rows, FEW)
         for _, mine in groupby(rows, key=lambda row: row.assignment_id):
             totals: dict[tuple[int, str], ledger.Total] = {}
             for row in mine:
@@ -212,7 +217,7 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
             Assignment.id >= seat, (Assignment.id > seat) | (number > conversion)
         )
         rows: list[Any] = list(page.tuples())
-        for _, _, *told in rows:
+        for _, _, *told in giving_way(rows, FEW):
             yield dict(zip(EXPORTED, told, strict=True))
         if len(rows) < PAGE:
             return

@@ -309,6 +309,7 @@ def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
             if read and not when(read[0]):
                 return handler(*read, **ids)
             slot = current_app.extensions["abacus_slots"].take(auth.subject())
+            note_end()  # it is no quick one
             try:
                 answer = handler(*read, **ids)
             except BaseException:
@@ -580,8 +581,16 @@ def _as_json(converter: Any, field: Any, ret: Any) -> dict[str, Any]:
 
 
 def note_arrival() -> None:
-    """Give the request its id and its clock."""
+    """Give the request its id and its clock, and count it as a quick one."""
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
+    engine.traffic.enter()
+    g.is_quick = True
+
+
+def note_end(_: BaseException | None = None) -> None:
+    """Count the request out, however it ended."""
+    if g.pop("is_quick", False):
+        engine.traffic.leave()
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

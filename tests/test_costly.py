@@ -1,11 +1,14 @@
 """Work that takes seconds is bounded in how much of it runs at once."""
 
+import time
+
 import pytest
 from conftest import Caller, assert_error
 from werkzeug.test import EnvironBuilder
 
 import assignment
 import figures
+from engine import Traffic, traffic
 from wire import REFUSALS, Slots
 
 DAY = "results?granularity=day"
@@ -185,6 +188,51 @@ def test_a_rehearsal_keeps_its_budget_whatever_its_shape(
     participants, looks, runs, treatments, affordable
 ):
     assert figures.affordable_runs(participants, looks, runs, treatments) == affordable
+
+
+def test_costly_work_pauses_while_quick_requests_are_answered_and_only_then():
+    ways = Traffic()
+    began = time.monotonic()
+    for _ in range(1_000):
+        ways.pause()
+    undisturbed = time.monotonic() - began
+    ways.enter()
+    began = time.monotonic()
+    for _ in range(20):
+        ways.pause()
+    disturbed = time.monotonic() - began
+    ways.leave()
+
+    assert disturbed >= 20 * ways.PAUSE > undisturbed
+    assert ways.quick == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/healthz", 200),
+        ("GET", "/nowhere", 404),
+        ("GET", "{}", 200),
+        ("GET", "{}/export?format=csv", 200),
+        ("GET", "{}/export?format=xml", 400),
+        ("GET", f"{{}}/{DAY}", 200),
+        ("POST", "{}/simulate", 400),
+        ("PATCH", "{}", 409),
+    ],
+)
+def test_every_request_that_was_counted_in_is_counted_out(
+    callers, exporting, method, path, status
+):
+    before = traffic.quick
+    answer = callers("a")(
+        method,
+        path.replace("{}", f"{exporting}"),
+        {"name": "X"} if method == "PATCH" else None,
+    )
+
+    assert answer.status_code == status
+    answer.close()
+    assert traffic.quick == before
 
 
 @pytest.mark.parametrize("splits", [[5000, 5000], [1, 9999], [3333, 3333, 3334]])
