@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 import peewee
@@ -61,7 +62,8 @@ class Parser(FlaskParser):
             raise UnsupportedMediaType("The body must be application/json.")
         if req.headers.get("Content-Encoding", "identity") != "identity":
             raise UnsupportedMediaType("The body must not be compressed.")
-        return schemas.loads(body)
+        rows = schema.rows if isinstance(schema, schemas.Batch) else None
+        return schemas.loads(body, rows)
 
     def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> Any:
         # Without the location that webargs puts before every path.
@@ -289,12 +291,12 @@ def answer_http(error: HTTPException) -> Response:
 
 
 def answer_validation(error: ValidationError) -> Response:
-    details = list(schemas.flattened(error.messages))
+    details = list(islice(schemas.flattened(error.messages), schemas.ERRORS))
     told = "; ".join(
         f"{one['path']}: {one['message']}" if one["path"] else one["message"]
         for one in details[:3]
     )
-    return problem(400, told, "VALIDATION_ERROR", details[:100])
+    return problem(400, told, "VALIDATION_ERROR", details)
 
 
 def answer_invalid(error: Invalid) -> Response:
