@@ -52,6 +52,7 @@ from wire import (
     readable,
     refuse_odd_path,
     refuse_odd_query,
+    streamed,
 )
 
 ROOT = Path(__file__).parent
@@ -245,7 +246,7 @@ def enrol(body, id):
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
     users = [ledger.User(**user) for user in body["users"]]
-    return metrics.enrolled(ledger.enrol(find(id), users))
+    return streamed(DECISION, metrics.enrolled(ledger.enrol(find(id), users)))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -429,7 +430,7 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return metrics.converted(ledger.record(find(id), events))
+    return streamed(RECEIPT, metrics.converted(ledger.record(find(id), events)))
 
 
 @api.post("/events")
@@ -448,8 +449,8 @@ def record_event(body):
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
-    booked = ledger.credit(events)
-    return {"data": [metrics.converted(receipts) for receipts in booked]}
+    booked = [metrics.converted(receipts) for receipts in ledger.credit(events)]
+    return streamed(RECEIPTS, booked)
 
 
 # ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from itertools import islice
 from typing import Any
@@ -206,6 +206,28 @@ def readable(
         return result
     text = tables.FORMS[form](drawn(name, result))
     return Response(text, content_type=f"{form}; charset=utf-8")
+
+
+def streamed(schema: Schema, rows: Iterable[Any]) -> Response:
+    """Return the answer `{"data": [...]}` whose rows are written as they are sent.
+
+    The rows are values that were committed before: 10,000 of them, each with a
+    config of 16 KiB, are 160 MB of JSON, which no process has to hold at once.
+    """
+    return Response(_pieces(schema, rows), mimetype="application/json")
+
+
+def _pieces(schema: Schema, rows: Iterable[Any]) -> Iterator[str]:
+    texts, size = ['{"data": ['], 0
+    for place, row in enumerate(rows):
+        if place:
+            texts.append(", ")
+        texts.append(schemas.dumps(schema.dump(row)))
+        size += len(texts[-1])
+        if size > 64 * 1024:
+            yield "".join(texts)
+            texts, size = [], 0
+    yield "".join([*texts, "]}"])
 
 
 class Json(JSONProvider):
