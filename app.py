@@ -65,6 +65,7 @@ from wire import (
     readable,
     refuse_odd_path,
     refuse_odd_query,
+    streamed_list,
 )
 
 ROOT = Path(__file__).parent
@@ -259,7 +260,8 @@ def enrol(body, id):
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
     users = [ledger.User(**user) for user in body["users"]]
-    return metrics.enrolled(ledger.enrol(find(Experiment, id), users))
+    decisions = ledger.enrol(find(Experiment, id), users)
+    return streamed_list(DECISION, metrics.enrolled(decisions))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -439,7 +441,8 @@ def convert(body, id):
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [ledger.Event(**row) for row in body["conversions"]]
-    return metrics.converted(ledger.record(find(Experiment, id), events))
+    receipts = ledger.record(find(Experiment, id), events)
+    return streamed_list(RECEIPT, metrics.converted(receipts))
 
 
 @api.post("/events")
@@ -458,8 +461,8 @@ def record_event(body):
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [ledger.Event(**row) for row in body["events"]]
-    booked = ledger.credit(events)
-    return {"data": [metrics.converted(receipts) for receipts in booked]}
+    booked = [metrics.converted(receipts) for receipts in ledger.credit(events)]
+    return streamed_list(RECEIPTS, booked)
 
 
 # ----------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice
 from operator import ge, gt, le, lt
 from typing import Any, NamedTuple, TypeVar
 
@@ -63,6 +64,7 @@ import re2
 
 DEPTH = 10
 RULES = 200
+PROBLEMS = 100  # that are named; after them no more are looked for
 FIELD_LENGTH = 255
 PATTERN_LENGTH = 256
 # Linear is not yet cheap: a character can cost as much as the programs that the
@@ -419,7 +421,7 @@ def problems(tree: Any) -> list[Problem]:
     """Return everything that is wrong with a tree, whatever JSON it is.
 
     Past the 200th rule and the 10,000th step of its patterns nothing more is looked
-    at, so that asking is bounded too.
+    at, so that asking is bounded too; nor past the 100th problem.
     """
     found = []
     rules = steps = 0
@@ -430,7 +432,12 @@ def problems(tree: Any) -> list[Problem]:
             found.append(Problem("", f"A tree holds at most {RULES} rules."))
             break
         own = _group_problems(node, depth) if _is_group(node) else _leaf_problems(node)
-        found += [Problem((prefix + key).rstrip("."), said) for key, said in own]
+        room = PROBLEMS - len(found)
+        found += [
+            Problem((prefix + key).rstrip("."), said) for key, said in islice(own, room)
+        ]
+        if len(found) == PROBLEMS:
+            break
         steps += _steps(node)
         if steps > STEPS:
             found.append(Problem(f"{prefix}value", _too_long(steps)))

@@ -7,7 +7,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from itertools import accumulate
+from itertools import accumulate, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ from marshmallow import (
     fields,
     post_dump,
     post_load,
+    pre_load,
     validate,
     validates_schema,
 )
@@ -45,9 +46,11 @@ from reports import EXPORTED
 
 DEPTH = 64
 PIECE = 65_536  # bytes of a body that are looked through at a time
-MARKS = b"[]{}"
+ROWS = 10_000  # of a batch
+ROWS_DEPTH = 2  # where they stand: an object holds a list that holds them
+MARKS = b"[]{},"
 NO_MARKS = bytes(set(range(256)) - set(MARKS))
-STEPS_OF_DEPTH = bytes.maketrans(MARKS, b"\x01\xff\x01\xff")  # 1 or -1
+STEPS_OF_DEPTH = bytes.maketrans(MARKS, b"\x01\xff\x01\xff\0")  # 1, -1 or 0
 # Of JSON whose escaped backslashes are taken out: NUL, or half a surrogate pair.
 UNSTORABLE = re.compile(
     rb"\\u0000"
@@ -62,8 +65,11 @@ class InvalidJson(Exception):
     """A text is not JSON that every reader reads alike: a body, a query, a line."""
 
 
-def loads(body: bytes) -> Any:
+def loads(body: bytes, rows: str | None = None) -> Any:
     """Return what strict JSON in UTF-8 says; numbers are int or Decimal.
+
+    With *rows*, the name of the one list that a batch has, raise ValidationError
+    for more than 10,000 items in it before any of them is read.
 
     Raise InvalidJson for anything that two readers may read differently: duplicate
     keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
@@ -73,7 +79,7 @@ def loads(body: bytes) -> Any:
         raise InvalidJson("The text begins with a byte order mark.")
     # The first backslash of a pair is no escape of what follows the pair.
     plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
-    _refuse_depth(plain_body)
+    _refuse_size(plain_body, rows)
     try:
         document = simplejson.loads(
             body.decode(),
@@ -90,24 +96,35 @@ def loads(body: bytes) -> Any:
     return document
 
 
-def _refuse_depth(plain_body: bytes) -> None:
-    """Raise InvalidJson for brackets over 64 deep, before anything is read.
+def _refuse_size(plain_body: bytes, rows: str | None) -> None:
+    """Raise InvalidJson for brackets over 64 deep, ValidationError for too many rows.
 
     The body is looked through in pieces and never matched as a whole: a pattern for
     a text with escapes needs a hundred times the memory of the text.
     """
-    depth = 0
+    depth = commas = 0
     for marks in _marks(plain_body):
-        if depth + marks.count(b"[") + marks.count(b"{") > DEPTH:
-            steps = memoryview(marks.translate(STEPS_OF_DEPTH)).cast("b")
-            if max(accumulate(steps, initial=depth)) > DEPTH:
-                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
-        opened = marks.count(b"[") + marks.count(b"{")
-        depth += 2 * opened - len(marks)
+        brackets = marks.translate(STEPS_OF_DEPTH, b",")
+        opened = brackets.count(b"\x01")
+        if depth + opened > DEPTH and max(_depths(brackets, depth)) > DEPTH:
+            raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
+        if rows is not None and len(marks) > len(brackets):
+            # A comma repeats the depth that it stands at.
+            repeated = _depths(marks.translate(STEPS_OF_DEPTH), depth)
+            commas += repeated.count(ROWS_DEPTH)
+            commas -= _depths(brackets, depth).count(ROWS_DEPTH)
+            if commas >= ROWS:
+                raise ValidationError({rows: [f"A batch has at most {ROWS:,} rows."]})
+        depth += 2 * opened - len(brackets)
+
+
+def _depths(steps: bytes, depth: int) -> list[int]:
+    """Return the depth, and how deep each of these steps leads from it."""
+    return list(accumulate(memoryview(steps).cast("b"), initial=depth))
 
 
 def _marks(plain_body: bytes) -> Iterator[bytes]:
-    """Yield the brackets that stand outside of texts, a piece of the body at a time."""
+    """Yield brackets and commas that stand outside of texts, a piece at a time."""
     if b"\\" in plain_body:
         plain_body = plain_body.replace(b'\\"', b"..")
     is_quoted = False
@@ -162,12 +179,14 @@ def _forbidden(document: Any) -> list[str] | None:
     return None
 
 
+def cut(text: str, most: int = 255) -> str:
+    """Return a text, or its beginning: what was sent is not sent back whole."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def shown(text: str) -> str:
-    """Return a text quoted, in ASCII, and cut: what was sent is not sent back whole."""
-    return ascii(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
-
-
-SHOWN = 100  # characters
+    """Return the beginning of a text, quoted and in ASCII."""
+    return ascii(cut(text, 100))
 
 
 def dumps(value: Any, **_: Any) -> str:
@@ -186,14 +205,16 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
     """Yield one {path, message} for each of marshmallow's nested messages."""
     if isinstance(messages, dict):
         for step, inner in messages.items():
-            named = path if step == "_schema" else (*path, str(step))
+            named = path if step == "_schema" else (*path, cut(str(step)))
             yield from flattened(inner, named)
     elif isinstance(messages, list):
         for inner in messages:
             yield from flattened(inner, path)
     else:
-        yield {"path": ".".join(path), "message": str(messages)}
+        yield {"path": ".".join(path), "message": cut(str(messages), 1_000)}
 
+
+ERRORS = 100  # that a refusal names; after them no more are looked for
 
 # ----------------------------------------------------------------------------
 # Fields
@@ -226,7 +247,9 @@ def is_storable(text: str) -> None:
 def is_an_id(text: str) -> None:
     is_storable(text)  # what is not JSON may hold it: a query, a line of an import
     if not text.strip() or text.strip().casefold() in NOT_IDS:
-        raise ValidationError(f"{text!r} is not an id but the mark of a missing one.")
+        raise ValidationError(
+            f"{shown(text)} is not an id but the mark of a missing one."
+        )
 
 
 def is_a_slug(text: str) -> None:
@@ -286,6 +309,34 @@ class Told(fields.Field[Any]):
     def __init__(self, **options: Any) -> None:
         metadata = {**self.shape, **options.pop("metadata", {})}
         super().__init__(metadata=metadata, **options)
+
+
+class Items(fields.List):
+    """A list whose length is checked before its items are.
+
+    No more than 100 items that are wrong are named.
+    """
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **options: Any
+    ) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        for rule in self.validators:
+            if isinstance(rule, validate.Length) and len(value) > (rule.max or 0):
+                rule(value)
+        items: list[Any] = []
+        errors: dict[int, Any] = {}
+        for place, item in enumerate(value):
+            try:
+                items.append(self.inner.deserialize(item, **options))
+            except ValidationError as error:
+                errors[place] = error.messages
+                if len(errors) == ERRORS:
+                    break
+        if errors:
+            raise ValidationError(errors, valid_data=items)
+        return items
 
 
 class Number(Told):
@@ -441,6 +492,16 @@ class Wire(Schema):
         if field_obj.data_key is None:
             field_obj.data_key = camel_case(field_name)
 
+    @pre_load
+    def _refuse_many_keys(self, data: Any, **_: Any) -> Any:
+        """Name 100 unknown keys where there are more, and look at nothing else."""
+        if isinstance(data, dict) and len(data) > len(self.fields) + ERRORS:
+            known = {field.data_key for field in self.fields.values()}
+            unknown = (key for key in data if key not in known)
+            named = islice(unknown, ERRORS)
+            raise ValidationError({key: ["Unknown field."] for key in named})
+        return data
+
 
 class Answer(Wire):
     """What only goes out: every field is there, but for those named in `sometimes`."""
@@ -512,7 +573,7 @@ class VariantSchema(Wire):
     name = Name(200, required=True)
     split_percentage = Percentage(attribute="split", required=True)
     flow_id = Id(allow_none=True)
-    config = fields.Dict(keys=fields.String(), allow_none=True, validate=is_small)
+    config = fields.Dict(allow_none=True, validate=is_small)
 
 
 class VariantChangeSchema(VariantSchema):
@@ -641,9 +702,7 @@ class SizeSchema(Wire):
     power = Power()
     confidence_level = ConfidenceLevel()
     variants = Integer("2", "20", load_default=None)
-    splits = fields.List(
-        Percentage(), load_default=None, validate=validate.Length(2, 20)
-    )
+    splits = Items(Percentage(), load_default=None, validate=validate.Length(2, 20))
     users_per_day = Integer("1", "1000000000000", load_default=None)
 
     @validates_schema(skip_on_field_errors=True)
@@ -768,9 +827,7 @@ class ExperimentSchema(Wire):
     note = fields.String(dump_only=True, allow_none=True)
     created_at = Moment(dump_only=True)
     updated_at = Moment(dump_only=True)
-    variants = fields.List(
-        fields.Nested(VariantSchema()), required=True, validate=WHOLE_LIST
-    )
+    variants = Items(fields.Nested(VariantSchema()), required=True, validate=WHOLE_LIST)
     count = fields.Function(
         lambda experiment: {"assignments": experiment.participants},
         data_key="_count",
@@ -790,7 +847,7 @@ class ExperimentChangeSchema(ExperimentSchema):
     type = fields.String(validate=validate.OneOf(["ab_test"]))
     primary_metric = Id()
     traffic_percentage = Percentage(attribute="traffic")
-    variants = fields.List(
+    variants = Items(
         fields.Nested(VariantChangeSchema()),
         validate=[
             validate.Length(2, 20, error="An experiment has 2 to 20 variants."),
@@ -862,7 +919,7 @@ class UserSchema(Wire):
     """A user, and what the caller knows of them."""
 
     user_id = Id(required=True)
-    attributes = fields.Dict(keys=fields.String(), load_default=dict)
+    attributes = fields.Dict(load_default=dict)
 
 
 class ExplainQuery(Wire):
@@ -872,14 +929,24 @@ class ExplainQuery(Wire):
     attributes = JsonText(load_default=dict)
 
 
-def Rows(schema: Schema) -> fields.List:
+def Rows(schema: Schema) -> Items:
     """Return a field for 1 to 10,000 rows."""
-    return fields.List(
-        fields.Nested(schema), required=True, validate=validate.Length(1, 10_000)
+    return Items(
+        fields.Nested(schema), required=True, validate=validate.Length(1, ROWS)
     )
 
 
-class UsersSchema(Wire):
+class Batch(Wire):
+    """A list of rows, and nothing beside it."""
+
+    @property
+    def rows(self) -> str:
+        """Return what the list is named on the wire."""
+        (name,) = (str(field.data_key) for field in self.fields.values())
+        return name
+
+
+class UsersSchema(Batch):
     """Users to enrol, in one transaction."""
 
     users = Rows(UserSchema())
@@ -1023,13 +1090,13 @@ class EventSchema(Wire):
     idempotency_key = Id(load_default=None, allow_none=True)
 
 
-class ConversionsSchema(Wire):
+class ConversionsSchema(Batch):
     """Conversions to book, in one transaction."""
 
     conversions = Rows(EventSchema())
 
 
-class EventsSchema(Wire):
+class EventsSchema(Batch):
     """Events to book in every experiment that their users are in."""
 
     events = Rows(EventSchema())
@@ -1176,7 +1243,7 @@ class TrialSchema(Wire):
     """Somebody to try an audience on."""
 
     user_id = Id(load_default=None)
-    attributes = fields.Dict(keys=fields.String(), load_default=dict)
+    attributes = fields.Dict(load_default=dict)
 
 
 class TrialResultSchema(Answer):

@@ -1,6 +1,8 @@
 """Enrolment: who gets which variant, once and for good."""
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from urllib.parse import quote
 
@@ -139,6 +141,38 @@ def test_ten_thousand_users_are_enrolled_in_one_call_and_one_more_is_refused(
     assert taken.status_code == 200
     assert api.get(path).json["data"]["_count"] == {"assignments": 10_000}
     assert list(reports.discrepancies()) == []
+
+
+def test_a_large_answer_is_written_as_it_is_sent_and_after_the_commit(api, running):
+    configs = [{"text": letter * 16_000} for letter in "ab"]
+    variants = [
+        {"name": f"V{place}", "splitPercentage": 50, "config": config}
+        for place, config in enumerate(configs)
+    ]
+    path = running(variants=variants)
+    users = [{"userId": f"u{number}"} for number in range(1_000)]
+
+    tracemalloc.start()
+    try:
+        answer = api.post(f"{path}/assignments/batch", {"users": users})
+        before = api.get(path).json["data"]["_count"]
+        tracemalloc.reset_peak()
+        start = tracemalloc.get_traced_memory()[0]
+        pieces, size = [], 0
+        for piece in answer.response:
+            pieces.append(hashlib.sha256(piece).digest())
+            size += len(piece)
+        peak = tracemalloc.get_traced_memory()[1] - start
+    finally:
+        tracemalloc.stop()
+    again = api.post(f"{path}/assignments/batch", {"users": users}).json["data"]
+
+    assert before == {"assignments": 1_000}
+    assert size > 16_000_000 and peak < 1_000_000
+    assert len(pieces) > 100
+    assert [one["userId"] for one in again] == [one["userId"] for one in users]
+    for one in again:
+        assert one["config"] == configs[int(one["variantName"][1])]
 
 
 def test_a_wrong_row_refuses_the_whole_batch(api, running):

@@ -11,6 +11,7 @@ import tracemalloc
 from decimal import Decimal
 from urllib.parse import urljoin
 
+import marshmallow
 import pytest
 from conftest import SECRET, assert_error, paths, two_variants
 from hypothesis import given
@@ -681,6 +682,188 @@ def test_a_text_of_escapes_is_refused_exactly_where_no_database_keeps_it(some):
     else:
         with pytest.raises(ValidationError):
             schemas.loads(body)
+
+
+BATCHES = {
+    "users": "assignments/batch",
+    "conversions": "conversions/batch",
+    "events": "/api/events/batch",
+}
+
+
+def send_batch(api, path, rows, body):
+    """Send a batch; return the answer and the seconds of work that it took."""
+    where = BATCHES[rows] if BATCHES[rows][0] == "/" else f"{path}/{BATCHES[rows]}"
+    headers = {"Content-Type": "application/json"}
+    began = time.process_time()
+    answer = api("POST", where, data=body, headers=headers)
+    return answer, time.process_time() - began
+
+
+@pytest.mark.parametrize("rows", BATCHES)
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"0",
+        b"{}",
+        b'""',
+        b"[]",
+        b"null",
+        b'"\\\\\\","',
+        b'{"userId": "u", "a": [0, 0]}',
+    ],
+)
+def test_a_batch_that_is_too_long_is_refused_before_a_row_is_read(
+    api, running, rows, row
+):
+    path = running()
+    many = b",".join([row] * (10_000_000 // (len(row) + 1)))
+
+    refused, took = send_batch(api, path, rows, b'{"%b": [%b]}' % (rows.encode(), many))
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert error["details"] == [
+        {"path": rows, "message": "A batch has at most 10,000 rows."}
+    ]
+    assert took < 0.5
+    assert api.get(path).json["data"]["_count"] == {"assignments": 0}
+
+
+@pytest.mark.parametrize("rows", BATCHES)
+def test_the_rows_of_a_batch_are_counted_and_no_commas_but_theirs(api, running, rows):
+    path = running()
+    commas = {
+        "userId": "u,1",
+        "a,b": [[",", ","]] * 2_000,
+        "c": {str(n): 1 for n in range(90)},
+    }
+    wrong = json.dumps({rows: [commas, *([0] * 9_999)], "b": ","}).encode()
+
+    refused, _ = send_batch(api, path, rows, wrong)
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert {f"{rows}.0.a,b", f"{rows}.0.c", f"{rows}.1"} <= paths(error)
+    assert "10,000" not in refused.text
+    over, _ = send_batch(api, path, rows, wrong.replace(b"0]", b"0, 0]", 1))
+    assert "10,000" in over.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "row"),
+    [
+        ("users", b"0"),
+        ("users", b'{"userId": 1, "x": 2}'),
+        ("conversions", b'{"value": "x", "metric": 5, "occurredAt": 5, "q": 1}'),
+        ("events", b"[]"),
+    ],
+)
+def test_a_refusal_names_a_hundred_errors_and_looks_for_no_more(
+    api, running, rows, row
+):
+    path = running()
+    body = b'{"%b": [%b]}' % (rows.encode(), b",".join([row] * 9_999))
+
+    refused, took = send_batch(api, path, rows, body)
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert len(error["details"]) == 100
+    last = error["details"][-1]["path"].split(".")[1]
+    assert int(last) < 100
+    assert took < 2
+
+
+@pytest.mark.parametrize("place", ["a batch", "a row", "a body", "a rule", "a variant"])
+def test_of_a_million_unknown_keys_a_hundred_are_named(api, running, place):
+    path = running()
+    is_batch = place in ("a batch", "a row")
+    keys = b",".join(
+        b'"x%d": 0' % each for each in range(400_000 if is_batch else 80_000)
+    )
+    where, body = {
+        "a batch": (f"{path}/assignments/batch", b"{%b}" % keys),
+        "a row": (f"{path}/assignments/batch", b'{"users": [{%b}]}' % keys),
+        "a body": (f"{path}/assignments", b"{%b}" % keys),
+        "a rule": ("audiences", b'{"name": "a", "ruleTree": {%b}}' % keys),
+        "a variant": ("experiments", b'{"name": "a", "variants": [{%b}, {}]}' % keys),
+    }[place]
+    began = time.process_time()
+    refused = api(
+        "POST", where, data=body, headers={"Content-Type": "application/json"}
+    )
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert len(error["details"]) == 100
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("where", "body"),
+    [
+        ("experiments", '{"name": "a", "variants": [LIST]}'),
+        (
+            "sample-size",
+            '{"baselineRate": 0.1, "minimumEffect": 0.1, "splits": [LIST]}',
+        ),
+        (
+            "audiences",
+            '{"name": "a", "ruleTree": {"logicalOperator": "OR", "rules": [LIST]}}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("item", ["0", "{}", '""'])
+def test_every_list_is_refused_by_its_length_before_its_items(api, where, body, item):
+    items = ",".join([item] * (1_000_000 // (len(item) + 1)))
+    began = time.process_time()
+    refused = api(
+        "POST",
+        where,
+        data=body.replace("LIST", items),
+        headers={"Content-Type": "application/json"},
+    )
+
+    error = assert_error(refused, 400, "VALIDATION_ERROR")
+    assert len(error["details"]) <= 100
+    assert time.process_time() - began < 2
+
+
+def test_every_list_that_is_read_has_a_bound_and_checks_it_first():
+    waiting, bounded = [schemas.Wire], set()
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        for name, field in kind().load_fields.items():
+            if isinstance(field, marshmallow.fields.List) and not issubclass(
+                kind, schemas.Answer
+            ):
+                assert isinstance(field, schemas.Items), (kind, name)
+                assert any(getattr(rule, "max", 0) for rule in field.validators)
+                bounded.add(name)
+    assert {"users", "conversions", "events", "variants", "splits"} <= bounded
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"userId": "LONG"}',
+        '{"userId": "BLANK"}',
+        '{"LONG": 1}',
+        '{"userId": "u", "attributes": {"LONG": "\\u0000"}}',
+        '{"userId": "u", "attributes": {"LONG": {"LONG": "\\ud800"}}}',
+        '{"LONG": 1, "LONG": 2}',
+    ],
+)
+def test_what_was_sent_is_not_sent_back_whole(api, running, body):
+    body = body.replace("LONG", "long" * 50_000).replace("BLANK", "\u3000" * 200_000)
+
+    refused = api(
+        "POST",
+        f"{running()}/assignments",
+        data=body.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+
+    assert refused.status_code == 400
+    assert len(refused.data) < 2_500
 
 
 def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
