@@ -37,7 +37,7 @@ from stats.results import (
 )
 from stats.splits import DETECTED, sample_ratio_mismatch
 from stats.values import value_figures
-from stats.verdict import Bounds, nothing_counted, verdict, warnings
+from stats.verdict import Bounds, nothing_counted, verdict, warnings, with_values
 
 if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
@@ -83,7 +83,8 @@ def analyse(
 
     For a metric with values (revenue), `value` has each variant's mean for each of
     its users, with an exact and an any-time comparison beside the rate's. The
-    verdict still rests on the conversion rate, whose test is exact.
+    verdict still rests on the conversion rate, whose test is exact; where the means
+    speak against it, its sentence and a warning say so.
     """
     for arm in arms:
         check_counts(arm.conversions, arm.sample_size)
@@ -103,6 +104,9 @@ def analyse(
         for place in range(len(arms))
     ]
     bounds = _verdict_bounds(test, variants, shown, deciding)
+    decided, disagreement = with_values(
+        verdict(arms, variants, split, plan, bounds, metric), variants, deciding.alpha
+    )
     absence = nothing_counted(arms, metric, received or Received())
     return Analysis(
         metric=metric,
@@ -119,8 +123,9 @@ def analyse(
             input_hash=input_hash(arms, plan, confidence_level, metric),
         ),
         sample_ratio_mismatch=split,
-        verdict=verdict(arms, variants, split, plan, bounds, metric),
+        verdict=decided,
         warnings=absence
+        + disagreement
         + warnings(
             arms,
             variants,

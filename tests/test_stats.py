@@ -739,6 +739,15 @@ def valued(*sums, users=100):
     ]
 
 
+def spent(*arms):
+    """Arms of (users, buyers, sum, squares), evenly split."""
+    split = Decimal(100) / len(arms)
+    return [
+        Arm(f"v{i}", f"V{i}", split, users, buyers, ValueSums(buyers, total, squares))
+        for i, (users, buyers, total, squares) in enumerate(arms, 1)
+    ]
+
+
 def test_values_stand_beside_the_rate_and_do_not_decide():
     arms = valued((Decimal(100), Decimal(1100)), (Decimal(900), Decimal(8200)))
 
@@ -750,6 +759,78 @@ def test_values_stand_beside_the_rate_and_do_not_decide():
     assert value.comparison.fixed_horizon.p_value < 1e-9
     assert value.comparison.sequential.is_significant
     assert result.verdict.status == "keep_running"
+    assert "VALUE_DISAGREES" in [one.code for one in result.warnings]
+
+
+def disagreement(result):
+    """The message of the warning that values speak against the verdict, or None."""
+    found = [one.message for one in result.warnings if one.code == "VALUE_DISAGREES"]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_winner_whose_revenue_fell_is_told_of_in_the_verdict():
+    # 500 and 750 buyers: means of 3 and 1 a user, which is 67 % less.
+    arms = spent((5_000, 500, 15_000, 500_000), (5_000, 750, 5_000, 40_000))
+
+    result = stats.analyse(arms)
+
+    assert (result.verdict.status, result.verdict.variant_id) == ("variant_wins", "v2")
+    told = "the mean value of a user is 1 in V2 and 3 in V1 (-67 %, always-valid p <"
+    assert told in result.verdict.sentence
+    assert told in disagreement(result)
+
+
+def test_a_fall_that_one_look_finds_is_told_of_beside_a_winner():
+    # Means of 3 and 1 again, with squares so large that only one look finds it:
+    # Welch's t is -2 / sqrt(2 * 1,500 / 5,000), about -2.6.
+    squares = 1_500 * 5_000
+    arms = spent((5_000, 500, 15_000, squares), (5_000, 750, 5_000, squares))
+
+    result = stats.analyse(arms)
+
+    value = result.variants[1].value.comparison
+    assert not value.sequential.is_significant
+    assert value.fixed_horizon.p_value < 0.05
+    assert "one look p = 0.01" in disagreement(result)
+
+
+@pytest.mark.parametrize("plan", [Plan(0.1, 0.02), Plan(0.1, 0.005), None])
+def test_equal_rates_and_half_the_revenue_are_told_of_whatever_the_verdict(plan):
+    arms = spent((20_000, 2_000, 40_000, 1_200_000), (20_000, 2_000, 20_000, 300_000))
+
+    result = stats.analyse(arms, plan=plan)
+
+    statuses = {0.02: "no_difference", 0.005: "keep_running"}
+    expected = statuses[plan.minimum_effect] if plan else "keep_running"
+    assert result.verdict.status == expected
+    assert "1 in V2 and 2 in V1 (-50 %, always-valid p <" in result.verdict.sentence
+    assert "-50 %" in disagreement(result)
+
+
+def test_a_control_that_wins_with_less_revenue_is_told_of():
+    arms = spent((5_000, 750, 5_000, 40_000), (5_000, 500, 15_000, 500_000))
+
+    result = stats.analyse(arms)
+
+    assert result.verdict.status == "control_wins"
+    assert "+200 %" in disagreement(result)
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        # A winner with more revenue; no difference in either; a broken split.
+        spent((5_000, 500, 5_000, 60_000), (5_000, 750, 7_500, 90_000)),
+        spent((20_000, 2_000, 40_000, 1_200_000), (20_000, 2_000, 40_000, 1_200_000)),
+        spent((10_000, 500, 15_000, 500_000), (5_000, 750, 5_000, 40_000)),
+    ],
+)
+def test_values_that_agree_raise_no_warning(arms):
+    result = stats.analyse(arms, plan=Plan(0.1, 0.02))
+
+    assert disagreement(result) is None
+    assert " But the mean value" not in result.verdict.sentence
 
 
 def test_values_without_spread_have_no_test():
@@ -761,15 +842,6 @@ def test_values_without_spread_have_no_test():
     assert found.fixed_horizon.difference_interval[:2] == (None, None)
     assert found.sequential.p_value is None
     json.dumps(result, allow_nan=False, default=str)
-
-
-def spent(*arms):
-    """Arms of (users, buyers, sum, squares), evenly split."""
-    split = Decimal(100) / len(arms)
-    return [
-        Arm(f"v{i}", f"V{i}", split, users, buyers, ValueSums(buyers, total, squares))
-        for i, (users, buyers, total, squares) in enumerate(arms, 1)
-    ]
 
 
 @pytest.mark.parametrize(
