@@ -10,7 +10,7 @@ from stats import contrasts, evidence
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import planned_centre
-from stats.posterior import Posterior, posterior
+from stats.posterior import Posterior, pooled_prior, posterior
 from stats.provenance import input_hash
 from stats.rates import (
     always_valid_rate_interval,
@@ -96,7 +96,9 @@ def analyse(
         [arm.sample_size for arm in arms], [arm.split_percentage for arm in arms]
     )
     test = _test(arms, planned_centre(plan))
-    chances = posterior([(arm.conversions, arm.sample_size) for arm in arms])
+    counts = [(arm.conversions, arm.sample_size) for arm in arms]
+    prior = pooled_prior(counts)
+    chances = posterior(counts, prior)
     comparisons = _comparisons(arms, test, chances, shown, deciding)
     values = value_figures(arms, shown, deciding)
     variants = [
@@ -116,7 +118,7 @@ def analyse(
             confidence_level=shown.confidence,
             verdict_confidence_level=deciding.confidence,
             correction="holm" if len(arms) > 2 else "none",
-            prior="Beta(1, 1)",
+            prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
             centre=test.centre,
             plan=plan,
             computed_at=computed_at,
