@@ -44,7 +44,7 @@ from stats.planning import (
     power_at,
     sample_size,
 )
-from stats.posterior import posterior
+from stats.posterior import Beta, pooled_prior, posterior
 from stats.provenance import input_hash
 from stats.rates import always_valid_rate_interval, conversion_rate, wilson_interval
 from stats.results import Analysis, Arm, Interval, Plan, Received, ValueSums
@@ -55,6 +55,7 @@ from stats.wording import amounts, percent_decimals, percentages
 __all__ = [
     "Analysis",
     "Arm",
+    "Beta",
     "Interval",
     "Plan",
     "PlannedSize",
@@ -89,6 +90,7 @@ __all__ = [
     "planned_centre",
     "planned_rates",
     "planned_total",
+    "pooled_prior",
     "pooled_score",
     "posterior",
     "power_at",

@@ -10,7 +10,7 @@ from stats import contrasts, evidence
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import planned_centre
-from stats.posterior import Posterior, posterior
+from stats.posterior import Posterior, pooled_prior, posterior
 from stats.provenance import input_hash
 from stats.rates import (
     always_valid_rate_interval,
@@ -37,7 +37,7 @@ from stats.results import (
 )
 from stats.splits import DETECTED, sample_ratio_mismatch
 from stats.values import value_figures
-from stats.verdict import Bounds, nothing_counted, verdict, warnings
+from stats.verdict import Bounds, nothing_counted, verdict, warnings, with_values
 
 if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
@@ -83,7 +83,8 @@ def analyse(
 
     For a metric with values (revenue), `value` has each variant's mean for each of
     its users, with an exact and an any-time comparison beside the rate's. The
-    verdict still rests on the conversion rate, whose test is exact.
+    verdict still rests on the conversion rate, whose test is exact; where the means
+    speak against it, its sentence and a warning say so.
     """
     for arm in arms:
         check_counts(arm.conversions, arm.sample_size)
@@ -95,7 +96,9 @@ def analyse(
         [arm.sample_size for arm in arms], [arm.split_percentage for arm in arms]
     )
     test = _test(arms, planned_centre(plan))
-    chances = posterior([(arm.conversions, arm.sample_size) for arm in arms])
+    counts = [(arm.conversions, arm.sample_size) for arm in arms]
+    prior = pooled_prior(counts)
+    chances = posterior(counts, prior)
     comparisons = _comparisons(arms, test, chances, shown, deciding)
     values = value_figures(arms, shown, deciding)
     variants = [
@@ -103,6 +106,9 @@ def analyse(
         for place in range(len(arms))
     ]
     bounds = _verdict_bounds(test, variants, shown, deciding)
+    decided, disagreement = with_values(
+        verdict(arms, variants, split, plan, bounds, metric), variants, deciding.alpha
+    )
     absence = nothing_counted(arms, metric, received or Received())
     return Analysis(
         metric=metric,
@@ -112,15 +118,16 @@ def analyse(
             confidence_level=shown.confidence,
             verdict_confidence_level=deciding.confidence,
             correction="holm" if len(arms) > 2 else "none",
-            prior="Beta(1, 1)",
+            prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
             centre=test.centre,
             plan=plan,
             computed_at=computed_at,
             input_hash=input_hash(arms, plan, confidence_level, metric),
         ),
         sample_ratio_mismatch=split,
-        verdict=verdict(arms, variants, split, plan, bounds, metric),
+        verdict=decided,
         warnings=absence
+        + disagreement
         + warnings(
             arms,
             variants,

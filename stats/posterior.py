@@ -14,11 +14,25 @@ from stats.numerics import np, special
 if TYPE_CHECKING:
     from stats.numerics import Floats
 
+#: How many users the prior weighs as much as.
+PRIOR_USERS = 2.0
+
 #: Tail probabilities at which each posterior breaks the range into panels.
 TAILS = (1e-14, 1e-9, 1e-6, 1e-4, 0.01, 0.15)
 
 #: Gauss-Legendre nodes on each panel.
 NODES = 32
+
+#: The widest panel below the posteriors' own, as a factor, and how many users times
+#: the end of the lowest panel make up: below it every posterior is a power of x.
+PANEL, LOWEST = 1e3, 1e-9
+
+
+class Beta(NamedTuple):
+    """A prior of a rate: as if so many users had converted, and so many had not."""
+
+    successes: float
+    failures: float
 
 
 class Posterior(NamedTuple):
@@ -29,36 +43,54 @@ class Posterior(NamedTuple):
     probability_to_beat_control: list[float]
 
 
-def posterior(counts: Sequence[tuple[int, int]]) -> Posterior:
-    """Return what Beta(1, 1) priors and (conversions, sample size) pairs imply.
+def pooled_prior(counts: Sequence[tuple[int, int]]) -> Beta:
+    """Return a prior with the weight of two users, centred on the pooled rate.
 
-    P(best) is the integral of ``f_k prod F_j``, the expected loss of choosing an
-    arm is ``E[max] - E[p_k]`` with ``E[max]`` the integral of ``1 - prod F_j``;
-    both by Gauss-Legendre quadrature on panels cut at every posterior's quantiles,
-    so the same counts always give the same digits. An arm beats itself with
-    probability 0.5.
+    Beta(1, 1) is centred on 50 %, which makes an arm of few users look good where
+    rates are low: 0 of 30 would be 73 % likely to beat 30 of 3,000. The pooled rate
+    is shrunk by one user who converted and one who did not, so that it is never 0
+    or 1; with nobody enrolled, the prior is Beta(1, 1).
+    """
+    conversions = sum(converted for converted, _ in counts) + 1
+    users = sum(size for _, size in counts) + 2
+    return Beta(
+        PRIOR_USERS * conversions / users, PRIOR_USERS * (users - conversions) / users
+    )
+
+
+def posterior(
+    counts: Sequence[tuple[int, int]], prior: Beta | None = None
+) -> Posterior:
+    """Return what the prior and (conversions, sample size) pairs imply.
+
+    Without a *prior*, the one of `pooled_prior`. P(best) is the integral of
+    ``f_k prod F_j``, the expected loss of choosing an arm is ``E[max] - E[p_k]``
+    with ``E[max]`` the integral of ``1 - prod F_j``; both by Gauss-Legendre
+    quadrature on panels cut at every posterior's quantiles, so the same counts
+    always give the same digits. An arm beats itself with probability 0.5.
 
     Stucchio (2015), "Bayesian A/B Testing at VWO", white paper; checked against
     the closed forms of Miller (2015).
     """
-    successes = np.array([conversions + 1.0 for conversions, _ in counts])
-    failures = np.array([size - conversions + 1.0 for conversions, size in counts])
-    nodes, weights, start = _quadrature(_breakpoints(successes, failures))
-    column = (slice(None), None)
-    below = special.betainc(successes[column], failures[column], nodes)
-    density = np.exp(
-        special.xlogy(successes[column] - 1, nodes)
-        + special.xlog1py(failures[column] - 1, -nodes)
-        - special.betaln(successes, failures)[column]
-    )
-    everyone = below.prod(axis=0)
+    own = prior or pooled_prior(counts)
+    successes = np.array([converted + own.successes for converted, _ in counts])
+    failures = np.array([size - converted + own.failures for converted, size in counts])
+    # A density may be infinite at the end that is nearer to the prior's centre. It is
+    # brought to 0, where floats are fine: above 50 %, the rates of not converting
+    # are integrated, and the best arm has the lowest.
+    is_mirrored = own.successes > own.failures
+    a, b = (failures, successes) if is_mirrored else (successes, failures)
+    grid = _grid(a, b, min(own))
+    beyond = 1 - grid.below if is_mirrored else grid.below
+    everyone = beyond.prod(axis=0)
     best = [
-        float((weights * density[k] * np.delete(below, k, axis=0).prod(axis=0)).sum())
+        float((grid.mass[k] * np.delete(beyond, k, axis=0).prod(axis=0)).sum())
         for k in range(len(counts))
     ]
-    beats = (density * below[0]) @ weights
-    beats = beats / np.maximum(density @ weights, 1e-300)
-    highest = start + float(((1 - everyone) * weights).sum())
+    beats = (grid.mass @ beyond[0]) / np.maximum(grid.mass.sum(axis=1), 1e-300)
+    highest = float(((1 - everyone) * grid.widths).sum())
+    if is_mirrored:
+        highest = 1 - float((everyone * grid.widths).sum())
     loss = highest - successes / (successes + failures)
     return Posterior(
         probability_best=[share / sum(best) for share in best],
@@ -67,8 +99,78 @@ def posterior(counts: Sequence[tuple[int, int]]) -> Posterior:
     )
 
 
+class _Grid(NamedTuple):
+    """The nodes of an integral over rates: what each weighs, and for each arm.
+
+    *widths* are the weights of dx, *mass* those of each posterior, *below* each
+    posterior's probability of a rate below the node.
+    """
+
+    widths: Floats
+    mass: Floats
+    below: Floats
+
+
+def _grid(a: Floats, b: Floats, least: float) -> _Grid:
+    """Return the nodes for these posteriors; *least* is the prior's own exponent.
+
+    Below `LOWEST` divided by the users, a posterior without a conversion is
+    ``c x^least``, which may keep half its mass below the smallest float: that panel
+    is integrated over ``x^least``. All others are integrated over ``log x``.
+    """
+    start = LOWEST / float((a + b).max())
+    lowest = _lowest_panel(a, b, least, start)
+    points = _breakpoints(a, b)
+    edges = _filled(np.log(np.concatenate([[start], points[points > start]])))
+    nodes, weights = _legendre()
+    half = np.diff(edges)[:, None] / 2
+    logs = (edges[:-1, None] + half * (1 + nodes)).ravel()
+    rates, weights = np.exp(logs), (half * weights).ravel()
+    column = (slice(None), None)
+    density = np.exp(
+        a[column] * logs
+        + special.xlog1py(b[column] - 1, -rates)
+        - special.betaln(a, b)[column]
+    )
+    below = special.betainc(a[column], b[column], rates)
+    return _Grid(
+        np.concatenate([lowest.widths, rates * weights]),
+        np.concatenate([lowest.mass, density * weights], axis=1),
+        np.concatenate([lowest.below, below], axis=1),
+    )
+
+
+def _lowest_panel(a: Floats, b: Floats, least: float, end: float) -> _Grid:
+    """Return the nodes from 0 to *end*, where rates are too small for floats.
+
+    With ``x = end * t^(1 / least)`` the mass of an arm without a conversion is spread
+    evenly over t. The series of the incomplete beta function is cut after its second
+    term: *end* is that small.
+    """
+    nodes, weights = _legendre()
+    t, weights = (1 + nodes) / 2, weights / 2
+    logs = np.log(end) + np.log(t) / least
+    rates = np.exp(logs)
+    a, b = a[:, None], b[:, None]
+    whole = special.betaln(a, b)
+    series = np.log1p(a * (1 - b) * rates / (a + 1))
+    mass = np.exp(a * logs + (b - 1) * np.log1p(-rates) - whole)
+    return _Grid(
+        rates * weights / (least * t),
+        mass * weights / (least * t),
+        np.exp(a * logs - np.log(a) - whole + series),
+    )
+
+
+def _filled(logs: Floats) -> Floats:
+    """Return the edges, as logs, with more between those that are far apart."""
+    parts = np.ceil(np.diff(logs) / np.log(PANEL)).astype(int)
+    places = np.concatenate([[0], np.cumsum(parts)])
+    return np.asarray(np.interp(np.arange(places[-1] + 1), places, logs))
+
+
 def _breakpoints(successes: Floats, failures: Floats) -> Floats:
-    """Return where the panels meet: every posterior's quantiles, sorted."""
+    """Return every posterior's quantiles, sorted."""
     tails = np.array([*TAILS, 0.5])
     a, b = successes[:, None], failures[:, None]
     mean = a / (a + b)
@@ -86,11 +188,3 @@ def _legendre() -> tuple[Floats, Floats]:
     """Return the nodes and weights on (-1, 1)."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     return nodes, weights
-
-
-def _quadrature(points: Floats) -> tuple[Floats, Floats, float]:
-    """Return nodes and weights of all panels, and where the first panel starts."""
-    nodes, weights = _legendre()
-    half = np.diff(points)[:, None] / 2
-    middle = (points[1:] + points[:-1])[:, None] / 2
-    return (middle + half * nodes).ravel(), (half * weights).ravel(), float(points[0])

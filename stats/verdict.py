@@ -18,7 +18,7 @@ from stats.results import (
     Verdict,
 )
 from stats.splits import DETECTED, SUSPECTED
-from stats.wording import amounts, brief, listed, p_value, percentages, points
+from stats.wording import amounts, brief, change, listed, p_value, percentages, points
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
@@ -116,6 +116,68 @@ def verdict(
         if total >= 2 * planned:
             return _inconclusive(open_pairs, control, (total, planned), effect)
     return _keep_running(open_pairs, control)
+
+
+def with_values(
+    decided: Verdict, variants: Sequence[VariantFigures], alpha: float
+) -> tuple[Verdict, list[Caution]]:
+    """Return the verdict and a caution that say where mean values speak against it.
+
+    For a winner it is enough that a single look finds its mean below the loser's
+    (p < *alpha*): who acts on the verdict should know. Where no winner is named, a
+    difference of the means must be significant at any look.
+    """
+    against = [
+        _value_against(one, variants[0])
+        for one in variants[1:]
+        if _is_against(decided, one, alpha)
+    ]
+    if not against:
+        return decided, []
+    told = listed(against)
+    caution = Caution(
+        "VALUE_DISAGREES",
+        f"The verdict rests on conversion rates, and mean values disagree: {told}. "
+        "Decide which of the two counts before you act on it.",
+    )
+    return decided._replace(sentence=f"{decided.sentence} But {told}."), [caution]
+
+
+def _is_against(decided: Verdict, variant: VariantFigures, alpha: float) -> bool:
+    """Tell whether a variant's mean value contradicts the verdict."""
+    value = variant.value and variant.value.comparison
+    if not value or not value.difference:
+        return False
+    one_look = value.fixed_horizon.p_value
+    is_lower = value.difference < 0
+    is_doubtful = one_look is not None and one_look < alpha
+    if decided.status == "variant_wins":
+        is_winner = variant.variant_id == decided.variant_id
+        found = value.sequential.is_significant or is_doubtful
+        return is_winner and is_lower and found
+    if decided.status == "control_wins":
+        return not is_lower and (value.sequential.is_significant or is_doubtful)
+    if decided.status in ("no_difference", "inconclusive", "keep_running"):
+        return value.sequential.is_significant
+    return False
+
+
+def _value_against(variant: VariantFigures, control: VariantFigures) -> str:
+    """Return both means in words, with how sure their difference is."""
+    own, other = variant.value, control.value
+    compared = own and own.comparison
+    if own is None or other is None or compared is None:
+        raise ValueError(f"{variant.variant_name} has no mean values to compare")
+    mean, base = amounts([own.mean or 0.0, other.mean or 0.0])
+    sure = f"one look {p_value(compared.fixed_horizon.p_value or 0.0)}"
+    if compared.sequential.is_significant:
+        sure = "always-valid " + p_value(compared.sequential.adjusted_p_value or 0.0)
+    if compared.lift is not None:
+        sure = f"{change(compared.lift)}, {sure}"
+    return (
+        f"the mean value of a user is {mean} in {variant.variant_name} and {base} in "
+        f"{control.variant_name} ({sure})"
+    )
 
 
 def nothing_counted(

@@ -63,6 +63,11 @@ def amounts(numbers: Sequence[float]) -> list[str]:
     return [_plain(float(number), decimals) for number in numbers]
 
 
+def change(lift: float) -> str:
+    """Return a relative difference in percent, with its sign, to two digits."""
+    return f"{'+' if lift > 0 else ''}{brief(100 * lift)} %"
+
+
 def p_value(value: float) -> str:
     """Return a p-value with its name; one below 0.001 is never printed as 0."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,7 +150,7 @@ def z_test(inputs):
 def bayes(inputs):
     assert inputs["prior"] == [1, 1]
     arms = [(arm["conversions"], arm["n"]) for arm in inputs["arms"]]
-    result = stats.posterior(arms)
+    result = stats.posterior(arms, stats.Beta(1, 1))
     return {
         "probabilityBest": result.probability_best,
         "expectedLoss": result.expected_loss,
@@ -265,12 +266,78 @@ def test_probability_to_beat_agrees_with_the_exact_sum():
             for i in range(c)
         )
 
-        result = stats.posterior([control, treatment])
+        result = stats.posterior([control, treatment], stats.Beta(1, 1))
 
         assert result.probability_best[1] == pytest.approx(float(exact), abs=1e-12)
         assert result.probability_to_beat_control[1] == pytest.approx(
             float(exact), abs=1e-12
         )
+
+
+def test_the_prior_weighs_two_users_and_is_centred_on_the_pooled_rate():
+    # (30 + 1) / (3,030 + 2) of two users.
+    prior = stats.pooled_prior([(0, 30), (30, 3_000)])
+    assert prior.successes == pytest.approx(2 * 31 / 3_032)
+    assert sum(prior) == pytest.approx(2)
+    assert stats.pooled_prior([(0, 0), (0, 0)]) == stats.Beta(1, 1)
+    for counts in ([(0, 10**6)] * 2, [(10**6, 10**6)] * 2):
+        assert min(stats.pooled_prior(counts)) > 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "best"),
+    [
+        # 1,000,000 draws of numpy's gamma variates, as logs: standard error 0.0003.
+        ([(30, 3_000), (0, 30)], [0.9819, 0.0181]),
+        ([(30, 3_000), (0, 0)], [0.9272, 0.0728]),
+        ([(0, 30), (0, 30), (30, 3_000)], [0.0178, 0.0179, 0.9643]),
+        ([(2_970, 3_000), (30, 30)], [0.0181, 0.9819]),
+        ([(5, 5), (0, 0)], [0.6531, 0.3469]),
+        ([(0, 30), (0, 3_000)], [0.5018, 0.4982]),
+        ([(0, 500_000), (0, 500_000)], [0.5, 0.5]),
+        ([(0, 0), (0, 0)], [0.5, 0.5]),
+    ],
+)
+def test_a_small_or_an_empty_arm_is_not_likely_to_be_the_best(counts, best):
+    result = stats.posterior(counts)
+
+    assert result.probability_best == pytest.approx(best, abs=0.0015)
+    assert result.probability_to_beat_control[0] == 0.5
+    if len(counts) == 2:
+        beats = result.probability_to_beat_control[1]
+        assert beats == pytest.approx(result.probability_best[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("small", [(0, 30), (1, 40), (0, 0), (3, 3)])
+def test_the_posterior_is_the_integral_that_scipy_makes(small):
+    counts = [(30, 3_000), small]
+    a, b = stats.pooled_prior(counts)
+    control, other = (
+        scipy.stats.beta(a + converted, b + size - converted)
+        for converted, size in counts
+    )
+    nodes = np.linspace(0, 0.05, 20_001)
+
+    result = stats.posterior(counts)
+
+    # The control's density is smooth, and the other's distribution is not.
+    expected = scipy.integrate.simpson(control.pdf(nodes) * other.sf(nodes), x=nodes)
+    assert result.probability_best[1] == pytest.approx(expected, abs=1e-8)
+    # E[max] = E[other] + the integral of F_other (1 - F_control).
+    gain = scipy.integrate.quad(
+        lambda rate: other.cdf(rate) * control.sf(rate), 0, 0.05, epsabs=1e-13
+    )[0]
+    assert result.expected_loss[1] == pytest.approx(gain, rel=1e-6)
+
+
+def test_conversions_and_their_absence_mirror_each_other():
+    counts = [(30, 3_000), (0, 30), (5, 400)]
+    mirrored = [(size - converted, size) for converted, size in counts]
+
+    two = stats.posterior(counts[:2]), stats.posterior(mirrored[:2])
+    there, back = (each.probability_best for each in two)
+
+    assert there == pytest.approx(back[::-1], abs=1e-10)
 
 
 def test_welch_agrees_with_scipy_on_sums_that_would_cancel():
@@ -739,6 +806,15 @@ def valued(*sums, users=100):
     ]
 
 
+def spent(*arms):
+    """Arms of (users, buyers, sum, squares), evenly split."""
+    split = Decimal(100) / len(arms)
+    return [
+        Arm(f"v{i}", f"V{i}", split, users, buyers, ValueSums(buyers, total, squares))
+        for i, (users, buyers, total, squares) in enumerate(arms, 1)
+    ]
+
+
 def test_values_stand_beside_the_rate_and_do_not_decide():
     arms = valued((Decimal(100), Decimal(1100)), (Decimal(900), Decimal(8200)))
 
@@ -750,6 +826,78 @@ def test_values_stand_beside_the_rate_and_do_not_decide():
     assert value.comparison.fixed_horizon.p_value < 1e-9
     assert value.comparison.sequential.is_significant
     assert result.verdict.status == "keep_running"
+    assert "VALUE_DISAGREES" in [one.code for one in result.warnings]
+
+
+def disagreement(result):
+    """The message of the warning that values speak against the verdict, or None."""
+    found = [one.message for one in result.warnings if one.code == "VALUE_DISAGREES"]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_a_winner_whose_revenue_fell_is_told_of_in_the_verdict():
+    # 500 and 750 buyers: means of 3 and 1 a user, which is 67 % less.
+    arms = spent((5_000, 500, 15_000, 500_000), (5_000, 750, 5_000, 40_000))
+
+    result = stats.analyse(arms)
+
+    assert (result.verdict.status, result.verdict.variant_id) == ("variant_wins", "v2")
+    told = "the mean value of a user is 1 in V2 and 3 in V1 (-67 %, always-valid p <"
+    assert told in result.verdict.sentence
+    assert told in disagreement(result)
+
+
+def test_a_fall_that_one_look_finds_is_told_of_beside_a_winner():
+    # Means of 3 and 1 again, with squares so large that only one look finds it:
+    # Welch's t is -2 / sqrt(2 * 1,500 / 5,000), about -2.6.
+    squares = 1_500 * 5_000
+    arms = spent((5_000, 500, 15_000, squares), (5_000, 750, 5_000, squares))
+
+    result = stats.analyse(arms)
+
+    value = result.variants[1].value.comparison
+    assert not value.sequential.is_significant
+    assert value.fixed_horizon.p_value < 0.05
+    assert "one look p = 0.01" in disagreement(result)
+
+
+@pytest.mark.parametrize("plan", [Plan(0.1, 0.02), Plan(0.1, 0.005), None])
+def test_equal_rates_and_half_the_revenue_are_told_of_whatever_the_verdict(plan):
+    arms = spent((20_000, 2_000, 40_000, 1_200_000), (20_000, 2_000, 20_000, 300_000))
+
+    result = stats.analyse(arms, plan=plan)
+
+    statuses = {0.02: "no_difference", 0.005: "keep_running"}
+    expected = statuses[plan.minimum_effect] if plan else "keep_running"
+    assert result.verdict.status == expected
+    assert "1 in V2 and 2 in V1 (-50 %, always-valid p <" in result.verdict.sentence
+    assert "-50 %" in disagreement(result)
+
+
+def test_a_control_that_wins_with_less_revenue_is_told_of():
+    arms = spent((5_000, 750, 5_000, 40_000), (5_000, 500, 15_000, 500_000))
+
+    result = stats.analyse(arms)
+
+    assert result.verdict.status == "control_wins"
+    assert "+200 %" in disagreement(result)
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        # A winner with more revenue; no difference in either; a broken split.
+        spent((5_000, 500, 5_000, 60_000), (5_000, 750, 7_500, 90_000)),
+        spent((20_000, 2_000, 40_000, 1_200_000), (20_000, 2_000, 40_000, 1_200_000)),
+        spent((10_000, 500, 15_000, 500_000), (5_000, 750, 5_000, 40_000)),
+    ],
+)
+def test_values_that_agree_raise_no_warning(arms):
+    result = stats.analyse(arms, plan=Plan(0.1, 0.02))
+
+    assert disagreement(result) is None
+    assert " But the mean value" not in result.verdict.sentence
 
 
 def test_values_without_spread_have_no_test():
@@ -761,15 +909,6 @@ def test_values_without_spread_have_no_test():
     assert found.fixed_horizon.difference_interval[:2] == (None, None)
     assert found.sequential.p_value is None
     json.dumps(result, allow_nan=False, default=str)
-
-
-def spent(*arms):
-    """Arms of (users, buyers, sum, squares), evenly split."""
-    split = Decimal(100) / len(arms)
-    return [
-        Arm(f"v{i}", f"V{i}", split, users, buyers, ValueSums(buyers, total, squares))
-        for i, (users, buyers, total, squares) in enumerate(arms, 1)
-    ]
 
 
 @pytest.mark.parametrize(
