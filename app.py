@@ -503,6 +503,7 @@ def compute_results(body, id):
 @api.response(200, figures.COMPUTED)
 @api.texts
 @requires("read")
+@costly(schemas.is_replay)
 def get_computed_results(query, id):
     """Return what the counts say, as the POST does."""
     return computed(find(Experiment, id), **query)

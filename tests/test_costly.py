@@ -59,6 +59,8 @@ def test_beyond_two_pieces_of_costly_work_more_is_429(callers, exporting):
         ("GET", "export?format=ndjson", None),
         ("GET", DAY, None),
         ("GET", AS_OF, None),
+        ("GET", f"compute-{AS_OF}", None),
+        ("POST", "compute-results", {"asOf": "2099-01-01T00:00:00Z"}),
     ],
 )
 def test_all_costly_work_has_the_same_slots(
@@ -155,6 +157,7 @@ def test_the_document_tells_of_429_where_work_is_bounded_and_nowhere_else(api):
     assert told == {
         "GET export",
         "GET results",
+        "GET compute-results",
         "POST compute-results",
         "POST simulate",
     }
