@@ -11,6 +11,7 @@ import time
 import pysqlite3
 import pytest
 import service as real
+from conftest import leave_out
 from disk import MODELS, STRACE, Replay
 from mutants import FLUSHES_LATE, mutated
 from traffic import Traffic
@@ -86,7 +87,7 @@ def cut_often(replay, traffic, folder, cuts):
 @pytest.fixture(autouse=True)
 def strace():
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed; .ci/run installs it")
+        leave_out("strace is not installed; .ci/run installs it")
 
 
 def test_f5_nothing_acknowledged_is_lost_when_the_power_fails(tmp_path, rounds, figure):
