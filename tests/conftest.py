@@ -118,6 +118,8 @@ class Completeness:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if terminalreporter.config.option.collectonly:
+            return
         terminalreporter.section("completeness")
         terminalreporter.write_line(
             f"{len(self.collected)} tests collected, {len(self.reported)} reported"
