@@ -347,7 +347,7 @@ def test_check_raises_no_false_alarm_while_conversions_are_counted(
             rows = [{"userId": user} for user in users[number % 50 :: 50]]
             answer = api.post(f"{path}/conversions/batch", {"conversions": rows})
             assert answer.status_code == 200
-        models.database.close()
+        app.extensions["database"].close()
 
     with ThreadPoolExecutor(1) as other:
         writing, told = other.submit(convert), []

@@ -18,9 +18,11 @@ MUTANTS = {
             "ledger.py",
             "def _seated(experiment: Experiment, dealt: dict[str, Variant])",
             """def _seated(experiment, dealt):
+    import contextvars
     import threading
 
-    threading.Timer(0.1, _seated_late, (experiment, dealt)).start()
+    late = contextvars.copy_context()  # with the database of this request
+    threading.Timer(0.1, late.run, (_seated_late, experiment, dealt)).start()
     now = utcnow()
     return {one: Decision(experiment.id, one, NEW, dealt[one], now) for one in dealt}
 

@@ -232,7 +232,10 @@ def test_f10_a_damaged_or_missing_database_is_refused_and_not_made_anew(
 
 
 def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, thorough, figure):
-    program = "import models, sys; print(models.create(sys.argv[1]))"
+    program = (
+        "import engine, models, sys; "
+        "print(models.create(engine.database_at(sys.argv[1])))"
+    )
     boots = 5 * rounds
     for number in range(boots):
         url = f"sqlite:///{tmp_path / str(number) / 'abacus.db'}"

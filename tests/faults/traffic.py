@@ -189,12 +189,13 @@ class Traffic:
 @contextmanager
 def opened(service: Any) -> Iterator[None]:
     """Open the service's database file in this process, as `check` would."""
-    engine.bind(f"sqlite:///{service.instance / 'abacus.db'}")
-    engine.connect()
-    try:
-        yield
-    finally:
-        models.database.close()
+    url = f"sqlite:///{service.instance / 'abacus.db'}"
+    with engine.using(engine.database_at(url)) as database:
+        database.open()
+        try:
+            yield
+        finally:
+            database.close()
 
 
 @contextmanager
