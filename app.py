@@ -654,6 +654,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.add_url_rule("/readyz", view_func=ready)
     app.add_url_rule("/metrics", view_func=measured)
     app.add_url_rule("/", "home", lambda: redirect("/docs/"))
+    # Werkzeug would name the host and the scheme that it sees, which the proxy sends.
+    app.add_url_rule("/docs", "docs", lambda: redirect("/docs/", 308))
     if origins := str(setting("CORS_ORIGINS", "")).split():
         CORS(
             app,

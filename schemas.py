@@ -937,7 +937,7 @@ def Rows(schema: Schema) -> Items:
 
 
 class Batch(Wire):
-    """A list of rows, and nothing beside it."""
+    """A list of rows, and nothing beside it; its body may have 10 MiB."""
 
     @property
     def rows(self) -> str:

@@ -63,14 +63,14 @@ class Parser(FlaskParser):
     }
 
     def load_json(self, req: Any, schema: Schema) -> Any:
-        body = read_body(10 * MEBIBYTE if req.path.endswith("/batch") else MEBIBYTE)
+        rows = schema.rows if isinstance(schema, schemas.Batch) else None
+        body = read_body(10 * MEBIBYTE if rows else MEBIBYTE)
         if not body:
             return {}
         if not req.is_json:
             raise UnsupportedMediaType("The body must be application/json.")
         if req.headers.get("Content-Encoding", "identity") != "identity":
             raise UnsupportedMediaType("The body must not be compressed.")
-        rows = schema.rows if isinstance(schema, schemas.Batch) else None
         return schemas.loads(body, rows)
 
     def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> Any:
@@ -431,7 +431,7 @@ def problem(
 def answer_http(error: HTTPException) -> Response:
     response = problem(error.code or 500, error.description or error.name)
     for name, value in error.get_headers():
-        if name in ("Allow", "WWW-Authenticate", "Location", "Retry-After"):
+        if name in ("Allow", "WWW-Authenticate", "Retry-After"):
             response.headers[name] = value
     return response
 

@@ -176,6 +176,26 @@ def test_only_a_batch_may_be_larger_than_a_mebibyte(service, port):
     assert asked(port, "POST", "/api/events/batch", large, service.token) == 400
     over = b" " * (10 * 1024 * 1024 + 1)
     assert asked(port, "POST", "/api/events/batch", over, service.token) == 413
+    for path in (
+        "/api/experiments/exp_1/assignments/batch",
+        "/api/experiments/exp_1/conversions/batch",
+    ):
+        assert asked(port, "POST", path, large, service.token) == 400
+    for path in (
+        "/api/audiences/x/batch",
+        "/api/experiments/exp_1/overrides/batch",
+        "/api/experiments/exp_1/overrides/assignments/batch",
+        "/api/users/u1/assignments/batch",
+        "/api/experiments/batch",
+    ):
+        refused = answered(port, "PUT", path, large, service.token)
+        assert_shape(refused, 413, "PAYLOAD_TOO_LARGE")
+
+
+def test_the_page_of_the_api_stays_at_its_host_and_port(port):
+    status, headers, _ = answered(port, "GET", "/docs")
+
+    assert (status, headers["Location"]) == (308, "/docs/")
 
 
 def test_one_address_has_at_most_100_requests_open(service, port):
@@ -210,14 +230,17 @@ def test_a_request_line_of_8190_bytes_passes_the_proxy(port):
 
 
 def test_a_token_that_asks_too_often_is_429_and_no_other_is(port):
-    schemes = ("Bearer", "bearer", "BEARER", "Bearer  ")  # one token, however written
+    spellings = (  # of one token
+        *("Bearer {}", "bearer {}", "BEARER {}", "Bearer  {}"),
+        *("Bearer {}\t", "Bearer {}=", "Bearer {}==\t \t", "Bearer {},", "Bearer {}~"),
+    )
 
     def ask(number):
         connection = HTTPConnection("127.0.0.1", port, timeout=10)
         told = []
-        for _ in range(300):
-            scheme = schemes[number % len(schemes)]
-            headers = {"Authorization": f"{scheme} hasty.token.x"}
+        for place in range(300):
+            spelling = spellings[(number + place) % len(spellings)]
+            headers = {"Authorization": spelling.format("hasty.token.x")}
             connection.request("GET", "/healthz", headers=headers)
             answer = connection.getresponse()
             told.append((answer.status, answer.headers, answer.read()))
@@ -243,6 +266,31 @@ def test_a_token_that_asks_too_often_is_429_and_no_other_is(port):
         assert time.monotonic() < deadline
 
 
+def test_an_address_that_asks_too_often_without_a_token_is_429(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = free.getsockname()[1]  # so that every answer is the proxy's own
+
+    def ask(port):
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        told = []
+        for place in range(500):
+            # None is a token, and each would be a caller of its own.
+            sent = ["", "Basic eDp5", f"Bearer x{place}", "Bearer"][place % 4]
+            connection.request("GET", "/docs/", headers={"Authorization": sent})
+            answer = connection.getresponse()
+            answer.read()
+            told.append(answer.status)
+        connection.close()
+        return told
+
+    with proxied(tmp_path, nobody) as proxy, ThreadPoolExecutor(4) as callers:
+        told = [one for many in callers.map(ask, [proxy.port] * 4) for one in many]
+        other = asked(proxy.port, "GET", "/docs/", token="patient.token.x")
+
+    assert set(told) == {503, 429}
+    assert other == 503
+
+
 def test_without_the_service_the_proxy_answers_in_its_shape(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = free.getsockname()[1]
@@ -258,18 +306,29 @@ def test_the_metrics_are_not_for_the_open_network(service, port):
     assert b"abacus_" in answered(service.port, "GET", "/metrics")[2]
 
 
+def hasty(asked):
+    """Ask for a path 500 times on one connection; return the statuses told."""
+    port, path = asked
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    told = set()
+    for _ in range(500):
+        headers = {"Authorization": "Bearer marker.token.x"}
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        told.add(answer.status)
+    connection.close()
+    return told
+
+
 def test_what_the_proxy_writes_down_names_no_user_and_no_token(service, proxy):
     path = "/api/users/marker-user/assignments"
 
-    assert asked(proxy.port, "GET", path, token="marker-token") == 401
+    assert asked(proxy.port, "GET", path, token="marker.token.x") == 401
     assert asked(proxy.port, "GET", path, token=service.token) == 200
     assert asked(proxy.port, "POST", path, b" " * 2_000_000) == 413
     with ThreadPoolExecutor(4) as callers:
-        asks = [
-            callers.submit(asked, proxy.port, "GET", path, token="marker-token")
-            for _ in range(900)
-        ]
-        assert 429 in {one.result() for one in asks}
+        assert 429 in set().union(*callers.map(hasty, [(proxy.port, path)] * 4))
     with held(proxy.port, 100, SLOW["half a body"].replace("/events", path[4:])):
         deadline = time.monotonic() + 5
         while asked(proxy.port, "GET", path) != 503:

@@ -421,3 +421,34 @@ def test_eddsa_is_an_algorithm_too(tmp_path):
     good = Caller(app, signed(GOOD, private, "EdDSA")).get("experiments")
 
     assert good.status_code == 200, good.text
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "ES256", "EdDSA", "RS256"])
+def test_a_token_has_one_spelling(tmp_path, algorithm):
+    """Or the proxy, which counts by what is sent, would see as many callers."""
+    made = {
+        "HS256": lambda: None,
+        "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "EdDSA": ed25519.Ed25519PrivateKey.generate,
+        "RS256": lambda: rsa.generate_private_key(65537, 2048),
+    }[algorithm]()
+    settings = {"TESTING": True, "DATABASE_URL": f"sqlite:///{tmp_path / 'a.db'}"}
+    if made is None:
+        settings["JWT_SECRET_KEY"] = SECRET
+    else:
+        public = made.public_key().public_bytes(
+            serialization.Encoding.PEM,
+            serialization.PublicFormat.SubjectPublicKeyInfo,
+        )
+        settings |= {"JWT_ALGORITHM": algorithm, "JWT_PUBLIC_KEY": public.decode()}
+    app = create_app(settings)
+    token = signed(GOOD, SECRET if made is None else made, algorithm)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    others = [token[:-1] + letter for letter in alphabet if letter != token[-1]]
+    for added in ("=", "==", "\t", "!", "~", ",", ".", "A", "\x0b"):
+        others += [token + added, f"{token[:-5]}{added}{token[-5:]}"]
+    others.append(token.replace("-", "+").replace("_", "/") + "+")
+
+    assert Caller(app, token).get("experiments").status_code == 200
+    for other in others:
+        assert Caller(app, other).get("experiments").status_code == 401, other[-8:]

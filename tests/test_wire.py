@@ -906,6 +906,41 @@ def test_a_batch_may_have_ten_mebibytes_and_no_more(api, running):
     assert_error(send(10 * 1_048_576), 413, "PAYLOAD_TOO_LARGE")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "audiences/x/batch"),
+        ("PATCH", "audiences/batch"),
+        ("POST", "audiences/batch/test"),
+        ("PUT", "{}/overrides/batch"),
+        ("PUT", "{}/overrides/assignments/batch"),
+        ("POST", "events"),
+        ("POST", "{}/assignments"),
+        ("POST", "{}/conversions"),
+    ],
+)
+def test_no_body_but_that_of_a_batch_has_more_than_a_mebibyte(
+    api, running, method, path
+):
+    large = b'{"name": "%b"}' % (b"x" * 1_048_576)
+    headers = {"Content-Type": "application/json"}
+
+    refused = api(method, path.format(running()), data=large, headers=headers)
+
+    assert_error(refused, 413, "PAYLOAD_TOO_LARGE")
+    assert api.get("audiences").json["data"] == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_page_redirects_to_no_host_and_no_scheme(anonymous, scheme):
+    told = anonymous.get(
+        "/docs", base_url=f"{scheme}://evil.example", headers={"Host": "evil"}
+    )
+
+    assert (told.status_code, told.headers["Location"]) == (308, "/docs/")
+    assert "evil" not in told.text
+
+
 def test_every_request_has_an_id_of_its_own(api):
     told = {api.get("experiments").headers["X-Request-ID"] for _ in range(20)}
 
