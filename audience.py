@@ -135,7 +135,39 @@ def _number(value: Any) -> int | Decimal | None:
     return None
 
 
+class Indexed(list[Any]):
+    """A list that is asked many times whether it has a value."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(items)
+        self.keys = frozenset(map(_key, items))
+
+
+def _key(value: Any) -> Any:
+    """Return what is equal for the same JSON values, and for no others.
+
+    It is asked of what the reader let through, which is at most 64 deep.
+    """
+    number = _number(value)
+    if number is not None:
+        # As text: anybody can choose numbers that all have the same hash.
+        sign, digits, exponent = Decimal(number).as_tuple()
+        text = "".join(map(str, digits)).lstrip("0")
+        kept = text.rstrip("0")
+        power = int(exponent) + len(text) - len(kept)
+        return "number", f"{sign}{kept}e{power}" if kept else ""
+    if isinstance(value, list):
+        return "list", tuple(map(_key, value))
+    if isinstance(value, dict):
+        return "object", frozenset((name, _key(item)) for name, item in value.items())
+    if value is None or isinstance(value, (str, bool)):
+        return type(value), value
+    return object()  # what is no JSON, such as NaN, is not even itself
+
+
 def _is_one_of(actual: Any, items: Any) -> bool:
+    if isinstance(items, Indexed):
+        return actual is not MISSING and _key(actual) in items.keys
     if not isinstance(items, list):
         return False
     if isinstance(actual, str):
@@ -288,6 +320,25 @@ def matches(tree: Any, user_id: str | None, attributes: Any = None) -> bool:
     answered then is no promise.
     """
     return _holds(tree, _facts(user_id, attributes), DEPTH)
+
+
+def indexed(tree: Any) -> Any:
+    """Return a tree that is the same, and faster for many users.
+
+    The work for a user no longer grows with the lists of `in` and `not_in`.
+    """
+    return _indexed(tree, DEPTH)
+
+
+def _indexed(node: Any, room: int) -> Any:
+    group = _group(node, room)
+    if group is not None:
+        _, rules = group
+        return {**node, "rules": [_indexed(rule, room - 1) for rule in rules]}
+    value = node.get("value") if isinstance(node, dict) else None
+    if isinstance(value, list) and node.get("operator") in ("in", "not_in"):
+        return {**node, "value": Indexed(value)}
+    return node
 
 
 def trace(tree: Any, user_id: str | None, attributes: Any = None) -> dict[str, Any]:

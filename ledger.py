@@ -87,7 +87,7 @@ def enrol(experiment: Experiment, users: Sequence[User]) -> list[Decision]:
     the split. A "no" is never stored. All rows are written, or none.
     """
     decided = _settled(experiment, [user.user_id for user in users])
-    refusal = _gate(experiment)
+    refusal = _gate(experiment, len(users))
     splits = [variant.split for variant in experiment.variants]
     dealt: dict[str, Variant] = {}
     refused: dict[int, str] = {}
@@ -113,10 +113,12 @@ def enrol(experiment: Experiment, users: Sequence[User]) -> list[Decision]:
     return answers
 
 
-def _gate(experiment: Experiment) -> Callable[[User], str | None]:
+def _gate(experiment: Experiment, asks: int = 1) -> Callable[[User], str | None]:
     """Return what says why somebody new is not let in, or None where they are."""
     closed = _closed(experiment)
     rules, group = experiment.audience_rules, experiment.exclusion_group
+    if rules and asks > 1 and not closed:
+        rules = audience.indexed(rules)
     share = GroupShare.of(experiment) if group and not closed else []
 
     def refusal(user: User) -> str | None:

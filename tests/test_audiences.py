@@ -1,5 +1,6 @@
 """Audiences: whom an experiment is for. The rules' own truth is in test_audience."""
 
+import time
 from urllib.parse import quote
 
 import pytest
@@ -232,6 +233,23 @@ def test_each_row_of_a_batch_is_asked_with_its_own_attributes(api, running, audi
         ("c", "NEW_ASSIGNMENT"),
     ]
     assert api.get(path).json["data"]["_count"] == {"assignments": 2}
+
+
+def test_a_batch_asks_a_long_list_once_and_not_for_each_user(api, running, audience):
+    numbers = list(range(100_000, 200_000))
+    rule = {"field": "account", "operator": "in", "value": numbers}
+    audience("aud_listed", rule)
+    path = running(audienceId="aud_listed")
+    users = [
+        {"userId": f"u{place}", "attributes": {"account": 199_990.0 + place}}
+        for place in range(2_000)
+    ]
+    began = time.process_time()
+
+    rows = api.post(f"{path}/assignments/batch", {"users": users}).json["data"]
+
+    assert time.process_time() - began < 10
+    assert [row["enrolled"] for row in rows] == [True] * 10 + [False] * 1_990
 
 
 def test_the_rules_of_a_running_experiment_are_those_of_its_start(api, draft, audience):
