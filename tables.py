@@ -26,6 +26,7 @@ NONE = "-"
 CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
+FORMULAS = tuple("=+-@\t\r'")  # what a text begins with that is given an apostrophe
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|~@#&])")
 
 
@@ -336,7 +337,8 @@ def comma_separated(sheet: Sheet) -> str:
 def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a CSV file line by line.
 
-    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    A text that a spreadsheet would take for a formula has an apostrophe before it,
+    and so has one that begins with an apostrophe: `unguarded` takes it off again.
     """
     yield _csv_line(names)
     for row in rows:
@@ -352,9 +354,14 @@ def _csv_line(cells: Iterable[Any]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n"):
+    if isinstance(value, str) and value.startswith(FORMULAS):
         return f"'{value}"
     return value
+
+
+def unguarded(cell: str) -> str:
+    """Return the text that stands in a cell of a CSV, as it was before `csv_lines`."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell
 
 
 FORMS: dict[str, Callable[[Sheet], str]] = {
