@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Context, Decimal, Inexact
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from peewee import EXCLUDED, chunked
@@ -778,6 +779,11 @@ def count(
     totals[row.assignment_id, row.metric] = Total(before.events + 1, total)
 
 
+# ----------------------------------------------------------------------------
+# Imports
+# ----------------------------------------------------------------------------
+
+
 class Line(NamedTuple):
     """One line of an import: an assignment, and the conversion it may carry."""
 
@@ -785,18 +791,54 @@ class Line(NamedTuple):
     variant: str
     assigned_at: datetime
     event: Event | None
+    number: int | None = None
+    """Of an event without a key of its own: 1 for the first that says the same."""
+
+
+def content_key(
+    user_id: str, metric: str, occurred_at: datetime, value: Decimal | None
+) -> str:
+    """Return the key of an imported event that has none: a digest of what it says."""
+    number = None
+    if value is not None:
+        number = format(abs(value) if value == 0 else value, "f")
+        if "." in number:
+            number = number.rstrip("0").rstrip(".")
+    said = repr((user_id, metric, occurred_at.isoformat(), number))
+    return f"{IMPORTED}{sha256(said.encode()).hexdigest()[:40]}"
+
+
+IMPORTED = "import:"
+
+
+def is_content_key(key: str | None, user_id: str, *said: Any) -> bool:
+    """Tell whether an import made this key for an event that says this.
+
+    The arguments after the key are those of `content_key`. The first event that says
+    so has that key, the second one `:2` behind it, and so on.
+    """
+    if key is None or not key.startswith(IMPORTED):
+        return False
+    content, separator, number = key[len(IMPORTED) :].partition(":")
+    return IMPORTED + content == content_key(user_id, *said) and (
+        not separator or (number.isascii() and number.isdecimal())
+    )
 
 
 def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     """Write imported lines in one transaction; what is there already stays.
 
-    Return how many users were enrolled and how many conversions were counted.
-    Each event has an idempotency key, so that a second run adds nothing.
+    Return how many users were enrolled and how many conversions were counted. An
+    event is there already where its key is. One without a key of its own, the n-th
+    of its file that says the same, is there where n such events are stored, whether
+    by the API without a key or by an import. So lines must come in their order.
     """
     with database.atomic():
         now = utcnow()
         refuse_unless_open(Experiment.get_by_id(experiment.id))
-        first = {line.user_id: line for line in reversed(lines)}
+        first: dict[str, Line] = {}
+        for line in lines:
+            first.setdefault(line.user_id, line)
         enrolled = write_seats(
             [
                 {
@@ -809,27 +851,73 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
                 for line in first.values()
             ]
         )
-        events = {
-            line.event.idempotency_key: line.event for line in lines if line.event
-        }
-        known = _known(experiment, events)
         participants = seats(experiment, first)
-        rows = [
-            Booking(
-                experiment.id,
-                participants[event.user_id].id,
-                participants[event.user_id].variant,
-                event.metric or experiment.primary_metric,
-                event.value,
-                event.occurred_at or now,
-                now,
-                key,
-            )
-            for key, event in events.items()
-            if key not in known
-        ]
+        events = {_key(line): line for line in lines if line.event}
+        known = _known(experiment, events)
+        stored = _anonymous(
+            {
+                participants[line.user_id]
+                for line in events.values()
+                if line.number and line.user_id not in enrolled
+            },
+            {line.event.occurred_at for line in events.values() if line.event},
+        )
+        rows = []
+        for key, line in events.items():
+            row = _booking(experiment, participants[line.user_id], line, key, now)
+            said = row.assignment_id, row.metric, row.occurred_at, row.value
+            there = line.number is not None and line.number <= stored[said]
+            if not there and key not in known:
+                rows.append(row)
         write_conversions(experiment, rows)
     return len(enrolled), len(rows)
+
+
+def _key(line: Line) -> str | None:
+    """Return the idempotency key under which the event of a line is stored."""
+    key = line.event.idempotency_key if line.event else None
+    return key if line.number in (None, 1) else f"{key}:{line.number}"
+
+
+def _booking(
+    experiment: Experiment, seat: Seat, line: Line, key: str | None, now: datetime
+) -> Booking:
+    event = line.event or Event(line.user_id)
+    return Booking(
+        experiment.id,
+        seat.id,
+        seat.variant,
+        event.metric or experiment.primary_metric,
+        event.value,
+        event.occurred_at or now,
+        now,
+        key,
+    )
+
+
+def _anonymous(
+    participants: Iterable[Seat], times: Iterable[datetime | None]
+) -> Counter[tuple[Any, ...]]:
+    """Count the events of these participants and times without a key of their own.
+
+    The key of a count is what the events say. Only these times are read: a user may
+    have any number of events.
+    """
+    of = {seat.id: seat.user_id for seat in participants}
+    found: Counter[tuple[Any, ...]] = Counter()
+    for ids in chunked(of, CHUNK):
+        for moments in chunked(times, CHUNK):
+            rows: Any = Conversion.select(
+                Conversion.assignment,
+                Conversion.metric,
+                Conversion.occurred_at,
+                Conversion.value,
+                Conversion.idempotency_key,
+            ).where(Conversion.assignment.in_(ids), Conversion.occurred_at.in_(moments))
+            for id, *said, key in rows.tuples().iterator():
+                if key is None or is_content_key(key, of[id], *said):
+                    found.update([(id, *said)])
+    return found
 
 
 def refuse_unless_open(experiment: Experiment) -> None:

@@ -176,6 +176,8 @@ EXPORTED = (
     *("converted_at", "metric", "value", "idempotency_key"),
 )
 
+SAID = ("user_id", "metric", "converted_at", "value")
+
 
 def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Yield a row for each conversion, and one for each participant without any.
@@ -183,7 +185,8 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
     The rows are those of one moment, oldest enrolment first, as an import takes
     them, whatever is written meanwhile: rows are only ever added, and those that
     came later are left out. They are read a page at a time, so neither memory nor
-    the write-ahead log grows with them.
+    the write-ahead log grows with them. The keys that an import made are left out: the
+    next import makes them again.
     """
     with database.transaction("DEFERRED"):
         last_seat = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
@@ -217,8 +220,12 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
             Assignment.id >= seat, (Assignment.id > seat) | (number > conversion)
         )
         rows: list[Any] = list(page.tuples())
-        for _, _, *told in giving_way(rows, FEW):
-            yield dict(zip(EXPORTED, told, strict=True))
+        for _, _, *cells in giving_way(rows, FEW):
+            row = dict(zip(EXPORTED, cells, strict=True))
+            said = [row[name] for name in SAID]
+            if row["metric"] and ledger.is_content_key(row["idempotency_key"], *said):
+                row["idempotency_key"] = None
+            yield row
         if len(rows) < PAGE:
             return
         seat, conversion, *_ = rows[-1]

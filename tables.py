@@ -41,6 +41,7 @@ NOISE = 1e-9
 FORMULA = re.compile(
     r"\A(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])|(?<=[;\t\r\n])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
 )
+FORMULAS = tuple("=+-@\t\r'")  # what a text begins with that is given an apostrophe
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|~@#&])")
 
 
@@ -477,7 +478,8 @@ def _guarded(value: Any) -> Any:
 def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a CSV file line by line.
 
-    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    A text that a spreadsheet would take for a formula has an apostrophe before it,
+    and so has one that begins with an apostrophe: `unguarded` takes it off again.
     """
     yield _csv_line(names)
     for row in rows:
@@ -493,9 +495,14 @@ def _csv_line(cells: Iterable[Any]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n"):
+    if isinstance(value, str) and value.startswith(FORMULAS):
         return f"'{value}"
     return value
+
+
+def unguarded(cell: str) -> str:
+    """Return the text that stands in a cell of a CSV, as it was before `csv_lines`."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell
 
 
 FORMS: dict[str, Callable[[Sheet], str]] = {
