@@ -106,15 +106,18 @@ def _refuse_size(plain_body: bytes, rows: str | None) -> None:
     for marks in _marks(plain_body):
         brackets = marks.translate(STEPS_OF_DEPTH, b",")
         opened = brackets.count(b"\x01")
-        if depth + opened > DEPTH and max(_depths(brackets, depth)) > DEPTH:
-            raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
-        if rows is not None and len(marks) > len(brackets):
-            # A comma repeats the depth that it stands at.
-            repeated = _depths(marks.translate(STEPS_OF_DEPTH), depth)
-            commas += repeated.count(ROWS_DEPTH)
-            commas -= _depths(brackets, depth).count(ROWS_DEPTH)
-            if commas >= ROWS:
-                raise ValidationError({rows: [f"A batch has at most {ROWS:,} rows."]})
+        has_commas = rows is not None and len(marks) > len(brackets)
+        if has_commas or depth + opened > DEPTH:
+            depths = _depths(brackets, depth)
+            if max(depths) > DEPTH:
+                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
+            if has_commas and ROWS_DEPTH in depths:
+                # A comma repeats the depth that it stands at.
+                repeated = _depths(marks.translate(STEPS_OF_DEPTH), depth)
+                commas += repeated.count(ROWS_DEPTH) - depths.count(ROWS_DEPTH)
+                if rows is not None and commas >= ROWS:
+                    told = f"A batch has at most {ROWS:,} rows."
+                    raise ValidationError({rows: [told]})
         depth += 2 * opened - len(brackets)
 
 
