@@ -114,7 +114,7 @@ class Page(NamedTuple):
                 rows = query(None)
                 before = (self.number - 1) * self.limit
                 count = total() if total else rows.count()
-                start = Cursor(fence(), 0, 0, before, count)
+                start = Cursor(Fence(), 0, 0, before, count)
                 rows = rows.offset(before)
             else:
                 start = Cursor.read(self.cursor, listed)
@@ -126,6 +126,8 @@ class Page(NamedTuple):
             shown = found[: self.limit]
             cursor = None
             if len(found) > self.limit:
+                if self.cursor is None:  # here a walk may begin
+                    start = start._replace(fence=fence())
                 cursor = self._after(shown, found[-1], newest, start, query)
         return Rows(
             shown,

@@ -772,6 +772,9 @@ class Level(Told):
             raise ValidationError("Not a number from 0.5 to 0.99.")
         return Decimal(value)
 
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return str(value)
+
 
 class AnalysisQuery(Wire):
     """What an analysis is asked for where the request has no body."""

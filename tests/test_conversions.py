@@ -669,7 +669,7 @@ def test_writers_at_once_give_an_experiment_no_more_than_a_thousand_metrics(
             answer = client.post(f"{path}/conversions/batch", body)
             assert answer.status_code == 200, answer.text
             statuses += [row["status"] for row in answer.json["data"]]
-        models.database.close()
+        app.extensions["database"].close()
         return statuses
 
     body = {"conversions": in_metrics(*numbered(900))}

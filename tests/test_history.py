@@ -248,7 +248,7 @@ def test_of_many_readers_of_one_history_one_writes_the_end_down(app, token, ende
 
     def read(_):
         told = Caller(app, token()).get(f"{path}/history").json
-        models.database.close()
+        app.extensions["database"].close()
         return told
 
     with ThreadPoolExecutor(8) as readers:
@@ -425,6 +425,7 @@ def test_a_large_file_is_written_anew_by_a_command(app, api, copied, tmp_path):
     assert result.output == "The file is written anew.\n"
     assert not set(users) & set(ids_in(tmp_path / "abacus.db"))
     assert everything(api, path) == before
+    models.database.execute_sql("DROP TABLE padding")
     assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
 
 
