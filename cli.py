@@ -29,8 +29,9 @@ EXPECTED = (
     auth.WeakSecret,
     backups.NotProved,
     backups.InUse,
-    OSError,
+    importer.NotReadable,
 )
+MOST_DAYS = 36_500  # of a token's life: a hundred years
 commands = Blueprint("commands", __name__, cli_group=None)
 
 
@@ -41,6 +42,9 @@ def told() -> Iterator[None]:
         yield
     except EXPECTED as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{named}{error.strerror or error}") from error
     except (peewee.DatabaseError, backups.driver.Error) as error:
         raise click.ClickException(f"The database answers: {error}") from error
 
@@ -72,11 +76,13 @@ def _make_secret(file: Path) -> None:
 @commands.cli.command("token")
 @click.argument("subject")
 @click.option("--scope", help='Any of "read write assign"; without it, all.')
-@click.option("--days", type=click.FloatRange(0, min_open=True), default=30.0)
+@click.option("--days", type=float, default=30.0)
 def token(subject: str, scope: str | None, days: float) -> None:
     """Print a token for SUBJECT, and nothing else."""
     if unknown := set((scope or "").split()) - set(auth.SCOPES):
         raise click.ClickException(f"There is no scope {sorted(unknown)}.")
+    if not 0 < days <= MOST_DAYS:  # nan is neither more nor less than anything
+        raise click.ClickException(f"--days is above 0 and at most {MOST_DAYS:,}.")
     if not 1 <= len(subject) <= 255 or not subject.isprintable():
         raise click.ClickException("A subject has 1 to 255 printable characters.")
     with told():
@@ -90,14 +96,14 @@ def token(subject: str, scope: str | None, days: float) -> None:
 
 @commands.cli.command("import")
 @click.argument("experiment")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 def import_(experiment: str, file: Path) -> None:
     """Load assignments and conversions made elsewhere into EXPERIMENT.
 
     EXPERIMENT is the id of one that has been started, or its key.
 
-    FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), gzip or not. It is read
-    and checked whole before anything is written.
+    FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), gzip or not, or a pipe. It
+    is read and checked whole before anything is written.
     """
     with told():
         models.verify()

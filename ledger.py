@@ -155,7 +155,10 @@ def explained(experiment: Experiment, user: User) -> Explanation:
     """
     given = decision(experiment, user.user_id)
     if given is None:
-        reason = _gate(experiment)(user) or NOT_ENROLLED
+        reason = _gate(experiment)(user)
+        if reason is None:
+            excluded = elsewhere(experiment, [user.user_id])
+            reason = "EXCLUDED" if excluded else NOT_ENROLLED
         given = Decision(experiment.id, user.user_id, reason)
     rules = experiment.audience_rules
     return Explanation(
@@ -239,7 +242,8 @@ def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Deci
     """Write a row for each user dealt a variant, unless enrolment has closed.
 
     The state is asked again under the write lock: what a stop has answered, no
-    enrolment that comes later can undo.
+    enrolment that comes later can undo. So is whether a user is in another experiment
+    of the exclusion group: an import may have put them there, whatever the hash says.
     """
     if not dealt:
         return {}
@@ -248,6 +252,7 @@ def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Deci
         now = utcnow()
         current = Experiment.get_by_id(experiment.id)
         closed = _closed(current)
+        excluded = elsewhere(current, dealt)
         if not closed:
             rows = [
                 {
@@ -258,6 +263,7 @@ def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Deci
                     "received_at": now,
                 }
                 for user_id, variant in dealt.items()
+                if user_id not in excluded
             ]
             written = write_seats(rows)
     decided = {
@@ -265,7 +271,9 @@ def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Deci
     }
     others = [user_id for user_id in dealt if user_id not in written]
     if others:
-        decided |= {one: Decision(current.id, one, closed or NEW) for one in others}
+        for one in others:
+            reason = closed or ("EXCLUDED" if one in excluded else NEW)
+            decided[one] = Decision(current.id, one, reason)
         decided |= _settled(current, others)
     return decided
 
@@ -852,6 +860,14 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
             ]
         )
         participants = seats(experiment, first)
+        if elsewhere(experiment, enrolled) or any(
+            participants[line.user_id].variant != line.variant for line in lines
+        ):
+            raise Conflict(
+                "A user of the file was enrolled elsewhere after the file was checked; "
+                "run the import again.",
+                experiment.id,
+            )
         events = {_key(line): line for line in lines if line.event}
         known = _known(experiment, events)
         stored = _anonymous(
@@ -865,7 +881,8 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
         rows = []
         for key, line in events.items():
             row = _booking(experiment, participants[line.user_id], line, key, now)
-            said = row.assignment_id, row.metric, row.occurred_at, row.value
+            moment = line.event and line.event.occurred_at  # as the line has it
+            said = row.assignment_id, row.metric, moment, row.value
             there = line.number is not None and line.number <= stored[said]
             if not there and key not in known:
                 rows.append(row)
@@ -882,6 +899,7 @@ def _key(line: Line) -> str | None:
 def _booking(
     experiment: Experiment, seat: Seat, line: Line, key: str | None, now: datetime
 ) -> Booking:
+    """Return the booking of a line's event, as of the enrolment where it is before."""
     event = line.event or Event(line.user_id)
     return Booking(
         experiment.id,
@@ -889,7 +907,7 @@ def _booking(
         seat.variant,
         event.metric or experiment.primary_metric,
         event.value,
-        event.occurred_at or now,
+        _occurred(event, now, seat),
         now,
         key,
     )
@@ -917,6 +935,19 @@ def _anonymous(
             for id, *said, key in rows.tuples().iterator():
                 if key is None or is_content_key(key, of[id], *said):
                     found.update([(id, *said)])
+    return found
+
+
+def elsewhere(experiment: Experiment, user_ids: Iterable[str]) -> set[str]:
+    """Return which users are in another experiment that shares the exclusion group."""
+    others = GroupShare.others(experiment)
+    found: set[str] = set()
+    if others:
+        for some in chunked(user_ids, CHUNK):
+            rows = Assignment.select(Assignment.user_id).where(
+                Assignment.experiment.in_(others), Assignment.user_id.in_(some)
+            )
+            found.update(row.user_id for row in rows)
     return found
 
 

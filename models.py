@@ -1015,6 +1015,16 @@ class GroupShare(Table):
         return [assignment.Range(row.first, row.last) for row in found]
 
     @classmethod
+    def others(cls, experiment: Experiment) -> list[str]:
+        """Return the other experiments that hold a share of an experiment's group."""
+        if experiment.exclusion_group is None:
+            return []
+        found = cls.select(cls.experiment).where(
+            cls.held == experiment.exclusion_group, cls.experiment != experiment.id
+        )
+        return sorted({row.experiment_id for row in found})
+
+    @classmethod
     def take(cls, experiment: Experiment) -> None:
         """Take an experiment's room in its group, unless it has it already.
 
@@ -1208,6 +1218,12 @@ class Metric(Table):
             )
             found.update(name for (name,) in query.tuples())
         return found
+
+    @classmethod
+    def all_of(cls, experiment_id: str) -> list[str]:
+        """Return every metric of the experiment: MOST_METRICS and one at most."""
+        rows: Any = cls.select(cls.name).where(cls.experiment == experiment_id)
+        return [name for (name,) in rows.tuples()]
 
     @classmethod
     def taken(cls, experiment_id: str) -> int:

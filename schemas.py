@@ -26,6 +26,7 @@ from marshmallow import (
 
 import audience
 import tables
+from ledger import LEEWAY, occurred
 from models import (
     CONCLUSIONS,
     FULL,
@@ -1122,8 +1123,11 @@ class ImportLineSchema(Schema):
     @validates_schema(skip_on_field_errors=True)
     def _in_order(self, line: dict[str, Any], **_: Any) -> None:
         converted_at = line["converted_at"]
-        if converted_at is not None and converted_at < line["timestamp"]:
-            raise ValidationError("It is before the timestamp.", "converted_at")
+        if converted_at is None:
+            return
+        if occurred(converted_at, line["timestamp"]) is None:
+            told = f"It is over {LEEWAY.seconds} seconds before the timestamp."
+            raise ValidationError(told, "converted_at")
 
 
 REASONS = (

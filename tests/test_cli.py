@@ -3,17 +3,20 @@
 import csv
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import jwt
 import pytest
 import service as real
 
+import importer
 import models
 import reports
 from models import Assignment
@@ -256,6 +259,301 @@ def test_a_file_that_cannot_be_read_is_told_in_a_line(
     assert "cannot be read" in result.output
     assert "nothing was written" in result.output
     assert Assignment.select().count() == 0
+
+
+HEAD = "user_id,variant,timestamp,converted_at,metric,value,idempotency_key\n"
+GOOD = "u1,v1,2024-01-01T00:00:00Z,,,,\n"
+
+
+def problems(result):
+    """Return what an import that was refused said of each line."""
+    assert result.exit_code == 1, result.output
+    *lines, last = result.output.splitlines()
+    assert last == f"Error: {len(lines)} bad lines; nothing was written."
+    assert Assignment.select().count() == 0
+    return [line.partition(": ") for line in lines]
+
+
+def test_a_byte_that_is_not_utf_8_is_told_with_its_line_and_the_next_ones_are_read(
+    running, operate, tmp_path
+):
+    file = tmp_path / "lines.csv"
+    rows = [f"u{number},v1,2024-01-01T00:00:00Z,,,,\n" for number in range(100)]
+    rows[20] = "Zoë,v1,2024-01-01T00:00:00Z,,,,\n"
+    rows[40] = "u40,v9,2024-01-01T00:00:00Z,,,,\n"
+    file.write_bytes((HEAD + "".join(rows)).encode("latin-1"))
+
+    result = operate("import", running().removeprefix("experiments/"), str(file))
+
+    first, second = problems(result)
+    assert (first[0], second[0]) == ("line 22", "line 42")
+    assert first[2] == "it cannot be read: byte 0xeb is not UTF-8"
+
+
+def test_a_record_of_several_lines_is_told_with_its_first(running, load):
+    long = '"a\nb\r\nc",v1,2024-01-01T00:00:00Z,,,,\n'
+    bad = '"d\ne",v9,2024-01-01T00:00:00Z,,,,\n'
+
+    told = problems(load(running(), HEAD + long + "\n" + bad + GOOD + bad))
+
+    # Lines 2 to 4, an empty one, 6 and 7, 8, 9 and 10.
+    assert [one[0] for one in told] == ["line 6", "line 9"]
+
+
+def test_lines_may_end_as_any_system_ends_them(running, load, tmp_path, operate):
+    for end in ("\n", "\r\n", "\r"):
+        file = tmp_path / "ends.csv"
+        text = HEAD + GOOD + "u2,v9,2024-01-01T00:00:00Z,,,,\n"
+        file.write_bytes(text.replace("\n", end).encode())
+        result = operate("import", running().removeprefix("experiments/"), str(file))
+        assert [one[0] for one in problems(result)] == ["line 3"]
+
+
+@pytest.mark.parametrize("name", ["lines.csv", "lines.ndjson"])
+def test_a_bad_line_is_told_once_with_all_that_is_wrong(running, load, name):
+    rows = [
+        {"user_id": "u1", "variant": "v1", "timestamp": "2024-01-01T00:00:00Z"},
+        {"user_id": " ", "variant": "v9", "timestamp": "now", "metric": " "},
+    ]
+    if name.endswith("csv"):
+        text = f"user_id,variant,timestamp,metric\n{','.join(rows[0].values())},\n"
+        text += ",".join(rows[1].values())
+    else:
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+
+    ((line, _, told),) = problems(load(running(), text, name))
+
+    assert line == ("line 3" if name.endswith("csv") else "line 2")
+    assert [told.count(name) for name in ("user_id:", "variant:", "timestamp:")] == [
+        1
+    ] * 3
+    assert told.count("metric:") == 1
+
+
+def test_a_line_that_contradicts_two_others_is_told_once(running, load, api):
+    path = running()
+    text = (
+        HEAD
+        + "u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,1,k1\n"
+        + "u2,v1,2024-01-01T00:00:00Z,,,,\n"
+        + "u1,v2,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,,2,k1\n"
+        + "u2,v2,2024-01-01T00:00:00Z,,,,\n"
+    )
+
+    first, second = problems(load(path, text))
+
+    assert (first[0], second[0]) == ("line 4", "line 5")
+    assert "has the user in v1; the idempotency_key of line 2" in first[2]
+
+
+@pytest.mark.parametrize("name", ["lines.csv", "lines.ndjson"])
+@pytest.mark.parametrize("quote", ["", '"', '"\n'])
+def test_a_line_without_an_end_is_named_and_not_kept(running, load, name, quote):
+    text = (HEAD + GOOD) if name.endswith("csv") else "\n\n"
+
+    told = problems(load(running(), f"{text}{quote}{'x,' * 600_000}", name))
+
+    is_next = quote == '"\n' and name == "lines.ndjson"  # no text of it goes on there
+    assert told[-1][0] == ("line 4" if is_next else "line 3")
+    assert "cannot be read" in told[-1][2]
+
+
+def test_a_device_without_an_end_is_refused(running, operate):
+    result = operate("import", running().removeprefix("experiments/"), "/dev/zero")
+
+    ((line, _, told),) = problems(result)
+    assert line == "line 1" and "longer than 1 MiB" in told
+
+
+def test_a_header_that_names_a_column_twice_is_refused(running, load):
+    text = "user_id,variant,timestamp,user_id\nu1,v1,2024-01-01T00:00:00Z,u2\n"
+
+    ((line, _, told),) = problems(load(running(), text))
+
+    assert line == "line 1" and "'user_id' twice" in told
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_named_pipe_is_read_once(running, operate, tmp_path, compressed):
+    pipe = tmp_path / "lines.csv"
+    os.mkfifo(pipe)
+    text = (HEAD + GOOD).encode()
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(pipe.write_bytes, gzip.compress(text) if compressed else text)
+        result = operate("import", running().removeprefix("experiments/"), str(pipe))
+
+    assert result.output == "1 lines: 1 users enrolled, 0 conversions.\n"
+
+
+@pytest.mark.parametrize("file", ["{here}", "{here}/none.csv", "/proc/self/mem"])
+def test_a_file_that_cannot_be_opened_is_named_in_plain_words(
+    running, operate, tmp_path, file
+):
+    file = file.format(here=tmp_path)
+
+    result = operate("import", running().removeprefix("experiments/"), file)
+
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {file} cannot be read (")
+    assert "name a CSV or NDJSON file" in result.output
+    assert "Errno" not in result.output
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-inf", "0", "-1", "36501", "1e300"])
+def test_a_token_that_lasts_no_number_of_days_is_not_made(operate, days):
+    result = operate("token", "web", f"--days={days}")
+
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.output == "Error: --days is above 0 and at most 36,500.\n"
+
+
+@pytest.mark.parametrize("name", ["lines.csv", "lines.ndjson"])
+def test_a_byte_order_mark_before_a_file_is_passed_over(running, load, name):
+    text = HEAD + GOOD
+    if not name.endswith("csv"):
+        text = '{"user_id":"u1","variant":"v1","timestamp":"2024-01-01T00:00:00Z"}\n'
+
+    assert load(running(), f"\ufeff{text}", name).exit_code == 0
+
+
+def test_a_time_up_to_ten_seconds_before_the_enrolment_counts_as_of_it(
+    api, running, load
+):
+    path = running()
+    text = HEAD + (
+        "u1,v1,2024-01-01T00:00:16.894Z,2024-01-01T00:00:16Z,,1,k1\n"
+        "u2,v1,2024-01-01T00:00:10Z,2024-01-01T00:00:00Z,,,\n"
+    )
+
+    first, second = load(path, text), load(path, text)
+
+    assert first.output == "2 lines: 2 users enrolled, 2 conversions.\n"
+    assert second.output == "2 lines: 0 users enrolled, 0 conversions.\n"
+    (row,) = api.get(f"{path}/results").json["data"]["variants"][0]["results"]
+    assert row["firstAt"] == "2024-01-01T00:00:10Z"
+    assert row["lastAt"] == "2024-01-01T00:00:16.894000Z"
+    early = "u3,v1,2024-01-01T00:00:10.000001Z,2024-01-01T00:00:00Z,,,\n"
+    refused = load(path, HEAD + early)
+    assert refused.exit_code == 1 and "line 2: converted_at" in refused.output
+
+
+def test_a_time_shortly_before_an_enrolment_of_here_counts_as_of_it(
+    api, running, load, enrolled
+):
+    path = running()
+    (seat,) = enrolled(path, "u1")
+    since = datetime.fromisoformat(seat["assignedAt"].replace("Z", "+00:00"))
+
+    def lines(seconds, key):
+        at = (since - timedelta(seconds=seconds)).isoformat()
+        return f"{HEAD}u1,{seat['variantId']},2024-01-01T00:00:00Z,{at},,,{key}\n"
+
+    for key in ("", "k1"):
+        assert load(path, lines(9.9, key)).output.endswith(" 1 conversions.\n")
+        assert load(path, lines(9.9, key)).output.endswith(" 0 conversions.\n")
+        early = load(path, lines(10.1, key or "k2"))
+        assert early.exit_code == 1 and "before the user's enrolment" in early.output
+
+    variants = api.get(f"{path}/results").json["data"]["variants"]
+    (row,) = [row for one in variants for row in one["results"]]
+    assert (row["events"], row["firstAt"]) == (2, seat["assignedAt"])
+
+
+def test_an_import_brings_no_more_metrics_than_an_experiment_may_have(
+    api, running, load
+):
+    path = running(primaryMetric="purchase")
+    row = "u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,{},,\n"
+    full = "".join(row.format(f"m{number}") for number in range(1_000))
+    primary = row.format("purchase")
+
+    refused = load(path, HEAD + full + primary + row.format("one-more"))
+
+    ((line, _, told),) = problems(refused)
+    assert line == "line 1003" and "1,000 metrics" in told and "'one-more'" in told
+    assert load(path, HEAD + full).exit_code == 0
+    again = load(path, HEAD + row.format("m5") + row.format("one-more"))
+    assert again.exit_code == 1 and "line 3: metric: " in again.output
+    assert load(path, HEAD + primary).exit_code == 0
+
+
+def test_a_user_of_another_experiment_of_the_exclusion_group_is_a_bad_line(
+    api, running, load
+):
+    group = {"exclusionGroup": "checkout", "trafficPercentage": 50}
+    one, other, apart = running(**group), running(**group), running()
+    answers = {
+        user: api.post(f"{one}/assignments", {"userId": user}).json["data"]
+        for user in map(str, range(20))
+    }
+    theirs = [user for user, answer in answers.items() if answer["enrolled"]]
+    mine = [user for user in answers if user not in theirs]
+    lines = [f"{user},v1,2024-01-01T00:00:00Z\n" for user in (*mine, *theirs)]
+    text = "user_id,variant,timestamp\n" + "".join(lines)
+
+    refused = load(other, text)
+
+    assert refused.exit_code == 1
+    *told, last = refused.output.splitlines()
+    id = one.removeprefix("experiments/")
+    assert told == [
+        f"line {number}: the user is in {id}, which is of the same exclusion group "
+        "'checkout'"
+        for number in range(len(mine) + 2, len(answers) + 2)
+    ]
+    assert last == f"Error: {len(theirs)} bad lines; nothing was written."
+    assert api.get(other).json["data"]["_count"]["assignments"] == 0
+    # Elsewhere, into their own, and once that one has given its room back.
+    assert load(apart, text).exit_code == 0
+    seat = answers[theirs[0]]
+    own = f"{theirs[0]},{seat['variantId']},2024-01-01T00:00:00Z\n"
+    assert load(one, f"user_id,variant,timestamp\n{own}").exit_code == 0
+    assert api.post(f"{one}/complete", {"conclusion": "invalid"}).status_code == 200
+    assert load(other, text).exit_code == 0
+
+
+def test_who_is_enrolled_elsewhere_after_the_check_stops_the_import(
+    api, running, enrolled, tmp_path
+):
+    group = {"exclusionGroup": "checkout", "trafficPercentage": 50}
+    one, other = running(**group), running(**group)
+    experiment = models.Experiment.get_by_id(other.removeprefix("experiments/"))
+    file = tmp_path / "lines.csv"
+    users = [str(number) for number in range(20)]
+    rows = [f"{user},v1,2024-01-01T00:00:00Z\n" for user in users]
+    file.write_text("user_id,variant,timestamp\n" + "".join(rows))
+    assert list(importer.stage(experiment, file)) == []
+    asked = {"users": [{"userId": user} for user in users]}
+    assert api.post(f"{one}/assignments/batch", asked).status_code == 200
+
+    with pytest.raises(models.Conflict, match="run the import again"):
+        importer.write(experiment)
+
+    assert api.get(other).json["data"]["_count"]["assignments"] == 0
+
+
+def test_who_was_imported_is_enrolled_in_no_other_experiment_of_the_group(
+    api, running, load
+):
+    group = {"exclusionGroup": "checkout", "trafficPercentage": 50}
+    one, other = running(**group), running(**group)
+    users = [str(number) for number in range(20)]
+    rows = [f"{user},v1,2024-01-01T00:00:00Z\n" for user in users]
+    text = "user_id,variant,timestamp\n" + "".join(rows)
+    assert load(other, text).exit_code == 0
+
+    asked = {"users": [{"userId": user} for user in users]}
+    answers = api.post(f"{one}/assignments/batch", asked).json["data"]
+
+    assert {answer["reason"] for answer in answers} == {"EXCLUDED"}
+    assert api.get(one).json["data"]["_count"]["assignments"] == 0
+    # Asked one by one, and why, and once the other has given its room back.
+    single = api.post(f"{one}/assignments", {"userId": "1"})
+    assert (single.status_code, single.json["data"]["enrolled"]) == (200, False)
+    assert api.post(f"{other}/complete", {"conclusion": "invalid"}).status_code == 200
+    answers = api.post(f"{one}/assignments/batch", asked).json["data"]
+    assert {answer["reason"] for answer in answers} == {"EXCLUDED", "NEW_ASSIGNMENT"}
 
 
 @pytest.mark.parametrize(
