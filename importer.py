@@ -494,6 +494,11 @@ def _stored_keys(experiment: Experiment) -> Found:
             Conversion.idempotency_key == Staged.key,
             Conversion.experiment == experiment.id,
             Assignment.id == Conversion.assignment,
+            # Most say the same, letter for letter, and need no second look.
+            (Assignment.user_id != Staged.user_id)
+            | (Conversion.metric != Staged.metric)
+            | (Conversion.occurred_at != Staged.occurred_at)
+            | (fn.COALESCE(Conversion.value, "") != fn.COALESCE(Staged.value, "")),
         )
         .order_by(Staged.line)
     )
