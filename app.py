@@ -479,7 +479,7 @@ def record_events_batch(body):
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
     experiment, metric = find(Experiment, id), query["metric"]
-    if query["granularity"] or query["as_of"]:
+    if schemas.is_replay(query):
         counts = reports.replayed(experiment, query["as_of"])
     else:
         counts = reports.counts(experiment)

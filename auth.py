@@ -466,7 +466,7 @@ def settings(setting: Callable[[str, Any], Any]) -> dict[str, Any]:
     }
 
 
-LEEWAY = 300  # seconds; more would let ended tokens live on
+MOST_LEEWAY = 300  # seconds; more would let ended tokens live on
 
 
 def _leeway(given: Any) -> timedelta:
@@ -475,8 +475,9 @@ def _leeway(given: Any) -> timedelta:
         seconds = float(given)
     except (TypeError, ValueError):
         seconds = float("nan")
-    if not 0 <= seconds <= LEEWAY or isinstance(given, bool):  # NaN is not either
+    if not 0 <= seconds <= MOST_LEEWAY or isinstance(given, bool):  # NaN is not either
         raise WrongSetting(
-            f"JWT_LEEWAY must be a number of seconds from 0 to {LEEWAY}, not {given!r}."
+            f"JWT_LEEWAY must be a number of seconds from 0 to {MOST_LEEWAY}, "
+            f"not {given!r}."
         )
     return timedelta(seconds=seconds)

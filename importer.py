@@ -37,7 +37,7 @@ from models import (
     TooManyMetrics,
     Utc,
 )
-from schemas import ImportLineSchema, InvalidJson, flattened, loads
+from schemas import ImportLineSchema, InvalidJson, flattened, loads, sentence
 
 CHUNK = 1_000
 LINE = ImportLineSchema()
@@ -199,14 +199,14 @@ def _line(row: dict[str, Any]) -> ledger.Line:
     return ledger.Line(row["user_id"], row["variant"], first, event, number)
 
 
-Row = tuple[int, Any, str | None]
+Record = tuple[int, Any, str | None]
 """A record: the number of its first line, its fields, and what keeps it unread.
 
 The fields are a dict, or the text to parse.
 """
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def _rows(file: Path) -> Iterator[Record]:
     """Yield each record of a file, which is opened once: it may be a pipe."""
     lines = None
     with ExitStack() as opened:
@@ -244,7 +244,7 @@ class _Lines:
         self.problem: str | None = None
         """What is wrong with the bytes of that record."""
 
-    def records(self) -> Iterator[Row]:
+    def records(self) -> Iterator[Record]:
         """Yield each line that is not empty, as it is: a record each."""
         for line in self._lines():
             self._number += 1
@@ -283,7 +283,7 @@ class _Lines:
             line = self._raw.readline(LONGEST + 1)
 
 
-def _table(lines: _Lines) -> Iterator[Row]:
+def _table(lines: _Lines) -> Iterator[Record]:
     """Yield each record of a CSV file as a dict, without its empty cells."""
     reader = csv.reader(lines, strict=True)
     names = next(reader, [])
@@ -369,11 +369,8 @@ def _number(text: str) -> Decimal | str:
 
 def _told(error: Exception) -> str:
     if not isinstance(error, ValidationError):
-        return str(error).replace("The body", "The line", 1)
-    return "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"]
-        for one in flattened(error.messages)
-    )
+        return str(error)
+    return sentence(flattened(error.messages))
 
 
 Found = Iterator[tuple[int, str]]
@@ -408,7 +405,9 @@ def _moved() -> Found:
 
 def _enrolled(experiment: Experiment) -> Found:
     """Yield the lines that deny how their user is enrolled already."""
-    earliest = Assignment.assigned_at - Value(LEEWAY, converter=False)
+    earliest = Assignment.assigned_at - Value(
+        ledger.LEEWAY // MICROSECOND, converter=False
+    )
     enrolled = (
         Staged.select(
             Staged.line,
@@ -429,9 +428,6 @@ def _enrolled(experiment: Experiment) -> Found:
             yield line, f"variant {variant}, but the user is in {before}"
         if early:
             yield line, "converted_at is before the user's enrolment"
-
-
-LEEWAY = ledger.LEEWAY // MICROSECOND
 
 
 def _excluded(experiment: Experiment) -> Found:

@@ -40,13 +40,14 @@ from models import (
     one_of,
     utcnow,
 )
-from paging import Page, Rows
+from paging import Listing, Page
 
 NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
 OVERRIDE, WINNER = "OVERRIDE", "WINNER"
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 NOT_ENROLLED, BEFORE_ENROLLMENT = "NOT_ENROLLED", "BEFORE_ENROLLMENT"
 CONFLICT, TOO_MANY_METRICS = "CONFLICT", "TOO_MANY_METRICS"
+INVALID_STATE = "INVALID_STATE"
 LEEWAY = timedelta(seconds=10)
 MOST_PAIRS = 10_000  # of an event and an experiment that one call may book
 # Room for the square of any total; what would not fit raises and is not rounded.
@@ -302,7 +303,7 @@ def write_seats(rows: list[dict[str, Any]]) -> set[str]:
     return written
 
 
-def assignments_page(experiment: Experiment, page: Page) -> Rows:
+def assignments_page(experiment: Experiment, page: Page) -> Listing:
     """Return a page of who is enrolled, newest first."""
     query = Assignment.select().where(Assignment.experiment == experiment.id)
     found = page.of(
@@ -315,7 +316,7 @@ def assignments_page(experiment: Experiment, page: Page) -> Rows:
     return found._replace(rows=seats)
 
 
-def assignments_of(user_id: str, page: Page) -> Rows:
+def assignments_of(user_id: str, page: Page) -> Listing:
     """Return a page of the experiments that a user is in, newest first."""
     query = (
         Assignment.select(
@@ -483,7 +484,7 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     now = utcnow()
     if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
         return [
-            _receipt(experiment, event, now, REJECTED, reason="INVALID_STATE")
+            _receipt(experiment, event, now, REJECTED, reason=INVALID_STATE)
             for event in events
         ]
     user_ids = [event.user_id for event in events]

@@ -46,7 +46,7 @@ from engine import (
     using,
 )
 from migrations import MIGRATIONS
-from paging import Fence, Page, Rows
+from paging import Fence, Listing, Page
 
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
@@ -322,7 +322,7 @@ class Experiment(Table):
         return row
 
     @classmethod
-    def page(cls, page: Page, status: str | None, archived: bool) -> Rows:
+    def page(cls, page: Page, status: str | None, archived: bool) -> Listing:
         """Return a page of experiments, newest first.
 
         A walk by cursor shows those that passed the filters when it began, each as
@@ -873,7 +873,7 @@ class Audience(Table):
     updated_at = Utc(default=utcnow)
 
     @classmethod
-    def page(cls, page: Page, search: str | None) -> Rows:
+    def page(cls, page: Page, search: str | None) -> Listing:
         """Return a page of audiences, newest first.
 
         A search is for a part of the id, the name or the description, whatever its
@@ -983,7 +983,7 @@ class Override(Table):
         return _after(latest, utcnow())
 
     @classmethod
-    def page(cls, experiment: Experiment, page: Page) -> Rows:
+    def page(cls, experiment: Experiment, page: Page) -> Listing:
         """Return a page of an experiment's overrides, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
         order, listed = (cls.created_at, cls.user_id), ("overrides", experiment.id)
@@ -1100,7 +1100,7 @@ class Change(Table):
         )
 
     @classmethod
-    def page(cls, experiment: Experiment, page: Page) -> Rows:
+    def page(cls, experiment: Experiment, page: Page) -> Listing:
         """Return a page of what was done to an experiment, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
         return page.of(lambda _: found, (cls.id,), ("history", experiment.id))

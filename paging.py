@@ -66,7 +66,7 @@ class Cursor(NamedTuple):
         return cursor
 
 
-class Rows(NamedTuple):
+class Listing(NamedTuple):
     """A page of a list, and where it stands in it."""
 
     rows: list[Any]
@@ -95,7 +95,7 @@ class Page(NamedTuple):
         listed: tuple[Any, ...],
         fence: Callable[[], Fence] = Fence,
         total: Callable[[], int] | None = None,
-    ) -> Rows:
+    ) -> Listing:
         """Return these rows of a list.
 
         *query* returns the list as it is now, or as it was at a fence. *order* is
@@ -129,7 +129,7 @@ class Page(NamedTuple):
                 if self.cursor is None:  # here a walk may begin
                     start = start._replace(fence=fence())
                 cursor = self._after(shown, found[-1], newest, start, query)
-        return Rows(
+        return Listing(
             shown,
             start.total,
             start.shown // self.limit + 1,

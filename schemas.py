@@ -26,7 +26,15 @@ from marshmallow import (
 
 import audience
 import tables
-from ledger import LEEWAY, occurred
+from ledger import (
+    BEFORE_ENROLLMENT,
+    CONFLICT,
+    INVALID_STATE,
+    LEEWAY,
+    NOT_ENROLLED,
+    TOO_MANY_METRICS,
+    occurred,
+)
 from models import (
     CONCLUSIONS,
     FULL,
@@ -46,6 +54,7 @@ from reports import EXPORTED
 # ----------------------------------------------------------------------------
 
 DEPTH = 64
+ERRORS = 100  # that a refusal names; after them no more are looked for
 PIECE = 65_536  # bytes of a body that are looked through at a time
 ROWS = 10_000  # of a batch
 ROWS_DEPTH = 2  # where they stand: an object holds a list that holds them
@@ -145,7 +154,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise InvalidJson(f"The key {shown(key)} stands twice in one object.")
+                raise InvalidJson(f"The key {quoted(key)} stands twice in one object.")
             seen.add(key)
     return whole
 
@@ -188,7 +197,7 @@ def cut(text: str, most: int = 255) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """Return the beginning of a text, quoted and in ASCII."""
     return ascii(cut(text, 100))
 
@@ -196,13 +205,15 @@ def shown(text: str) -> str:
 def dumps(value: Any, **_: Any) -> str:
     """Return JSON text; Decimals are written digit for digit."""
     return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=_shown
+        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=as_text
     )
 
 
-def _shown(value: Any) -> str:
-    """Return what JSON has no form for as text; a time as it is everywhere else."""
-    return moment(value) if isinstance(value, datetime) else str(value)
+def as_text(value: Any) -> str:
+    """Return a value as text: a time and a number as the wire has them everywhere."""
+    if isinstance(value, datetime):
+        return moment(value)
+    return str(plain(value) if isinstance(value, Decimal) else value)
 
 
 def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:
@@ -218,7 +229,13 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
         yield {"path": ".".join(path), "message": cut(str(messages), 1_000)}
 
 
-ERRORS = 100  # that a refusal names; after them no more are looked for
+def sentence(details: Iterable[dict[str, str]]) -> str:
+    """Return these messages in one line, each behind its path."""
+    return "; ".join(
+        f"{one['path']}: {one['message']}" if one["path"] else one["message"]
+        for one in details
+    )
+
 
 # ----------------------------------------------------------------------------
 # Fields
@@ -252,7 +269,7 @@ def is_an_id(text: str) -> None:
     is_storable(text)  # what is not JSON may hold it: a query, a line of an import
     if not text.strip() or text.strip().casefold() in NOT_IDS:
         raise ValidationError(
-            f"{shown(text)} is not an id but the mark of a missing one."
+            f"{quoted(text)} is not an id but the mark of a missing one."
         )
 
 
@@ -1131,8 +1148,8 @@ class ImportLineSchema(Schema):
 
 
 REASONS = (
-    *("NOT_ENROLLED", "BEFORE_ENROLLMENT", "TOO_MANY_METRICS"),
-    *("CONFLICT", "INVALID_STATE"),
+    *(NOT_ENROLLED, BEFORE_ENROLLMENT, TOO_MANY_METRICS),
+    *(CONFLICT, INVALID_STATE),
 )
 """Why an event is rejected."""
 

@@ -11,8 +11,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
-from decimal import Decimal
 from functools import wraps
 from http import HTTPStatus
 from itertools import islice
@@ -42,7 +40,7 @@ import models
 import schemas
 import tables
 from models import Conflict, Invalid
-from paging import BadCursor, Rows
+from paging import BadCursor, Listing
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger("abacus")
@@ -209,7 +207,7 @@ def Listed(schema: Schema) -> Schema:
     return schemas.Answer.from_dict(listed, name=name)()
 
 
-def page(rows: Rows) -> dict[str, Any]:
+def page(rows: Listing) -> dict[str, Any]:
     """Return a page of a list with its meta."""
     meta = {
         "total": rows.total,
@@ -438,11 +436,7 @@ def answer_http(error: HTTPException) -> Response:
 
 def answer_validation(error: ValidationError) -> Response:
     details = list(islice(schemas.flattened(error.messages), schemas.ERRORS))
-    told = "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"]
-        for one in details[:3]
-    )
-    return problem(400, told, "VALIDATION_ERROR", details)
+    return problem(400, schemas.sentence(details[:3]), "VALIDATION_ERROR", details)
 
 
 def answer_invalid(error: Invalid) -> Response:
@@ -459,18 +453,9 @@ def answer_invalid_json(error: schemas.InvalidJson) -> Response:
 
 
 def answer_conflict(error: Conflict) -> Response:
-    current, *allowed = map(shown, (error.current, *error.allowed))
+    current, *allowed = map(schemas.as_text, (error.current, *error.allowed))
     details = [{"current": current, "allowed": allowed}]
     return problem(409, str(error), error.code, details)
-
-
-def shown(value: Any) -> str:
-    """Return a value of an error as the wire has it everywhere else, as text."""
-    if isinstance(value, datetime):
-        return schemas.moment(value)
-    if isinstance(value, Decimal):
-        value = schemas.plain(value)
-    return str(value)
 
 
 TROUBLES = {

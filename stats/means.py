@@ -259,11 +259,11 @@ def difference(control: Sample, treatment: Sample) -> float:
     return float(treatment.exact_mean - control.exact_mean)
 
 
-def lift(control: float | None, treatment: float | None) -> float | None:
-    """Return the relative difference; None unless the control is above 0."""
-    if control is None or treatment is None or control <= 0:
+def lift(control: Sample | None, treatment: Sample | None) -> float | None:
+    """Return the relative difference; None unless the control's mean is above 0."""
+    if control is None or treatment is None or control.exact_mean <= 0:
         return None
-    return treatment / control - 1
+    return float(treatment.exact_mean / control.exact_mean - 1)
 
 
 def _standard_error(control: Sample | None, treatment: Sample | None) -> float | None:

@@ -86,7 +86,7 @@ def _comparison(
     return ValueComparison(
         control_variant_id=control_variant_id,
         difference=difference(control, treatment) if control and treatment else None,
-        lift=lift(control and control.mean, treatment and treatment.mean),
+        lift=lift(control, treatment),
         fixed_horizon=welch(control, treatment, shown.each),
         sequential=sequential,
     )

@@ -42,6 +42,24 @@ def flask(instance: Path, *words: str, check: bool = True, tree: Path = ROOT) ->
     )
 
 
+def refusal(instance: Path, *words: str, **settings: str) -> str:
+    """Start gunicorn, which must end by itself; return what it says.
+
+    It ends with 3, and with 1 where two workers refuse at once.
+    """
+    started = subprocess.run(
+        [*GUNICORN, "--bind", "127.0.0.1:0", *words],
+        cwd=ROOT,
+        env={**environment(instance), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode in (1, 3), started.stderr
+    return started.stderr
+
+
 def wait_until(done: Callable[[], Any], seconds: float) -> float:
     """Return how long it took; fail after so many seconds."""
     began = time.monotonic()

@@ -519,6 +519,24 @@ def test_an_empty_arm_has_a_comparison_that_knows_nothing():
     assert not found.sequential.is_significant
 
 
+@settings(max_examples=25, deadline=None)
+@given(close_counts())
+def test_differences_and_lifts_are_rounded_once(arms):
+    (users, converted), (others, others_converted) = arms
+    rates = Fraction(converted, users), Fraction(others_converted, others)
+
+    found = stats.analyse(pair(*arms)).variants[1].comparison
+
+    assert found.difference == float(rates[1] - rates[0])
+    assert found.lift == (float(rates[1] / rates[0] - 1) if converted else None)
+
+
+def test_the_difference_of_12_and_10_percent_is_0_02():
+    found = stats.analyse(pair((1_000, 100), (1_000, 120))).variants[1].comparison
+
+    assert (found.difference, found.lift) == (0.02, 0.2)
+
+
 def test_a_control_at_zero_leaves_the_lift_open_above():
     found = comparison(pair((250, 0), (250, 12)))
 
@@ -804,6 +822,14 @@ def valued(*sums, users=100):
         Arm(f"v{i}", f"V{i}", Decimal(100) / len(sums), users, 10, ValueSums(10, *each))
         for i, each in enumerate(sums, 1)
     ]
+
+
+def test_the_lift_of_two_means_is_rounded_once():
+    arms = valued((Decimal(100), Decimal(2_000)), (Decimal(120), Decimal(2_000)))
+
+    found = stats.analyse(arms).variants[1].value.comparison
+
+    assert (found.difference, found.lift) == (0.2, 0.2)
 
 
 def spent(*arms):

@@ -82,6 +82,20 @@ def test_a_token_in_a_cookie_or_in_the_query_is_not_looked_for(app):
     assert client.get(f"/api/experiments?jwt={signed(GOOD)}").status_code == 401
 
 
+def assert_opens(caller, path, allowed):
+    """Assert that a caller gets through to the endpoints of these scopes alone."""
+    answers = {
+        "read": caller.get(path),
+        "write": caller.patch(path, {"name": "Too late"}),
+        "assign": caller.post(f"{path}/assignments", {"userId": "u1"}),
+    }
+    for scope, response in answers.items():
+        if scope in allowed:
+            assert response.status_code in (200, 201, 409), response.text
+        else:
+            assert scope in assert_error(response, 403, "FORBIDDEN")["message"]
+
+
 @pytest.mark.parametrize(
     ("scope", "allowed"),
     [
@@ -94,19 +108,7 @@ def test_a_token_in_a_cookie_or_in_the_query_is_not_looked_for(app):
     ],
 )
 def test_a_scope_opens_its_own_endpoints_only(app, token, running, scope, allowed):
-    path = running()
-    caller = Caller(app, token(scope=scope))
-    answers = {
-        "read": caller.get(path),
-        "write": caller.patch(path, {"name": "Too late"}),
-        "assign": caller.post(f"{path}/assignments", {"userId": "u1"}),
-    }
-
-    for needed, response in answers.items():
-        if needed in allowed:
-            assert response.status_code in (200, 201, 409), response.text
-        else:
-            assert needed in assert_error(response, 403, "FORBIDDEN")["message"]
+    assert_opens(Caller(app, token(scope=scope)), running(), allowed)
 
 
 @pytest.mark.parametrize(
@@ -153,19 +155,7 @@ def test_scopes_of_a_wrong_kind_prove_nothing(app, api, token, claims):
 def test_the_scopes_of_azure_and_okta_are_read_too(
     app, token, running, claims, allowed
 ):
-    path = running()
-    caller = Caller(app, token(**claims))
-    answers = {
-        "read": caller.get(path),
-        "write": caller.patch(path, {"name": "Too late"}),
-        "assign": caller.post(f"{path}/assignments", {"userId": "u1"}),
-    }
-
-    for scope, response in answers.items():
-        if scope in allowed:
-            assert response.status_code in (200, 201, 409), response.text
-        else:
-            assert scope in assert_error(response, 403, "FORBIDDEN")["message"]
+    assert_opens(Caller(app, token(**claims)), running(), allowed)
 
 
 def test_every_endpoint_has_a_scope(app):
@@ -324,23 +314,11 @@ def test_a_leeway_of_0_to_300_seconds_is_taken(leeway):
 
 def test_gunicorn_does_not_start_with_a_wrong_leeway_and_says_why(tmp_path):
     real.flask(tmp_path, "init")
-    started = real.subprocess.run(
-        # One worker: gunicorn itself prints a traceback where two refuse at once.
-        [
-            *(real.sys.executable, "-m", "gunicorn", "wsgi:app"),
-            *("--bind", "127.0.0.1:0", "--workers", "1"),
-        ],
-        cwd=real.ROOT,
-        env={**real.environment(tmp_path), "JWT_LEEWAY": "nan"},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    # One worker: gunicorn itself prints a traceback where two refuse at once.
+    said = real.refusal(tmp_path, "--workers", "1", JWT_LEEWAY="nan")
 
-    assert started.returncode != 0
-    assert "Abacus does not start: JWT_LEEWAY must be" in started.stderr
-    assert "Traceback" not in started.stderr
+    assert "Abacus does not start: JWT_LEEWAY must be" in said
+    assert "Traceback" not in said
 
 
 def test_no_endpoint_opens_to_all_the_other_scopes_together(app, token):
