@@ -261,9 +261,10 @@ def _pieces(schema: Schema, rows: Iterable[Any]) -> Iterator[str]:
 class Slots:
     """How many pieces of costly work run at once in this process, and whose.
 
-    Each takes the interpreter from all other requests, and an export holds a thread
-    for as long as its reader likes. A token has one slot, so that one caller cannot
-    keep all of them.
+    An export holds a thread for as long as its reader likes. A token has one slot, so
+    that one caller cannot keep all of them. Of those that have a slot, one works at a
+    time: two would be no sooner done, and take the interpreter from all other requests
+    twice as often.
     """
 
     MOST = 2
@@ -272,6 +273,7 @@ class Slots:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
+        self.turn = threading.Lock()
 
     def take(self, owner: str) -> Slot:
         """Return a slot, or answer 429 where none is free for this owner."""
@@ -306,9 +308,15 @@ class Slot:
             self._slots.give(self._owner)
 
     def over(self, chunks: Iterable[Any]) -> Iterator[Any]:
-        """Yield the chunks, and give the slot back after the last one."""
+        """Yield the chunks, each made in its turn; give the slot back at the end."""
+        following, end = iter(chunks), object()
         try:
-            yield from chunks
+            while True:
+                with self._slots.turn:
+                    chunk = next(following, end)
+                if chunk is end:
+                    return
+                yield chunk
         finally:
             self.give()
 
@@ -330,10 +338,12 @@ def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
         def bounded(*read: Any, **ids: Any) -> Any:
             if read and not when(read[0]):
                 return handler(*read, **ids)
-            slot = current_app.extensions["abacus_slots"].take(auth.subject())
+            slots: Slots = current_app.extensions["abacus_slots"]
+            slot = slots.take(auth.subject())
             note_end()  # it is no quick one
             try:
-                answer = handler(*read, **ids)
+                with slots.turn:
+                    answer = handler(*read, **ids)
             except BaseException:
                 slot.give()
                 raise

@@ -1,6 +1,7 @@
 """Work that takes seconds is bounded in how much of it runs at once."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import Caller, assert_error
@@ -97,6 +98,28 @@ def test_what_takes_no_seconds_is_answered_meanwhile(callers, exporting):
     assert caller.get("/readyz").status_code == 200
     for one in held:
         one.close()
+
+
+@pytest.mark.parametrize("path", ["export?format=csv", DAY, f"compute-{AS_OF}"])
+def test_of_costly_work_one_piece_runs_at_a_time(app, callers, exporting, path):
+    turn = app.extensions["abacus_slots"].turn
+    with ThreadPoolExecutor(1) as pool:
+        with turn:
+            waiting = pool.submit(lambda: callers("a").get(f"{exporting}/{path}").text)
+            quick = callers("b").get(f"{exporting}/results")
+            assert not waiting.done()
+        assert "v1" in waiting.result(30)
+
+    assert quick.status_code == 200
+
+
+def test_between_two_chunks_of_an_export_others_have_their_turn():
+    slots = Slots()
+    chunks = slots.take("a").over(slots.turn.locked() for _ in range(3))
+
+    for chunk in chunks:
+        assert chunk is True
+        assert not slots.turn.locked()
 
 
 def test_a_slot_is_free_once_the_export_was_read(callers, exporting):
