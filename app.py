@@ -28,45 +28,33 @@ from werkzeug.exceptions import (
     NotFound,
 )
 
-import auth
 import cli
-import engine
-import erasure
-import figures
-import ledger
-import metrics
-import models
-import reports
+import lifecycle
 import schemas
-import tables
-from auth import requires
-from models import (
-    Audience,
-    Change,
-    Experiment,
-    Override,
-    Row,
-)
-from wire import (
-    ANSWERS,
-    Api,
+from ledger import conversions, enrolment, erasure, rows
+from ledger.counts import at, counted, replayed
+from models import TABLES, Audience, Change, Experiment, Override
+from storage import columns, engine, schema, sqlite
+from storage.table import Row
+from views import export, figures, planning, tables
+from views.tables import readable
+from web import auth, metrics
+from web.auth import requires
+from web.blueprint import (
     Blueprint,
     Json,
-    Lines,
     Listed,
     Opaque,
-    Slots,
-    costly,
-    log,
-    note_arrival,
-    note_departure,
-    note_end,
     page,
-    readable,
     refuse_odd_path,
     refuse_odd_query,
     streamed_list,
 )
+from web.errors import ANSWERS
+from web.fields import OwnIds, camel_case
+from web.logging import Lines, log, note_arrival, note_departure, note_end
+from web.openapi import Api
+from web.slots import Slots, costly
 
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
@@ -89,7 +77,7 @@ EVENT = schemas.EventSchema()
 PAGE = schemas.PageQuery()
 AUDIENCE = schemas.AudienceSchema()
 OVERRIDE = schemas.OverrideSchema()
-OWN_IDS = schemas.OwnIds()
+OWN_IDS = OwnIds()
 
 
 @api.before_request
@@ -102,7 +90,7 @@ def guard() -> None:
     refuse_odd_path()
     refuse_odd_query(handler.reads)
     ids = request.view_args or {}
-    OWN_IDS.load({schemas.camel_case(name): id for name, id in ids.items()})
+    OWN_IDS.load({camel_case(name): id for name, id in ids.items()})
     engine.connect()
 
 
@@ -130,7 +118,7 @@ def list_experiments(query):
 @requires("write")
 def create_experiment(body):
     """Create a draft; the first variant is the control."""
-    return Experiment.draft(by=auth.subject(), **body)
+    return lifecycle.draft(by=auth.subject(), **body)
 
 
 @api.get("/experiments/<id>")
@@ -150,10 +138,10 @@ def update_experiment(changes, id):
     """Change a draft; fields left out stay as they are."""
     experiment = find(Experiment, id)
     variants = changes.pop("variants", None)
-    experiment.refuse_unless_draft()
+    lifecycle.refuse_unless_draft(experiment)
     if variants is not None:
-        variants = schemas.whole_variants(experiment.merged(variants))
-    experiment.revise(variants, auth.subject(), **changes)
+        variants = schemas.whole_variants(lifecycle.merged(experiment, variants))
+    lifecycle.revise(experiment, variants, auth.subject(), **changes)
     return experiment
 
 
@@ -164,7 +152,7 @@ def update_experiment(changes, id):
 def archive_experiment(id):
     """Archive an experiment that is not running; its data stays."""
     experiment = find(Experiment, id)
-    experiment.archive(auth.subject())
+    lifecycle.archive(experiment, auth.subject())
     return experiment
 
 
@@ -175,7 +163,7 @@ def archive_experiment(id):
 def unarchive_experiment(body, id):
     """Undo an archiving; one that is not archived stays as it is."""
     experiment = find(Experiment, id)
-    experiment.unarchive(auth.subject())
+    lifecycle.unarchive(experiment, auth.subject())
     return experiment
 
 
@@ -187,7 +175,7 @@ def unarchive_experiment(body, id):
 def start_experiment(body, id):
     """Start a draft: users are enrolled from now on."""
     experiment = find(Experiment, id)
-    experiment.start(auth.subject())
+    lifecycle.start(experiment, auth.subject())
     return experiment
 
 
@@ -199,7 +187,7 @@ def start_experiment(body, id):
 def stop_experiment(body, id):
     """Stop a running experiment: nobody is enrolled any more; conversions count."""
     experiment = find(Experiment, id)
-    experiment.stop(auth.subject())
+    lifecycle.stop(experiment, auth.subject())
     return experiment
 
 
@@ -211,7 +199,7 @@ def stop_experiment(body, id):
 def resume_experiment(body, id):
     """Open a stopped experiment's enrolment again."""
     experiment = find(Experiment, id)
-    experiment.resume(auth.subject())
+    lifecycle.resume(experiment, auth.subject())
     return experiment
 
 
@@ -223,7 +211,7 @@ def resume_experiment(body, id):
 def complete_experiment(body, id):
     """Make the results final; with a winner, everyone is given its variant."""
     experiment = find(Experiment, id)
-    experiment.complete(by=auth.subject(), **body)
+    lifecycle.complete(experiment, by=auth.subject(), **body)
     return experiment
 
 
@@ -233,7 +221,7 @@ def complete_experiment(body, id):
 @requires("write")
 def duplicate_experiment(body, id):
     """Create a draft like this one."""
-    return find(Experiment, id).duplicate(auth.subject())
+    return lifecycle.duplicate(find(Experiment, id), auth.subject())
 
 
 # ----------------------------------------------------------------------------
@@ -248,9 +236,9 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    user = ledger.User(**body)
-    decision = metrics.enrolled(ledger.enrol(find(Experiment, id), [user]))[0]
-    return decision, 201 if decision.reason == ledger.NEW else 200
+    user = enrolment.User(**body)
+    decision = metrics.enrolled(enrolment.enrol(find(Experiment, id), [user]))[0]
+    return decision, 201 if decision.reason == enrolment.NEW else 200
 
 
 @api.post("/experiments/<id>/assignments/batch")
@@ -259,8 +247,8 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    users = [ledger.User(**user) for user in body["users"]]
-    decisions = ledger.enrol(find(Experiment, id), users)
+    users = [enrolment.User(**user) for user in body["users"]]
+    decisions = enrolment.enrol(find(Experiment, id), users)
     return streamed_list(DECISION, metrics.enrolled(decisions))
 
 
@@ -270,7 +258,7 @@ def enrol_batch(body, id):
 @requires("read")
 def list_assignments(query, id):
     """List who is enrolled, newest first."""
-    return page(ledger.assignments_page(find(Experiment, id), **query))
+    return page(enrolment.assignments_page(find(Experiment, id), **query))
 
 
 @api.get("/experiments/<id>/assignments/<path:user_id>")
@@ -284,9 +272,9 @@ def get_assignment(query, id, user_id):
     """
     experiment = find(Experiment, id)
     if query["explain"]:
-        user = ledger.User(user_id, query["attributes"])
-        return schemas.explained(experiment, ledger.explained(experiment, user))
-    decision = ledger.decision(experiment, user_id)
+        user = enrolment.User(user_id, query["attributes"])
+        return schemas.explained(experiment, enrolment.explained(experiment, user))
+    decision = enrolment.decision(experiment, user_id)
     if decision is None:
         raise NotFound("The user is not enrolled in this experiment.")
     return decision
@@ -298,7 +286,7 @@ def get_assignment(query, id, user_id):
 @requires("read")
 def list_memberships(query, user_id):
     """List the experiments that a user is in, newest first."""
-    return page(ledger.assignments_of(user_id, **query))
+    return page(enrolment.assignments_of(user_id, **query))
 
 
 @api.delete("/users/<path:user_id>")
@@ -326,7 +314,9 @@ def list_overrides(query, id):
 def set_override(body, id, user_id):
     """Force a variant for a user, in any state and outside every count."""
     experiment = find(Experiment, id)
-    override, is_new = experiment.override(user_id, body["variant"], auth.subject())
+    override, is_new = lifecycle.override(
+        experiment, user_id, body["variant"], auth.subject()
+    )
     return override, 201 if is_new else 200
 
 
@@ -335,7 +325,7 @@ def set_override(body, id, user_id):
 @requires("write")
 def remove_override(id, user_id):
     """Let the hash decide for a user again."""
-    override = find(Experiment, id).remove_override(user_id, auth.subject())
+    override = lifecycle.remove_override(find(Experiment, id), user_id, auth.subject())
     if override is None:
         raise NotFound("No variant is forced for the user.")
     return override
@@ -361,7 +351,7 @@ def list_audiences(query):
 @requires("write")
 def create_audience(body):
     """Create an audience."""
-    return Audience.define(models.new_id("aud")(), **body)[0]
+    return Audience.define(columns.new_id("aud")(), **body)[0]
 
 
 @api.get("/audiences/<path:audience_id>")
@@ -427,10 +417,10 @@ def try_audience(body, audience_id):
 @requires("assign")
 def convert(body, id):
     """Book a conversion: 201 where it counts, 200 where it was there already."""
-    booked = ledger.record(find(Experiment, id), [ledger.Event(**body)])
+    booked = conversions.record(find(Experiment, id), [conversions.Event(**body)])
     (receipt,) = metrics.converted(booked)
-    ledger.refuse_rejected(receipt)
-    return receipt, 201 if receipt.status == ledger.ACCEPTED else 200
+    conversions.refuse_rejected(receipt)
+    return receipt, 201 if receipt.status == conversions.ACCEPTED else 200
 
 
 @api.post("/experiments/<id>/conversions/batch")
@@ -440,8 +430,8 @@ def convert(body, id):
 @requires("assign")
 def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
-    events = [ledger.Event(**row) for row in body["conversions"]]
-    receipts = ledger.record(find(Experiment, id), events)
+    events = [conversions.Event(**row) for row in body["conversions"]]
+    receipts = conversions.record(find(Experiment, id), events)
     return streamed_list(RECEIPT, metrics.converted(receipts))
 
 
@@ -451,7 +441,7 @@ def convert_batch(body, id):
 @requires("assign")
 def record_event(body):
     """Book an event in every experiment that its user is in."""
-    return metrics.converted(ledger.credit([ledger.Event(**body)])[0])
+    return metrics.converted(conversions.credit([conversions.Event(**body)])[0])
 
 
 @api.post("/events/batch")
@@ -460,8 +450,8 @@ def record_event(body):
 @requires("assign")
 def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
-    events = [ledger.Event(**row) for row in body["events"]]
-    booked = [metrics.converted(receipts) for receipts in ledger.credit(events)]
+    events = [conversions.Event(**row) for row in body["events"]]
+    booked = [metrics.converted(receipts) for receipts in conversions.credit(events)]
     return streamed_list(RECEIPTS, booked)
 
 
@@ -473,16 +463,16 @@ def record_events_batch(body):
 @api.get("/experiments/<id>/results")
 @api.arguments(schemas.ResultsQuery(), location="query")
 @api.response(200, figures.Results())
-@api.texts
+@api.also_as(tables.FORMS)
 @requires("read")
 @costly(schemas.is_replay)
 def get_results(query, id):
     """Return what was counted, a row a metric, and what became of all received."""
     experiment, metric = find(Experiment, id), query["metric"]
     if schemas.is_replay(query):
-        counts = reports.replayed(experiment, query["as_of"])
+        counts = replayed(experiment, query["as_of"])
     else:
-        counts = reports.counts(experiment)
+        counts = counted(experiment)
     shown = figures.daily_results if query["granularity"] else figures.results
     return readable(experiment.name, shown(counts, metric), tables.counts)
 
@@ -490,7 +480,7 @@ def get_results(query, id):
 @api.post("/experiments/<id>/compute-results")
 @api.arguments(schemas.AnalysisSchema())
 @api.response(200, figures.COMPUTED)
-@api.texts
+@api.also_as(tables.FORMS)
 @requires("read")
 @costly(schemas.is_replay)
 def compute_results(body, id):
@@ -501,7 +491,7 @@ def compute_results(body, id):
 @api.get("/experiments/<id>/compute-results")
 @api.arguments(schemas.AnalysisQuery(), location="query")
 @api.response(200, figures.COMPUTED)
-@api.texts
+@api.also_as(tables.FORMS)
 @requires("read")
 @costly(schemas.is_replay)
 def get_computed_results(query, id):
@@ -511,7 +501,7 @@ def get_computed_results(query, id):
 
 def computed(experiment: Experiment, as_of: datetime | None, **analysis: Any) -> Any:
     """Return the analysis of what had been counted by then, in the form accepted."""
-    counts = reports.at(experiment, as_of)
+    counts = at(experiment, as_of)
     result = figures.computed_results(counts, **analysis)
     return readable(experiment.name, result, tables.analysis)
 
@@ -527,7 +517,7 @@ def export_experiment(query, id):
     experiment = find(Experiment, id)
     content_type, written = EXPORTS[query["format"]]
     name = f"{experiment.id}.{query['format']}"
-    lines = engine.streamed(written(reports.exported(experiment)))
+    lines = engine.streamed(written(rows.exported(experiment)))
     return Response(
         ("".join(some) for some in peewee.chunked(lines, 500)),
         content_type=content_type,
@@ -536,8 +526,8 @@ def export_experiment(query, id):
 
 
 EXPORTS = {
-    "csv": ("text/csv; charset=utf-8", schemas.csv_lines),
-    "ndjson": ("application/x-ndjson", schemas.json_lines),
+    "csv": ("text/csv; charset=utf-8", export.csv_lines),
+    "ndjson": ("application/x-ndjson", export.json_lines),
 }
 
 
@@ -548,30 +538,30 @@ EXPORTS = {
 def list_history(query, id):
     """List what was done to an experiment, by whom and when, newest first."""
     experiment = find(Experiment, id)
-    experiment.notice_end()
+    lifecycle.notice_end(experiment)
     return page(Change.page(experiment, **query))
 
 
 @api.post("/sample-size")
 @api.arguments(schemas.SizeSchema())
-@api.response(200, figures.SIZES)
+@api.response(200, planning.SIZES)
 @requires("read")
 def plan_sample_size(body):
     """Return the users and days that a plan needs, for one look and for any look."""
-    return figures.sample_sizes(**body)
+    return planning.sample_sizes(**body)
 
 
 @api.post("/experiments/<id>/simulate")
 @api.arguments(schemas.RehearsalSchema())
-@api.response(200, figures.REHEARSED)
+@api.response(200, planning.REHEARSED)
 @api.alt_response(409, "CONFLICT")
 @requires("write")
 @costly()
 def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
     experiment = find(Experiment, id)
-    experiment.refuse_unless_draft()
-    return figures.rehearsed(experiment, **body)
+    lifecycle.refuse_unless_draft(experiment)
+    return planning.rehearsed(experiment, **body)
 
 
 # ----------------------------------------------------------------------------
@@ -586,8 +576,8 @@ def alive() -> dict[str, str]:
 
 def ready() -> dict[str, str]:
     """Say that the database answers and takes a write; 503 where it does not."""
-    models.verify()
-    models.probe()
+    schema.verify()
+    schema.probe()
     return {"status": "ok"}
 
 
@@ -635,9 +625,9 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         log.setLevel(logging.WARNING)
     log.propagate = False
 
-    _attach(app, engine.database_at(app.config["DATABASE_URL"]))
+    _attach(app, sqlite.database_at(app.config["DATABASE_URL"]))
     if app.testing:
-        models.create(app.extensions["database"])
+        schema.create(app.extensions["database"], TABLES)
     auth.install(app)
     app.extensions["abacus_slots"] = Slots()
     app.url_map.converters["path"] = Opaque
@@ -666,7 +656,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     return app
 
 
-def _attach(app: Flask, database: engine.Sqlite) -> None:
+def _attach(app: Flask, database: sqlite.Sqlite) -> None:
     """Give the app its database: inside its contexts, the tables are in that one."""
     app.extensions["database"] = database
     appcontext_pushed.connect(_enter_database, app)

@@ -15,18 +15,16 @@ import peewee
 from flask import Blueprint, current_app
 from flask_jwt_extended import create_access_token
 
-import auth
-import backups
-import engine
-import importer
-import ledger
 import models
-import reports
+from ledger import conversions, proof
+from operations import backups, importer
+from storage import engine, schema, sqlite
+from web import auth, keys
 
 EXPECTED = (
     engine.NotReady,
     models.Conflict,
-    auth.WeakSecret,
+    keys.WeakSecret,
     backups.NotProved,
     backups.InUse,
     importer.NotReadable,
@@ -53,9 +51,9 @@ def told() -> Iterator[None]:
 def init() -> None:
     """Make the secret and the database, where they are not there yet."""
     with told():
-        if auth.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
+        if keys.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
-        did = models.create(current_app.extensions["database"])
+        did = schema.create(current_app.extensions["database"], models.TABLES)
     click.echo(f"The database is {did}.")
 
 
@@ -106,11 +104,11 @@ def import_(experiment: str, file: Path) -> None:
     is read and checked whole before anything is written.
     """
     with told():
-        models.verify()
+        schema.verify()
         found = models.Experiment.named(experiment)
         if found is None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
-        ledger.refuse_unless_open(found)
+        conversions.refuse_unless_open(found)
         bad = 0
         for problem in importer.stage(found, file):
             bad += 1
@@ -128,11 +126,11 @@ def check() -> None:
     Exit 1 where one is not.
     """
     with told():
-        models.verify()
-        models.refuse_altered()
-        engine.examine("integrity_check")
+        schema.verify()
+        schema.refuse_altered(models.TABLES)
+        sqlite.examine("integrity_check")
         wrong = 0
-        for sentence in reports.discrepancies():
+        for sentence in proof.discrepancies():
             wrong += 1
             click.echo(sentence, err=True)
     if wrong:
@@ -148,8 +146,8 @@ def vacuum() -> None:
     whole database once.
     """
     with told():
-        models.verify()
-        done = engine.write_anew() and engine.empty_log()
+        schema.verify()
+        done = sqlite.write_anew() and sqlite.empty_log()
     if not done:
         raise click.ClickException("The file, or its log, is in use: again.")
     click.echo("The file is written anew.")
@@ -163,7 +161,7 @@ def backup(file: Path) -> None:
     FILE must not be there yet; it appears when the copy is proved.
     """
     with told():
-        models.verify()
+        schema.verify()
         held = backups.back_up(file)
     _tell(file, held)
 

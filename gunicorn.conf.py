@@ -13,9 +13,9 @@ from pathlib import Path
 import peewee
 from gunicorn.glogging import Logger
 
-import engine
-import models
-from auth import WeakSecret, keys_are_ready
+from models import TABLES
+from storage import engine, schema
+from web.keys import WeakSecret, keys_are_ready
 
 
 class DiscreetLogger(Logger):
@@ -175,8 +175,8 @@ def post_worker_init(worker):
         refuse_shared_folder(app.extensions["database"].file)
         keys_are_ready(app)
         with app.app_context():
-            models.verify()
-            models.refuse_altered()
+            schema.verify()
+            schema.refuse_altered(TABLES)
     except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
         sys.exit(3)  # gunicorn's own code for "do not try again"
@@ -205,7 +205,8 @@ def pre_request(worker, request):
 
 def post_request(worker, request, environ, response):
     """Leave once what has begun is done, where a new worker would do better."""
-    from wire import LEAVE  # late: prometheus_client looks for the folder
+
+    from web.errors import LEAVE  # late: prometheus_client looks for the folder
 
     if environ.get(LEAVE):
         worker.handle_exit(None, None)

@@ -1,32 +1,24 @@
-"""The shapes on the wire, in and out."""
+"""The shapes of requests and answers."""
 
 from __future__ import annotations
 
-import re
-from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from decimal import Decimal
-from itertools import accumulate, islice
 from types import SimpleNamespace
 from typing import Any
 
-import simplejson
 from marshmallow import (
-    EXCLUDE,
     Schema,
     ValidationError,
     fields,
     post_dump,
     post_load,
-    pre_load,
     validate,
     validates_schema,
 )
 
-import audience
-import tables
-from ledger import (
+from ledger.conversions import (
     BEFORE_ENROLLMENT,
     CONFLICT,
     INVALID_STATE,
@@ -35,517 +27,37 @@ from ledger import (
     TOO_MANY_METRICS,
     occurred,
 )
-from models import (
-    CONCLUSIONS,
-    FULL,
-    ID_PREFIX,
-    NOT_IDS,
-    RUNNING,
-    STATUSES,
-    Change,
-    Experiment,
-    utcnow,
+from models import CONCLUSIONS, FULL, RUNNING, STATUSES, Change, Experiment
+from storage.columns import utcnow
+from storage.paging import Page
+from web.fields import (
+    Answer,
+    Batch,
+    Between,
+    Flag,
+    Id,
+    Integer,
+    Items,
+    JsonText,
+    Key,
+    Level,
+    Limit,
+    Moment,
+    Name,
+    Number,
+    Percentage,
+    Rows,
+    RuleTree,
+    Text,
+    Whole,
+    Wire,
+    is_storable,
 )
-from paging import Page
-from reports import EXPORTED
-
-# ----------------------------------------------------------------------------
-# JSON
-# ----------------------------------------------------------------------------
-
-DEPTH = 64
-ERRORS = 100  # that a refusal names; after them no more are looked for
-PIECE = 65_536  # bytes of a body that are looked through at a time
-ROWS = 10_000  # of a batch
-ROWS_DEPTH = 2  # where they stand: an object holds a list that holds them
-MARKS = b"[]{},"
-NO_MARKS = bytes(set(range(256)) - set(MARKS))
-STEPS_OF_DEPTH = bytes.maketrans(MARKS, b"\x01\xff\x01\xff\0")  # 1, -1 or 0
-# Of JSON whose escaped backslashes are taken out: NUL, or half a surrogate pair.
-UNSTORABLE = re.compile(
-    rb"\\u0000"
-    rb"|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
-)
-FORBIDDEN = re.compile("[\0\ud800-\udfff]")
-REFUSED_TEXT = "A text may hold neither NUL nor half a surrogate pair."
-
-
-class InvalidJson(Exception):
-    """A text is not JSON that every reader reads alike: a body, a query, a line."""
-
-
-def loads(body: bytes, rows: str | None = None) -> Any:
-    """Return what strict JSON in UTF-8 says; numbers are int or Decimal.
-
-    With *rows*, the name of the one list that a batch has, raise ValidationError
-    for more than 10,000 items in it before any of them is read.
-
-    Raise InvalidJson for anything that two readers may read differently: duplicate
-    keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
-    a text that holds NUL or half a surrogate pair.
-    """
-    if body.startswith(BOM_UTF8):  # simplejson would pass over it
-        raise InvalidJson("The text begins with a byte order mark.")
-    # The first backslash of a pair is no escape of what follows the pair.
-    plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
-    _refuse_size(plain_body, rows)
-    try:
-        document = simplejson.loads(
-            body.decode(),
-            use_decimal=True,
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-        )
-    except UnicodeDecodeError as error:
-        raise InvalidJson("The text is not UTF-8.") from error
-    except (ValueError, ArithmeticError) as error:
-        raise InvalidJson(f"The text is not JSON: {error}") from error
-    if UNSTORABLE.search(plain_body):
-        _refuse_forbidden(document)
-    return document
-
-
-def _refuse_size(plain_body: bytes, rows: str | None) -> None:
-    """Raise InvalidJson for brackets over 64 deep, ValidationError for too many rows.
-
-    The body is looked through in pieces and never matched as a whole: a pattern for
-    a text with escapes needs a hundred times the memory of the text.
-    """
-    depth = commas = 0
-    for marks in _marks(plain_body):
-        brackets = marks.translate(STEPS_OF_DEPTH, b",")
-        opened = brackets.count(b"\x01")
-        has_commas = rows is not None and len(marks) > len(brackets)
-        if has_commas or depth + opened > DEPTH:
-            depths = _depths(brackets, depth)
-            if max(depths) > DEPTH:
-                raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
-            if has_commas and ROWS_DEPTH in depths:
-                # A comma repeats the depth that it stands at.
-                repeated = _depths(marks.translate(STEPS_OF_DEPTH), depth)
-                commas += repeated.count(ROWS_DEPTH) - depths.count(ROWS_DEPTH)
-                if rows is not None and commas >= ROWS:
-                    told = f"A batch has at most {ROWS:,} rows."
-                    raise ValidationError({rows: [told]})
-        depth += 2 * opened - len(brackets)
-
-
-def _depths(steps: bytes, depth: int) -> list[int]:
-    """Return the depth, and how deep each of these steps leads from it."""
-    return list(accumulate(memoryview(steps).cast("b"), initial=depth))
-
-
-def _marks(plain_body: bytes) -> Iterator[bytes]:
-    """Yield brackets and commas that stand outside of texts, a piece at a time."""
-    if b"\\" in plain_body:
-        plain_body = plain_body.replace(b'\\"', b"..")
-    is_quoted = False
-    for start in range(0, len(plain_body), PIECE):
-        parts = plain_body[start : start + PIECE].split(b'"')
-        outside = parts[is_quoted::2]
-        is_quoted ^= len(parts) % 2 == 0
-        yield b"".join(outside).translate(None, NO_MARKS)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    whole = dict(pairs)
-    if len(whole) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise InvalidJson(f"The key {quoted(key)} stands twice in one object.")
-            seen.add(key)
-    return whole
-
-
-def _refuse_constant(name: str) -> None:
-    raise InvalidJson(f"{name} is not JSON.")
-
-
-def _refuse_forbidden(document: Any) -> None:
-    path = _forbidden(document)
-    if path is not None:
-        nested: Any = [REFUSED_TEXT]
-        for step in path:
-            nested = {step: nested}
-        raise ValidationError(nested)
-
-
-def _forbidden(document: Any) -> list[str] | None:
-    """Return the steps to the first text that no database keeps, the last one first."""
-    if isinstance(document, str):
-        return [] if FORBIDDEN.search(document) else None
-    if isinstance(document, dict):
-        if any(FORBIDDEN.search(key) for key in document):
-            return []
-        items: Iterable[tuple[Any, Any]] = document.items()
-    elif isinstance(document, list):
-        items = enumerate(document)
-    else:
-        return None
-    for step, item in items:
-        if isinstance(item, str | dict | list):
-            path = _forbidden(item)
-            if path is not None:
-                return [*path, str(step)]
-    return None
-
-
-def cut(text: str, most: int = 255) -> str:
-    """Return a text, or its beginning: what was sent is not sent back whole."""
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def quoted(text: str) -> str:
-    """Return the beginning of a text, quoted and in ASCII."""
-    return ascii(cut(text, 100))
-
-
-def dumps(value: Any, **_: Any) -> str:
-    """Return JSON text; Decimals are written digit for digit."""
-    return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=as_text
-    )
-
-
-def as_text(value: Any) -> str:
-    """Return a value as text: a time and a number as the wire has them everywhere."""
-    if isinstance(value, datetime):
-        return moment(value)
-    return str(plain(value) if isinstance(value, Decimal) else value)
-
-
-def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, str]]:
-    """Yield one {path, message} for each of marshmallow's nested messages."""
-    if isinstance(messages, dict):
-        for step, inner in messages.items():
-            named = path if step == "_schema" else (*path, cut(str(step)))
-            yield from flattened(inner, named)
-    elif isinstance(messages, list):
-        for inner in messages:
-            yield from flattened(inner, path)
-    else:
-        yield {"path": ".".join(path), "message": cut(str(messages), 1_000)}
-
-
-def sentence(details: Iterable[dict[str, str]]) -> str:
-    """Return these messages in one line, each behind its path."""
-    return "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"]
-        for one in details
-    )
-
-
-# ----------------------------------------------------------------------------
-# Fields
-# ----------------------------------------------------------------------------
-
-KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
-# Of a page: of so many digits, times 100, no database's offset overflows.
-WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
-LIMIT = re.compile(r"[1-9][0-9]?|100", re.ASCII)
-
-# What OpenAPI says of them. Blanks are written out: each dialect has its own `\s`.
-BLANKS = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-VISIBLE = f"[^{BLANKS}]"
-AN_ID = {
-    "pattern": VISIBLE,
-    "not": {"enum": sorted({*NOT_IDS, "None", "NaN", "[object Object]"})},
-}
-
-
-def is_not_blank(text: str) -> None:
-    if not text.strip():
-        raise ValidationError("A blank text says nothing.")
-
-
-def is_storable(text: str) -> None:
-    if FORBIDDEN.search(text):
-        raise ValidationError(REFUSED_TEXT)
-
-
-def is_an_id(text: str) -> None:
-    is_storable(text)  # what is not JSON may hold it: a query, a line of an import
-    if not text.strip() or text.strip().casefold() in NOT_IDS:
-        raise ValidationError(
-            f"{quoted(text)} is not an id but the mark of a missing one."
-        )
-
-
-def is_a_slug(text: str) -> None:
-    if not KEY.fullmatch(text):
-        raise ValidationError(
-            "A key has 1 to 100 of a-z, 0-9, '_', '.', '-', a letter or digit at "
-            "either end."
-        )
-    if text.startswith(ID_PREFIX):
-        raise ValidationError(
-            f"A key cannot begin with {ID_PREFIX!r}, as an id does: both stand in the "
-            "same places."
-        )
-    is_an_id(text)
-
-
-def Name(length: int, **options: Any) -> fields.String:
-    """Return a field for a text that people read, and that is not blank."""
-    return fields.String(
-        validate=[validate.Length(1, length), is_not_blank],
-        metadata={"pattern": VISIBLE},
-        **options,
-    )
-
-
-def Id(**options: Any) -> fields.String:
-    """Return a field for an opaque id of 1 to 255 characters."""
-    return fields.String(
-        validate=[validate.Length(1, 255), is_an_id],
-        metadata=AN_ID,
-        **options,
-    )
-
-
-def Key(**options: Any) -> fields.String:
-    """Return a field for an experiment's slug, which stands wherever its id does."""
-    refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
-    return fields.String(
-        validate=is_a_slug,
-        metadata={"pattern": f"^{KEY.pattern}$", "not": {"anyOf": refused}},
-        **options,
-    )
-
-
-def Text(length: int, **options: Any) -> fields.String:
-    """Return a field for a text that may be null."""
-    return fields.String(
-        allow_none=True, validate=validate.Length(max=length), **options
-    )
-
-
-class Told(fields.Field[Any]):
-    """A field that says in OpenAPI what it takes, and what it answers."""
-
-    shape: Mapping[str, Any] = {}
-
-    def __init__(self, **options: Any) -> None:
-        metadata = {**self.shape, **options.pop("metadata", {})}
-        super().__init__(metadata=metadata, **options)
-
-
-class Items(fields.List):
-    """A list whose length is checked before its items are.
-
-    No more than 100 items that are wrong are named.
-    """
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **options: Any
-    ) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.make_error("invalid")
-        for rule in self.validators:
-            if isinstance(rule, validate.Length) and len(value) > (rule.max or 0):
-                rule(value)
-        items: list[Any] = []
-        errors: dict[int, Any] = {}
-        for place, item in enumerate(value):
-            try:
-                items.append(self.inner.deserialize(item, **options))
-            except ValidationError as error:
-                errors[place] = error.messages
-                if len(errors) == ERRORS:
-                    break
-        if errors:
-            raise ValidationError(errors, valid_data=items)
-        return items
-
-
-class Number(Told):
-    """A JSON number, exact; neither a text nor true."""
-
-    shape = {"type": "number"}
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> Decimal:
-        if isinstance(value, bool) or not isinstance(value, int | Decimal):
-            raise ValidationError("Not a number.")
-        number = Decimal(value)
-        if not number.is_finite():
-            raise ValidationError("Not a number.")
-        return number
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
-        return value if value is None else plain(Decimal(value))
-
-
-class Percentage(Number):
-    """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
-
-    shape = {
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "maximum": 100,
-        "multipleOf": Decimal("0.01"),
-    }
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
-        number = super()._deserialize(value, attr, data)
-        if not 0 < number <= 100:
-            raise ValidationError("A percentage is above 0 and at most 100.")
-        if number != number.quantize(Decimal("0.01")):
-            raise ValidationError("A percentage has at most 2 decimals.")
-        return int(number.quantize(Decimal("0.01")) * 100)
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
-        return value if value is None else plain(Decimal(value) / 100)
-
-
-class Moment(Told):
-    """ISO-8601 with an offset; UTC inside, and with a Z on the wire."""
-
-    shape = {"type": "string", "format": "date-time"}
-
-    FORM = re.compile(
-        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?"
-        r"([Zz]|[+-]\d\d:?\d\d)",
-        re.ASCII,
-    )
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> datetime:
-        found = self.FORM.fullmatch(value) if isinstance(value, str) else None
-        if not found or (found[4] and not found[3]):
-            raise ValidationError(
-                "Not a time in ISO-8601 with an offset, as 2025-02-01T00:00:00Z."
-            )
-        day, minute, second, fraction, offset = found.groups()
-        offset = "+00:00" if offset in "Zz" else f"{offset[:3]}:{offset[-2:]}"
-        text = f"{day}T{minute}{second or ':00'}.{(fraction or '0')[:6]:0<6}{offset}"
-        try:
-            return datetime.fromisoformat(text).astimezone(timezone.utc)
-        except (ValueError, OverflowError) as error:
-            raise ValidationError(f"There is no such time: {error}.") from error
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
-        return value and moment(value)
-
-
-class Whole(Told):
-    """A whole number above 0 that arrives as a string of digits."""
-
-    form, refused = WHOLE, "Not a whole number from 1 on, of at most 16 digits."
-    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> int:
-        if not isinstance(value, str) or not self.form.fullmatch(value):
-            raise ValidationError(self.refused)
-        return int(value)
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
-        return str(value)
-
-
-class Limit(Whole):
-    """How many rows a page has at most."""
-
-    form, refused = LIMIT, "Not a whole number from 1 to 100."
-    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
-
-
-class Flag(Told):
-    """True or false, spelled so."""
-
-    shape = {"type": "string", "enum": ["true", "false"]}
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
-        return "true" if value else "false"
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> bool:
-        if value not in ("true", "false"):
-            raise ValidationError("Neither true nor false.")
-        return bool(value == "true")
-
-
-class JsonText(Told):
-    """A JSON object that arrives as text."""
-
-    shape = {"type": "object"}
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> dict[str, Any]:
-        try:
-            read = loads(value.encode(errors="surrogatepass"))
-        except InvalidJson as error:
-            raise ValidationError(str(error)) from error
-        if not isinstance(read, dict):
-            raise ValidationError("Not a JSON object.")
-        return read
-
-
-def plain(number: Decimal) -> int | Decimal:
-    """Return the same number, to the digit, and a whole one as an int."""
-    whole = number.to_integral_value()
-    return int(whole) if number == whole else number
-
-
-def moment(value: datetime) -> str:
-    """Return the time as the wire has it: UTC, with a Z."""
-    return value.isoformat().replace("+00:00", "Z")
-
-
-# ----------------------------------------------------------------------------
-# Shapes
-# ----------------------------------------------------------------------------
-
-
-def camel_case(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(word.title() for word in tail)
-
-
-class Wire(Schema):
-    """Snake case inside, camel case on the wire; an unknown key is an error."""
-
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        if field_obj.data_key is None:
-            field_obj.data_key = camel_case(field_name)
-
-    @pre_load
-    def _refuse_many_keys(self, data: Any, **_: Any) -> Any:
-        """Name 100 unknown keys where there are more, and look at nothing else."""
-        if isinstance(data, dict) and len(data) > len(self.fields) + ERRORS:
-            known = {field.data_key for field in self.fields.values()}
-            unknown = (key for key in data if key not in known)
-            named = islice(unknown, ERRORS)
-            raise ValidationError({key: ["Unknown field."] for key in named})
-        return data
-
-
-class Answer(Wire):
-    """What only goes out: every field is there, but for those named in `sometimes`."""
-
-    sometimes: tuple[str, ...] = ()
-
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        super().on_bind_field(field_name, field_obj)
-        field_obj.required = field_name not in self.sometimes
+from web.json import dumps, plain
 
 
 class Nothing(Wire):
     """A body that has nothing in it."""
-
-
-class OwnIds(Wire):
-    """Those ids in a path that callers make themselves."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-    user_id = Id()
-    audience_id = Id()
 
 
 class PageQuery(Wire):
@@ -651,36 +163,6 @@ def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return variants
 
 
-class Between(Number):
-    """A number from one bound to another, both included."""
-
-    def __init__(self, low: str, high: str, **options: Any) -> None:
-        self.low, self.high = Decimal(low), Decimal(high)
-        bounds = {"minimum": plain(self.low), "maximum": plain(self.high)}
-        metadata = {**bounds, **options.pop("metadata", {})}
-        super().__init__(metadata=metadata, **options)
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> Decimal:
-        number = super()._deserialize(value, attr, data)
-        if not self.low <= number <= self.high:
-            raise ValidationError(f"Must be from {self.low} to {self.high}.")
-        return number
-
-
-class Integer(Between):
-    """A whole number between bounds, however it is written: 20, 20.0 or 2e1."""
-
-    shape = {"type": "integer"}
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
-        number = super()._deserialize(value, attr, data)
-        if number != number.to_integral_value():
-            raise ValidationError("Not a whole number.")
-        return int(number)
-
-
 # Beyond these, sizes leave the numbers that a float holds.
 LEAST, MOST = "0.000001", "0.999999"
 
@@ -775,23 +257,6 @@ class AnalysisSchema(Wire):
     metric = Id(load_default=None, allow_none=True)
     confidence_level = ConfidenceLevel()
     as_of = Moment(load_default=None, allow_none=True)
-
-
-class Level(Told):
-    """A confidence level that arrives in a query, as 0.9."""
-
-    form = re.compile(r"0\.([5-8][0-9]{0,15}|9([0-8][0-9]{0,14}|90{0,14})?)")
-    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> Decimal:
-        if not isinstance(value, str) or not self.form.fullmatch(value):
-            raise ValidationError("Not a number from 0.5 to 0.99.")
-        return Decimal(value)
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
-        return str(value)
 
 
 class AnalysisQuery(Wire):
@@ -951,23 +416,6 @@ class ExplainQuery(Wire):
 
     explain = Flag(load_default=False)
     attributes = JsonText(load_default=dict)
-
-
-def Rows(schema: Schema) -> Items:
-    """Return a field for 1 to 10,000 rows."""
-    return Items(
-        fields.Nested(schema), required=True, validate=validate.Length(1, ROWS)
-    )
-
-
-class Batch(Wire):
-    """A list of rows, and nothing beside it; its body may have 10 MiB."""
-
-    @property
-    def rows(self) -> str:
-        """Return what the list is named on the wire."""
-        (name,) = (str(field.data_key) for field in self.fields.values())
-        return name
 
 
 class UsersSchema(Batch):
@@ -1174,70 +622,6 @@ class BookedSchema(Answer):
     data = fields.List(fields.List(fields.Nested(ReceiptSchema())))
 
 
-# ----------------------------------------------------------------------------
-# Audiences, overrides, history, erasure
-# ----------------------------------------------------------------------------
-
-
-def is_a_rule_tree(tree: Any) -> None:
-    """Raise ValidationError with all that is wrong with a tree, each with its path."""
-    found: dict[str, Any] = {}
-    for path, message in audience.problems(tree):
-        found.setdefault(path or "_schema", []).append(message)
-    if found:
-        raise ValidationError(found)
-
-
-def _leaves(operators: list[str], value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the JSON Schema of the rules with these operators."""
-    given = {} if value is None else {"value": value}
-    field = {"type": "string", "maxLength": audience.FIELD_LENGTH, "pattern": STEPS}
-    return {
-        "type": "object",
-        "properties": {"field": field, "operator": {"enum": operators}, **given},
-        "required": ["field", "operator", *given],
-        "additionalProperties": False,
-    }
-
-
-STEPS = rf"^[^.]*[^.{BLANKS}][^.]*(\.[^.]*[^.{BLANKS}][^.]*)*$"
-RULE_TREE = {
-    "description": "One rule, or a group of them. Groups stand at most "
-    f"{audience.DEPTH} deep and hold {audience.RULES} rules in all; the patterns of "
-    "`regex` are RE2's.",
-    "anyOf": [
-        {
-            "type": "object",
-            "properties": {
-                "logicalOperator": {"enum": ["AND", "OR"]},
-                "rules": {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {"$ref": "#/components/schemas/RuleTree"},
-                },
-            },
-            "required": ["logicalOperator", "rules"],
-            "additionalProperties": False,
-        },
-        _leaves(["eq", "neq"], {}),
-        _leaves(["gt", "lt", "gte", "lte"], {"type": "number"}),
-        _leaves(
-            ["contains", "not_contains"], {"type": ["string", "number", "boolean"]}
-        ),
-        _leaves(["in", "not_in"], {"type": "array"}),
-        _leaves(["exists", "not_exists"], None),
-        _leaves(["regex"], {"type": "string", "maxLength": audience.PATTERN_LENGTH}),
-        _leaves(["starts_with", "ends_with"], {"type": "string"}),
-    ],
-}
-
-
-def RuleTree(**options: Any) -> fields.Raw:
-    """Return a field for a tree of rules."""
-    shape = {"allOf": [{"$ref": "#/components/schemas/RuleTree"}]}
-    return fields.Raw(validate=is_a_rule_tree, metadata=shape, **options)
-
-
 class AudienceSchema(Wire):
     """Whom an experiment is for."""
 
@@ -1361,25 +745,6 @@ class ErasureSchema(Answer):
     @post_dump
     def _leave_out_none(self, told: dict[str, Any], **_: Any) -> dict[str, Any]:
         return {name: told[name] for name in told if name != "mentions" or told[name]}
-
-
-def csv_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield exported rows as CSV, with a header line."""
-    return tables.csv_lines(EXPORTED, map(_exported, rows))
-
-
-def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield exported rows as JSON, an object a line."""
-    return (f"{dumps(_exported(row))}\n" for row in rows)
-
-
-def _exported(row: dict[str, Any]) -> dict[str, Any]:
-    times = {name: row[name] and moment(row[name]) for name in TIMES}
-    value = row["value"]
-    return {**row, **times, "value": value if value is None else plain(value)}
-
-
-TIMES = ("timestamp", "converted_at")
 
 
 class ExportQuery(Wire):

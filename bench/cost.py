@@ -19,9 +19,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from flask_jwt_extended import create_access_token  # noqa: E402
 
-import engine  # noqa: E402
-import models  # noqa: E402
 from app import create_app  # noqa: E402
+from storage import engine  # noqa: E402
 
 SIZES = (1_000, 10_000_000)
 EXPORTED = 1_000_000
@@ -105,7 +104,7 @@ def main() -> None:
             took = time.perf_counter() - start
             print(f"export as {form}: {rows:,} lines in {took:.1f} s, ", end="")
             print(f"{most - before:.1f} MiB of growth")
-        models.database.close()
+        engine.database.close()
 
 
 def resident() -> float:
@@ -120,8 +119,8 @@ def filled(post: Callable[..., dict], size: int) -> str:
     made = post("experiments", {"name": f"{size} users", "variants": variants})
     id = made["id"]
     post(f"experiments/{id}/start")
-    write = models.database.execute_sql
-    with models.database.atomic():
+    write = engine.database.execute_sql
+    with engine.database.atomic():
         write(
             "WITH RECURSIVE n(i) AS "
             "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy.stats import chi2, chi2_contingency, chisquare
 
-import assignment
+from targeting import assignment
 
 USERS, EXPERIMENTS, ENTRIES = 1_000_000, 100, 10
 SPLITS = {

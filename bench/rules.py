@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
-from audience import STEPS, matches, problems, trace
+from targeting.audience import STEPS, matches, problems, trace
 
 LENGTHS = (1_000, 4_000, 16_000, 64_000)
 HAN = "".join(map(chr, range(0x4E00, 0x9FFF)))

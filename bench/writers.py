@@ -24,10 +24,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import peewee
 
-import engine
-import ledger
-import models
-from models import Experiment, database
+import lifecycle
+from ledger import conversions, enrolment
+from models import TABLES, Experiment
+from storage import engine, schema, sqlite
+from storage.engine import database
 
 PROCESSES, THREADS = 2, 8
 Call = Callable[[], Any]
@@ -48,7 +49,7 @@ class Plain(Line):
 
     def __init__(self) -> None:
         for name in ("begin", "commit", "rollback"):
-            setattr(engine.Sqlite, name, getattr(peewee.SqliteDatabase, name))
+            setattr(sqlite.Sqlite, name, getattr(peewee.SqliteDatabase, name))
 
 
 class Mutex(Plain):
@@ -109,7 +110,7 @@ def work(
     way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
 ) -> None:
     """Enrol and convert in eight threads; tell how long each call took."""
-    engine.enter(engine.database_at(url))
+    engine.enter(sqlite.database_at(url))
     turn = WAYS[way]()
     spent: list[list[float]] = [[] for _ in range(THREADS)]
     start = time.monotonic() + 0.2
@@ -129,12 +130,12 @@ def work(
             began = time.monotonic()
             if began > start + seconds:
                 break
-            user = ledger.User(f"{name}-{place}-{number // 2}")
+            user = enrolment.User(f"{name}-{place}-{number // 2}")
             if number % 2:
-                event = ledger.Event(user.user_id)
-                turn.write(lambda event=event: ledger.record(experiment, [event]))
+                event = conversions.Event(user.user_id)
+                turn.write(lambda event=event: conversions.record(experiment, [event]))
             else:
-                turn.write(lambda user=user: ledger.enrol(experiment, [user]))
+                turn.write(lambda user=user: enrolment.enrol(experiment, [user]))
             number += 1
             spent[place].append(time.monotonic() - began)
         database.close()
@@ -151,10 +152,10 @@ def measured(way: str, pace: float, seconds: float) -> list[float]:
     """Return rate, and p50, p99, p99.9 and maximum in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/abacus.db"
-        models.create(served := engine.database_at(url))
+        schema.create(served := sqlite.database_at(url), TABLES)
         with engine.using(served):
             halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
-            made = Experiment.draft(
+            made = lifecycle.draft(
                 halves, "bench", name="One", type="ab_test", primary_metric="conversion"
             )
             made.start("bench")

@@ -27,7 +27,7 @@ ARMS = ("random", "bts")  # the control first
 CALLERS = 8
 
 sys.path.insert(0, str(ROOT))
-import assignment  # noqa: E402  (the folder of the service is not a package)
+from targeting import assignment  # noqa: E402
 
 
 class Client(threading.local):

@@ -16,8 +16,8 @@ from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
 from hypothesis import HealthCheck, settings
 
-import engine
 from app import create_app
+from storage import engine
 
 SECRET = "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u"
 numbers = itertools.count(1)

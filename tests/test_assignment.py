@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from assignment import (
+from bench.hash import SPLITS, rows
+from targeting.assignment import (
     BUCKETS,
     allotted,
     bucket,
@@ -25,7 +26,6 @@ from assignment import (
     receipt,
     room,
 )
-from bench.hash import SPLITS, rows
 
 CASES = Path(__file__).parent / "cases" / "buckets.json"
 VECTORS = json.loads(CASES.read_text(encoding="utf-8"))

@@ -16,9 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import audience
-from audience import MISSING, OPERATORS, indexed, matches, problems, trace, without
 from bench import rules
+from targeting import audience
+from targeting.audience import (
+    MISSING,
+    OPERATORS,
+    indexed,
+    matches,
+    problems,
+    trace,
+    without,
+)
 
 ROOT = Path(__file__).parent.parent
 CASES = (ROOT / "tests" / "cases" / "operators.json").read_text("utf-8")

@@ -8,8 +8,8 @@ import peewee
 import pytest
 import service as real
 
-import models
 from models import Variant
+from storage import engine, schema
 
 WHOLE = "is whole, and every count in it is what its rows say."
 
@@ -19,9 +19,9 @@ def operate(app):
     """Return a way to run a command; it answers click's result."""
 
     def operate(*words):
-        models.database.close()
+        engine.database.close()
         answer = app.test_cli_runner().invoke(args=[str(word) for word in words])
-        models.database.close()  # as its process would at its end
+        engine.database.close()  # as its process would at its end
         return answer
 
     return operate
@@ -125,7 +125,7 @@ def test_a_spoilt_file_is_refused_and_nothing_is_replaced(
     assert operate("backup", tmp_path / "copy.db").exit_code == 0
     spoilt(tmp_path / "copy.db", how)
     before = api.get(f"{traffic}/results").json
-    models.database.close()
+    engine.database.close()
     files = listed(tmp_path)
 
     told = [
@@ -260,7 +260,7 @@ def test_a_database_whose_schema_was_altered_is_told_by_check_init_and_backup(
     tmp_path, api, traffic, operate, how
 ):
     script, told = ALTERED[how]
-    models.database.close()
+    engine.database.close()
     changed(tmp_path / "abacus.db", script)
     before = listed(tmp_path)
 
@@ -276,7 +276,7 @@ def test_a_database_whose_schema_was_altered_is_told_by_check_init_and_backup(
 
 
 def test_what_sqlite_and_litestream_add_alters_no_schema(tmp_path, traffic, operate):
-    models.database.close()
+    engine.database.close()
     changed(
         tmp_path / "abacus.db",
         "ANALYZE; CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER);"
@@ -319,7 +319,7 @@ def test_a_live_database_behind_a_link_is_not_taken_for_a_copy(
 def test_a_dry_run_proves_the_file_and_changes_nothing(tmp_path, api, traffic, operate):
     operate("backup", tmp_path / "copy.db")
     api.post(f"{traffic}/assignments", {"userId": "later"})
-    models.database.close()
+    engine.database.close()
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     told = operate("restore", tmp_path / "copy.db", "--dry-run")
@@ -343,7 +343,7 @@ def test_a_backup_is_put_back_and_what_was_there_is_kept(
 
     assert told.exit_code == 0, told.output
     assert api.get(f"{traffic}/results").json == results
-    models.verify()  # WAL again, and of this version
+    schema.verify()  # WAL again, and of this version
     (kept,) = tmp_path.glob("abacus.db.*Z")
     assert f"What was there is now {kept}\n" in told.output
     assert kept.stat().st_mode & 0o777 == 0o600

@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import jwt
+import peewee
 import pytest
 import service as real
 
-import importer
 import models
-import reports
+from ledger import proof
 from models import Assignment
+from operations import importer
 
 TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
 ARMS = [
@@ -105,7 +106,7 @@ def test_the_real_traffic_is_imported_and_a_second_run_adds_nothing(
     assert first.output == "20000 lines: 20000 users enrolled, 115 conversions.\n"
     assert second.output == "20000 lines: 0 users enrolled, 0 conversions.\n"
     assert api.get(f"{path}/results").json == once
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 def test_a_run_that_was_cut_off_is_completed_by_the_next(
@@ -150,7 +151,7 @@ def test_neither_memory_nor_the_log_grows_with_the_file(tmp_path):
     place = tmp_path / "instance"
     with (
         real.served(place) as service,
-        closing(models.peewee.sqlite3.connect(place / "abacus.db")) as reader,
+        closing(peewee.sqlite3.connect(place / "abacus.db")) as reader,
     ):
         reader.execute("SELECT id FROM identity").fetchall()  # it keeps the log there
         few = weighed_import(service, tmp_path / "few.csv", 1_000)

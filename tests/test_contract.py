@@ -17,10 +17,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-import engine
 import models
-import wire
 from app import create_app
+from storage import schema, sqlite
+from web.logging import log
 
 app = create_app({"JWT_SECRET_KEY": SECRET, "DATABASE_URL": "sqlite:///unused"})
 document = schemathesis.openapi.from_wsgi("/openapi.json", app)
@@ -91,10 +91,10 @@ class Token:
 @pytest.fixture(scope="module", params=["sqlite"])
 def experiments(tmp_path_factory):
     """Return the ids of experiments in every state, in a database of their own."""
-    wire.log.setLevel(logging.WARNING)
+    log.setLevel(logging.WARNING)
     file = tmp_path_factory.mktemp("contract") / "abacus.db"
-    database = app.extensions["database"] = engine.database_at(f"sqlite:///{file}")
-    models.create(database)
+    database = app.extensions["database"] = sqlite.database_at(f"sqlite:///{file}")
+    schema.create(database, models.TABLES)
     api = Caller(app, token())
     made = []
     for moves in ([], ["start"], ["start", "stop"], ["start", "complete"]):

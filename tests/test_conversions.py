@@ -8,9 +8,8 @@ from decimal import Decimal
 import pytest
 from conftest import Caller, assert_error
 
-import ledger
-import models
-import reports
+from ledger import conversions, proof
+from storage import columns, engine
 
 
 def results(api, path):
@@ -47,7 +46,7 @@ def quality(api, path):
 @pytest.fixture(autouse=True)
 def every_tally_is_proved_from_its_rows(app):
     yield
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 def test_a_conversion_is_credited_to_the_users_variant(api, running, enrolled):
@@ -513,7 +512,7 @@ def test_a_refusal_tells_the_time_as_every_answer_does(
 def test_a_clock_may_be_five_minutes_ahead(api, running, enrolled, ahead, status):
     path = running()
     enrolled(path, "u1")
-    at = models.utcnow() + timedelta(minutes=ahead)
+    at = columns.utcnow() + timedelta(minutes=ahead)
     body = {"userId": "u1", "occurredAt": at.isoformat()}
 
     assert api.post(f"{path}/conversions", body).status_code == status
@@ -557,7 +556,9 @@ def test_ten_seconds_before_the_enrolment_count_as_of_it(event_time, counts_as_o
     def at(time):
         return time and datetime.fromisoformat(f"2026-01-05T{time}+00:00")
 
-    assert ledger.occurred(at(event_time), at("12:00:00.894000")) == at(counts_as_of)
+    assert conversions.occurred(at(event_time), at("12:00:00.894000")) == at(
+        counts_as_of
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -690,7 +691,7 @@ def steps(api, path, body):
         nonlocal count
         count += 1
 
-    connection = models.database.connection()
+    connection = engine.database.connection()
     connection.set_progress_handler(step, 1)
     try:
         api.post(f"{path}/conversions", body)
@@ -769,7 +770,7 @@ def test_a_call_that_books_too_much_does_not_take_the_write_lock(
     for path in paths:
         enrolled(path, "u1")
     statements = []
-    connection = models.database.connection()
+    connection = engine.database.connection()
     connection.set_trace_callback(statements.append)
 
     rows = in_metrics(*["conversion"] * 1_000)

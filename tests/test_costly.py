@@ -7,10 +7,11 @@ import pytest
 from conftest import Caller, assert_error
 from werkzeug.test import EnvironBuilder
 
-import assignment
-import figures
-from engine import Traffic, traffic
-from wire import REFUSALS, Slots
+from storage.traffic import Traffic, traffic
+from targeting import assignment
+from views import planning
+from web.errors import REFUSALS
+from web.slots import Slots
 
 DAY = "results?granularity=day"
 AS_OF = "results?asOf=2099-01-01T00:00:00Z"
@@ -213,7 +214,7 @@ def test_a_slot_that_is_given_back_twice_is_one_slot():
 def test_a_rehearsal_keeps_its_budget_whatever_its_shape(
     participants, looks, runs, treatments, affordable
 ):
-    assert figures.affordable_runs(participants, looks, runs, treatments) == affordable
+    assert planning.affordable_runs(participants, looks, runs, treatments) == affordable
 
 
 def test_costly_work_pauses_while_quick_requests_are_answered_and_only_then():

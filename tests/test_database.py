@@ -16,20 +16,13 @@ import pytest
 from conftest import SECRET, Caller, assert_error, two_variants
 from flask_jwt_extended import create_access_token
 
-import engine
+import lifecycle
 import models
-import reports
-import wire
 from app import create_app
-from models import (
-    Assignment,
-    Conversion,
-    Experiment,
-    Metric,
-    Outcome,
-    Tally,
-    Variant,
-)
+from ledger import proof
+from models import Assignment, Conversion, Experiment, Metric, Outcome, Tally, Variant
+from storage import columns, engine, schema, sqlite
+from web.logging import log
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_connection_keeps_the_contract(api):
     api.get("experiments")
 
-    served = models.database.obj
+    served = engine.database.obj
 
     def pragmas():
         served.connect(reuse_if_open=True)
@@ -48,12 +41,12 @@ def test_every_connection_keeps_the_contract(api):
 
     with ThreadPoolExecutor(1) as other:
         assert other.submit(pragmas).result() == ["wal", 2, 1, 5000]
-    assert models.database.pragma("synchronous") == 2
+    assert engine.database.pragma("synchronous") == 2
 
 
 def test_the_driver_is_the_one_without_the_lost_commit():
     assert peewee.sqlite3.__name__.startswith("pysqlite3")
-    engine.refuse_affected(peewee.sqlite3.sqlite_version_info)
+    sqlite.refuse_affected(peewee.sqlite3.sqlite_version_info)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +66,9 @@ def test_the_driver_is_the_one_without_the_lost_commit():
 def test_an_affected_sqlite_is_refused(version, refused):
     if refused:
         with pytest.raises(engine.NotReady, match="lose commits"):
-            engine.refuse_affected(version)
+            sqlite.refuse_affected(version)
     else:
-        engine.refuse_affected(version)
+        sqlite.refuse_affected(version)
 
 
 def rows(api, running, enrolled):
@@ -102,7 +95,7 @@ def rows(api, running, enrolled):
         ),
         lambda id, seat, event: Experiment.update(status="paused"),
         lambda id, seat, event: Experiment.update(status="draft"),
-        lambda id, seat, event: Experiment.update(end_date=models.EPOCH),
+        lambda id, seat, event: Experiment.update(end_date=columns.EPOCH),
         lambda id, seat, event: Variant.update(split=0),
         lambda id, seat, event: Variant.update(name="Same"),
         lambda id, seat, event: Variant.update(participants=-1),
@@ -126,7 +119,7 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
         wrong(id, seat, event).execute()
 
     assert (Assignment.select().count(), Conversion.select().count()) == (1, 1)
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 @pytest.mark.parametrize(
@@ -147,11 +140,11 @@ def test_the_database_itself_refuses_what_must_never_be(api, running, enrolled, 
 def test_check_finds_a_count_that_its_rows_do_not_prove(api, running, enrolled, spoil):
     path, *_ = rows(api, running, enrolled)
     api.post(f"experiments/{path}/conversions", {"userId": "stranger"})
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
     spoil().execute()
 
-    assert list(reports.discrepancies())
+    assert list(proof.discrepancies())
 
 
 @pytest.mark.parametrize("table", models.TABLES)
@@ -171,7 +164,7 @@ def test_rows_of_unequal_columns_are_refused_and_not_cut_to_those_of_the_first(
 def test_writers_queue_with_begin_immediate(api, running):
     path = running()
     statements = []
-    models.database.connection().set_trace_callback(statements.append)
+    engine.database.connection().set_trace_callback(statements.append)
 
     api.post(f"{path}/assignments", {"userId": "u1"})
 
@@ -185,9 +178,9 @@ def test_a_longer_list_costs_no_more_queries(api, draft, running, enrolled):
 
     def queries(what):
         statements = []
-        models.database.connection().set_trace_callback(statements.append)
+        engine.database.connection().set_trace_callback(statements.append)
         assert api.get(what).status_code == 200
-        models.database.connection().set_trace_callback(None)
+        engine.database.connection().set_trace_callback(None)
         return sum(statement.startswith("SELECT") for statement in statements)
 
     api.get("experiments")
@@ -225,21 +218,21 @@ def test_a_missing_database_is_never_made_by_a_request(tmp_path, token, app):
 def test_a_file_that_is_not_ours_is_refused(tmp_path):
     strange = tmp_path / "strange.db"
     strange.write_bytes(b"")
-    with engine.using(engine.database_at(f"sqlite:///{strange}")) as database:
+    with engine.using(sqlite.database_at(f"sqlite:///{strange}")) as database:
         with pytest.raises(engine.NotReady, match="never created"):
-            models.verify()
+            schema.verify()
         database.close()
         strange.write_bytes(b"not a database at all" * 500)
         with pytest.raises(engine.NotReady, match="cannot be read"):
-            models.verify()
+            schema.verify()
         database.close()
 
 
 def test_another_version_of_the_schema_is_refused(app):
-    models.Identity.update(schema_version=99).execute()
+    schema.Identity.update(schema_version=99).execute()
 
     with pytest.raises(engine.NotReady, match="schema 99"):
-        models.verify()
+        schema.verify()
 
 
 def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path):
@@ -265,14 +258,14 @@ def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path):
 
 
 def test_no_handle_is_open_at_a_fork(app):
-    models.database.connect(reuse_if_open=True)
+    engine.database.connect(reuse_if_open=True)
 
     child = os.fork()
     if child == 0:
-        os._exit(0 if models.database.is_closed() else 1)
+        os._exit(0 if engine.database.is_closed() else 1)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert models.database.is_closed()
+    assert engine.database.is_closed()
 
 
 def test_an_app_can_be_tested_in_memory_in_three_lines():
@@ -285,7 +278,7 @@ def test_two_tests_of_an_embedding_app_do_not_share_a_database():
     settings = {"TESTING": True, "DATABASE_URL": "sqlite:///:memory:"}
     first, second = create_app(settings), create_app(settings)
     with first.app_context():
-        models.Experiment.draft(
+        lifecycle.draft(
             [{"name": "A", "split": 5000}, {"name": "B", "split": 5000}],
             by="tester",
             name="One",
@@ -296,11 +289,11 @@ def test_two_tests_of_an_embedding_app_do_not_share_a_database():
     for app, number in ((first, 1), (second, 0)):
         with app.app_context():
             assert models.Experiment.select().count() == number
-            models.database.close()
+            engine.database.close()
 
 
 def full():
-    return f"PRAGMA max_page_count = {models.database.pragma('page_count')}"
+    return f"PRAGMA max_page_count = {engine.database.pragma('page_count')}"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +307,7 @@ def test_what_cannot_be_written_is_503_and_not_half_written(
     api, running, trouble, told
 ):
     path = running()
-    models.database.execute_sql(trouble())
+    engine.database.execute_sql(trouble())
     users = [{"userId": f"u{number}-{'x' * 200}"} for number in range(2_000)]
 
     response = api.post(f"{path}/assignments/batch", {"users": users})
@@ -322,17 +315,17 @@ def test_what_cannot_be_written_is_503_and_not_half_written(
     error = assert_error(response, 503, "UNAVAILABLE")
     assert error["message"].startswith(told)
     assert response.headers["Retry-After"] == "1"
-    models.database.close()
+    engine.database.close()
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
     assert api.post(f"{path}/assignments", {"userId": "u1"}).status_code == 201
 
 
 def test_a_database_that_another_writer_holds_is_503_and_still_read(api, running):
     path = running()
-    models.database.pragma("busy_timeout", 0)
+    engine.database.pragma("busy_timeout", 0)
 
-    served = models.database.obj
+    served = engine.database.obj
 
     def hold():
         served.connect(reuse_if_open=True)
@@ -362,13 +355,13 @@ def test_the_service_is_not_ready_while_it_cannot_write(api, anonymous, running)
         return anonymous.get("/readyz")
 
     assert ready().status_code == 200
-    models.database.execute_sql("PRAGMA query_only = 1")
+    engine.database.execute_sql("PRAGMA query_only = 1")
     while (red := ready()).status_code == 200:
         assert time.monotonic() < deadline
     error = assert_error(red, 503, "UNAVAILABLE")
     assert error["message"].startswith("The database is read-only")
     assert anonymous.get("/healthz").status_code == 200
-    models.database.execute_sql("PRAGMA query_only = 0")
+    engine.database.execute_sql("PRAGMA query_only = 0")
     while ready().status_code != 200:
         assert time.monotonic() < deadline
 
@@ -378,7 +371,7 @@ def test_readiness_writes_at_most_once_a_second(anonymous):
     began = time.monotonic()
     for _ in range(100):
         assert anonymous.get("/readyz").status_code == 200
-        written.add(models.Identity.get().probed_at)
+        written.add(schema.Identity.get().probed_at)
     assert len(written) <= 2 + (time.monotonic() - began)
 
 
@@ -387,11 +380,11 @@ def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
 ):
     path = running()
     enrolled(path, *[f"u{number}" for number in range(200)])
-    models.database.pragma("wal_checkpoint(TRUNCATE)")
-    root = models.database.execute_sql(
+    engine.database.pragma("wal_checkpoint(TRUNCATE)")
+    root = engine.database.execute_sql(
         "SELECT rootpage FROM sqlite_master WHERE name = 'assignment'"
     ).fetchone()[0]
-    models.database.close()
+    engine.database.close()
     with (tmp_path / "abacus.db").open("r+b") as file:
         file.seek((root - 1) * 4096)
         file.write(b"\xff" * 4096)
@@ -406,11 +399,11 @@ def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
         assert error["message"].startswith("The database is damaged")
     assert api.get(path).status_code == 200
     with pytest.raises(engine.NotReady, match="damaged"):
-        models.create(engine.database_at(app.config["DATABASE_URL"]))
+        schema.create(sqlite.database_at(app.config["DATABASE_URL"]), models.TABLES)
 
 
 def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
-    turns, order = engine.Turns(), []
+    turns, order = sqlite.Turns(), []
     turns.take(1)
 
     def write(number):
@@ -433,14 +426,14 @@ def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
 
 
 def test_no_more_writers_wait_than_a_worker_can_spare():
-    turns = engine.Turns()
+    turns = sqlite.Turns()
     turns.most = 2
     turns.take(0)
 
     def late(seconds):
-        with pytest.raises(engine.Refused) as refused:
+        with pytest.raises(sqlite.Refused) as refused:
             turns.take(seconds)
-        return engine.trouble(refused.value), str(refused.value)
+        return sqlite.trouble(refused.value), str(refused.value)
 
     with ThreadPoolExecutor(2) as others:
         slow = others.submit(late, 0.2)
@@ -458,7 +451,7 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
 def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
     statements = []
     engine.connect()
-    models.database.connection().set_trace_callback(statements.append)
+    engine.database.connection().set_trace_callback(statements.append)
 
     path = running()
     api.post(f"{path}/assignments", {"userId": "u1"})
@@ -485,7 +478,7 @@ def test_no_answer_holds_the_database_while_it_is_sent(app, api, running, enroll
     enrolled(path, *[f"u{number}" for number in range(5_000)])
     api.post(f"{path}/conversions", {"userId": "u1"})
 
-    served = models.database.obj
+    served = engine.database.obj
 
     def emptied():
         """Tell whether the write-ahead log can be emptied: no reader holds it."""
@@ -532,17 +525,17 @@ def test_creating_again_keeps_what_is_there(api, app, draft):
     path = draft()
     before = api.get(path).json
 
-    assert models.create(app.extensions["database"]) == "there"
+    assert schema.create(app.extensions["database"], models.TABLES) == "there"
 
     assert api.get(path).json == before
-    assert models.Identity.select().count() == 1
+    assert schema.Identity.select().count() == 1
 
 
 def test_eight_that_create_at_once_make_one_database(tmp_path):
     url = f"sqlite:///{tmp_path / 'instance' / 'abacus.db'}"
     program = (
-        "import engine, models, sys; "
-        "print(models.create(engine.database_at(sys.argv[1])))"
+        "import models, sys; from storage import schema, sqlite; "
+        "print(schema.create(sqlite.database_at(sys.argv[1]), models.TABLES))"
     )
     started = [
         subprocess.Popen(
@@ -557,9 +550,9 @@ def test_eight_that_create_at_once_make_one_database(tmp_path):
 
     assert [process.returncode for process in started] == [0] * 8
     assert sorted(told) == ["made"] + ["there"] * 7
-    with engine.using(engine.database_at(url)) as database:
-        models.verify()
-        assert models.Identity.select().count() == 1
+    with engine.using(sqlite.database_at(url)) as database:
+        schema.verify()
+        assert schema.Identity.select().count() == 1
         database.close()
 
 
@@ -755,9 +748,9 @@ def test_an_app_under_test_does_not_silence_one_that_serves(tmp_path):
     create_app({"TESTING": True, "DATABASE_URL": "sqlite:///:memory:"})
     try:
         assert serving.test_client().get("/healthz").status_code == 200
-        assert wire.log.isEnabledFor(logging.INFO)
+        assert log.isEnabledFor(logging.INFO)
     finally:
-        wire.log.setLevel(logging.WARNING)
+        log.setLevel(logging.WARNING)
 
 
 # ----------------------------------------------------------------------------
@@ -767,7 +760,7 @@ def test_an_app_under_test_does_not_silence_one_that_serves(tmp_path):
 
 def created(path):
     """Create the database at this path, or migrate it; return which was done."""
-    return models.create(engine.database_at(f"sqlite:///{path}"))
+    return schema.create(sqlite.database_at(f"sqlite:///{path}"), models.TABLES)
 
 
 def of_schema(version, path):
@@ -818,7 +811,7 @@ def shape(path):
     return shapes, clauses
 
 
-@pytest.mark.parametrize("version", range(1, models.SCHEMA_VERSION))
+@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
 def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, version):
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     of_schema(version, old)
@@ -827,8 +820,8 @@ def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, versi
 
     assert created(new) == "made"
     assert shape(old) == shape(new)
-    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
-        assert models.alterations() == []
+    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
+        assert schema.alterations(models.TABLES) == []
         database.close()
     assert created(old) == "there"
 
@@ -872,11 +865,11 @@ def test_a_migration_numbers_the_metrics_that_were_counted(tmp_path):
 
     created(old)
 
-    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
         id = Assignment.get().experiment_id
         rows = {row.name: (row.experiment_id, row.number) for row in Metric.select()}
         assert rows == {"conversion": (id, 1), "signup": (id, 2)}
-        assert list(reports.discrepancies()) == []
+        assert list(proof.discrepancies()) == []
         database.close()
     results = served(old, f"/{id}/results")
     assert (results["quality"]["counted"], results["quality"]["notEnrolled"]) == (8, 1)
@@ -912,11 +905,11 @@ def test_a_migration_keeps_more_metrics_than_an_experiment_may_have_now(tmp_path
 
     assert created(old) == "migrated"
 
-    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
         names = {row.name for row in Metric.select()}
         assert len(names) == 1_000
         assert "conversion" in names
-        assert list(reports.discrepancies()) == []
+        assert list(proof.discrepancies()) == []
         database.close()
     rows = served(old, f"/{id}/results")["variants"]
     assert len({row["metric"] for one in rows for row in one["results"]}) == 1_002
@@ -925,9 +918,9 @@ def test_a_migration_keeps_more_metrics_than_an_experiment_may_have_now(tmp_path
 def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
     old = tmp_path / "old.db"
     of_schema(1, old)
-    with engine.using(engine.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
         with pytest.raises(engine.NotReady, match="schema 1"):
-            models.verify()
+            schema.verify()
         database.close()
 
 

@@ -11,10 +11,9 @@ from conftest import assert_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import assignment
-import ledger
 import models
-import reports
+from ledger import enrolment, proof
+from targeting import assignment
 
 CASES = Path(__file__).parent / "cases" / "buckets.json"
 
@@ -96,7 +95,7 @@ def test_nobody_new_is_enrolled_unless_the_experiment_runs(api, draft, enrolled)
     nothing = ("variantId", "variantName", "flowId", "config", "assignedAt")
     assert [answer[name] for name in nothing] == [None] * 5
     assert api.get(path).json["data"]["_count"] == {"assignments": 1}
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 def test_a_user_outside_the_traffic_is_held_out_and_not_stored(api, running):
@@ -140,7 +139,7 @@ def test_ten_thousand_users_are_enrolled_in_one_call_and_one_more_is_refused(
 
     assert taken.status_code == 200
     assert api.get(path).json["data"]["_count"] == {"assignments": 10_000}
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 def test_a_large_answer_is_written_as_it_is_sent_and_after_the_commit(api, running):
@@ -420,7 +419,7 @@ def test_an_enrolment_that_meets_a_stop_on_its_way_is_refused(api, running):
     read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
     assert api.post(f"{path}/stop").status_code == 200
 
-    (decision,) = ledger.enrol(read, [ledger.User("late")])
+    (decision,) = enrolment.enrol(read, [enrolment.User("late")])
 
     assert (decision.reason, decision.variant) == ("ENROLLMENT_CLOSED", None)
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}

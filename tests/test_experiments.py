@@ -5,8 +5,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from conftest import assert_error, paths, two_variants
 
+import lifecycle
 import models
-import wire
+from storage import columns
+from web import errors
 
 LIFE = {
     "draft": [],
@@ -514,7 +516,7 @@ def test_a_patch_that_spoils_the_variants_changes_nothing(api, draft, variants):
 
 def test_a_running_experiment_whose_end_has_passed_is_stopped(api, running):
     path = running(endDate="2126-01-01T00:00:00Z")
-    past = models.utcnow()
+    past = columns.utcnow()
     models.Experiment.update(
         end_date=past, start_date=past - timedelta(days=1)
     ).execute()
@@ -606,7 +608,7 @@ def test_an_archiving_takes_back_no_move_that_came_first(
     for name in moves[read_after:]:
         assert move(api, path, name).status_code == 200
 
-    read.archive("tester")
+    lifecycle.archive(read, "tester")
 
     after = api.get(path).json["data"]
     assert (after["status"], after["archivedAt"] is None) == (status, False)
@@ -617,7 +619,7 @@ def test_a_completion_keeps_the_end_that_a_racing_stop_answered(api, running):
     read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
     told = api.post(f"{path}/stop").json["data"]["endDate"]
 
-    read.complete("lost", None, None, "tester")
+    lifecycle.complete(read, "lost", None, None, "tester")
 
     assert api.get(path).json["data"]["endDate"] == told
 
@@ -629,9 +631,9 @@ def test_a_completion_after_a_racing_resume_ends_no_earlier_than_the_resume(
     assert api.post(f"{path}/stop").status_code == 200
     read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
     assert api.post(f"{path}/resume").status_code == 200
-    resumed = models.utcnow()
+    resumed = columns.utcnow()
 
-    read.complete("lost", None, None, "tester")
+    lifecycle.complete(read, "lost", None, None, "tester")
 
     stored = models.Experiment.get_by_id(read.id)
     assert stored.end_date >= resumed
@@ -645,7 +647,7 @@ def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
     before = api.get(path).json["data"]
 
     with pytest.raises(models.Conflict):
-        read.revise(None, "tester", name="Too late")
+        lifecycle.revise(read, None, "tester", name="Too late")
 
     assert api.get(path).json["data"] == before
 
@@ -662,9 +664,9 @@ def test_a_conflict_tells_its_times_as_every_answer_does(app, api, draft):
 
     started = assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
     with pytest.raises(models.Conflict) as lost:
-        read.revise(None, "tester", name="Too late")
+        lifecycle.revise(read, None, "tester", name="Too late")
     with app.test_request_context():
-        answer = wire.answer_conflict(lost.value)
+        answer = errors.answer_conflict(lost.value)
 
     assert started["details"] == [
         {"current": "2020-01-01T00:00:00.250000Z", "allowed": []}
@@ -759,7 +761,7 @@ def test_a_patch_of_what_no_client_may_set_changes_nothing(api, draft, fields):
 
 def test_a_draft_whose_end_has_passed_is_not_started(api, draft):
     path = draft(endDate="2126-01-01T00:00:00Z")
-    models.Experiment.update(end_date=models.utcnow()).execute()
+    models.Experiment.update(end_date=columns.utcnow()).execute()
 
     assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
 

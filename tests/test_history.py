@@ -14,8 +14,8 @@ from urllib.parse import quote
 import pytest
 from conftest import Caller, assert_error, two_variants
 
-import engine
 import models
+from storage import columns, engine, sqlite
 
 
 def history(api, path):
@@ -132,7 +132,7 @@ def ended(api, running):
     def make(**fields):
         path = running(endDate="2126-01-01T00:00:00Z", **fields)
         # What the next move, or a reader of the history, finds an hour later.
-        started = models.utcnow() - timedelta(hours=2)
+        started = columns.utcnow() - timedelta(hours=2)
         models.Experiment.update(
             start_date=started, end_date=started + timedelta(hours=1)
         ).where(models.Experiment.id == path.removeprefix("experiments/")).execute()
@@ -261,13 +261,13 @@ def test_of_many_readers_of_one_history_one_writes_the_end_down(app, token, ende
 def test_a_history_that_cannot_be_written_is_read_all_the_same(api, ended):
     path = ended()
     api.get(path)
-    models.database.execute_sql("PRAGMA query_only = 1")
+    engine.database.execute_sql("PRAGMA query_only = 1")
 
     read = api.get(f"{path}/history")
 
     assert [one["action"] for one in read.json["data"]] == ["start", "create"]
     assert api.get(path).json["data"]["status"] == "stopped"
-    models.database.execute_sql("PRAGMA query_only = 0")
+    engine.database.execute_sql("PRAGMA query_only = 0")
     assert len(of_the_end(api, path)) == 1
 
 
@@ -369,7 +369,7 @@ def test_a_person_is_erased_everywhere_and_moves_no_result(
     api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": named["rules"][0]})
     assert api.delete(f"users/{PERSON}.not").status_code == 200
     assert api.delete(f"users/{PERSON}").json["data"]["logEmptied"] is True
-    models.database.close()
+    engine.database.close()
     files = [file for file in tmp_path.iterdir() if file.name.startswith("abacus")]
     assert files
     for file in files:
@@ -388,7 +388,7 @@ def copied(api, running, enrolled, tmp_path):
     random.Random(1).shuffle(users)
     for some in range(0, 3_000, 500):
         enrolled(path, *users[some : some + 500])
-    assert engine.empty_log()
+    assert sqlite.empty_log()
     users = [id for id, times in ids_in(tmp_path / "abacus.db").items() if times > 3]
     assert users
     return path, users
@@ -414,7 +414,7 @@ def test_no_copy_of_who_is_erased_is_left_in_the_file(api, copied, tmp_path):
 
 def test_a_large_file_is_written_anew_by_a_command(app, api, copied, tmp_path):
     path, users = copied
-    models.database.execute_sql("CREATE TABLE padding AS SELECT zeroblob(34e6) AS x")
+    engine.database.execute_sql("CREATE TABLE padding AS SELECT zeroblob(34e6) AS x")
     for user_id in users:
         assert api.delete(f"users/{user_id}").json["data"]["fileRewritten"] is False
     assert set(users) & set(ids_in(tmp_path / "abacus.db"))
@@ -425,7 +425,7 @@ def test_a_large_file_is_written_anew_by_a_command(app, api, copied, tmp_path):
     assert result.output == "The file is written anew.\n"
     assert not set(users) & set(ids_in(tmp_path / "abacus.db"))
     assert everything(api, path) == before
-    models.database.execute_sql("DROP TABLE padding")
+    engine.database.execute_sql("DROP TABLE padding")
     assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
 
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask_jwt_extended import create_access_token
 from test_tokens import GOOD, pem, signed
 
-import auth
 from app import create_app
+from web import keys
 
 OLDER = "nE4uW9sYb2Kq7TzMv1XcR6pLh8GdJa3f"
 RSA, OTHER_RSA = (rsa.generate_private_key(65537, 2048) for _ in range(2))
@@ -171,7 +171,7 @@ def test_a_token_of_a_retired_secret_is_refused(tmp_path):
     assert status(app, signed(GOOD, OLDER)) == 401
 
 
-@pytest.mark.parametrize("algorithm", auth.PUBLIC)
+@pytest.mark.parametrize("algorithm", keys.PUBLIC)
 def test_the_previous_public_key_still_verifies(tmp_path, algorithm):
     older = {"RS256": OTHER_RSA, "ES256": ec.generate_private_key(ec.SECP256R1())}
     older = older.get(algorithm, ed25519.Ed25519PrivateKey.generate())
@@ -230,8 +230,8 @@ def test_keys_that_cannot_be_trusted_are_refused_before_anything_is_served(
 ):
     app = create_app({"INSTANCE": str(tmp_path), "JWT_SECRET_KEY": SECRET, **settings})
 
-    with pytest.raises(auth.WeakSecret, match=told):
-        auth.keys_are_ready(app)
+    with pytest.raises(keys.WeakSecret, match=told):
+        keys.keys_are_ready(app)
     answer = Caller(app, signed(GOOD)).get("experiments")
 
     # PyJWT itself knows no such token where the algorithm is none of ours.
@@ -263,7 +263,7 @@ def test_with_a_public_key_nobody_makes_tokens_here(tmp_path):
     assert not (tmp_path / "secret").exists()
 
 
-@pytest.mark.parametrize("algorithm", auth.PUBLIC)
+@pytest.mark.parametrize("algorithm", keys.PUBLIC)
 def test_a_provider_s_keys_are_fetched_once_for_many_requests(
     tmp_path, provider, algorithm
 ):
@@ -326,8 +326,8 @@ def test_a_rotated_key_is_taken_at_its_first_use(trusting, provider):
 @pytest.fixture
 def forgetful(monkeypatch):
     """Let keys be old at once, and be fetched as often as they are asked for."""
-    monkeypatch.setattr(auth.Provider, "OLD", 0)
-    monkeypatch.setattr(auth.Provider, "PERIOD", 0)
+    monkeypatch.setattr(keys.Provider, "OLD", 0)
+    monkeypatch.setattr(keys.Provider, "PERIOD", 0)
 
 
 def test_a_withdrawn_key_is_refused_once_it_is_old(forgetful, trusting, provider):
@@ -348,7 +348,7 @@ def test_a_provider_that_is_down_is_503_and_what_was_fetched_keeps_working(
     assert status(trusting, token) == 200
     provider.stop()
     late = made(tmp_path, JWT_ALGORITHM="RS256", JWT_JWKS_URL=provider.url)
-    auth.keys_are_ready(late)  # it starts all the same
+    keys.keys_are_ready(late)  # it starts all the same
 
     answer = Caller(late, token).get("experiments")
     unknown = Caller(trusting, signed(GOOD, RSA, "RS256", kid="new")).get("experiments")
@@ -402,7 +402,7 @@ def endless(send):
 def test_a_provider_that_never_ends_is_cut_off_in_time(
     tmp_path, provider, monkeypatch, raw
 ):
-    monkeypatch.setattr(auth.Provider, "TIMEOUT", 0.5)
+    monkeypatch.setattr(keys.Provider, "TIMEOUT", 0.5)
     provider.raw = raw
     app = made(tmp_path, JWT_ALGORITHM="RS256", JWT_JWKS_URL=provider.url)
     token = signed(GOOD, RSA, "RS256", kid="first")
@@ -417,7 +417,7 @@ def test_a_provider_that_never_ends_is_cut_off_in_time(
     assert seconds < 3
     assert peak < 20_000_000
     assert provider.cut_off.wait(10)  # and no thread goes on with it
-    assert auth.Provider.TIMEOUT == 0.5
+    assert keys.Provider.TIMEOUT == 0.5
 
 
 def test_a_fetch_has_three_seconds_and_a_mebibyte(trusting, provider):
@@ -425,7 +425,7 @@ def test_a_fetch_has_three_seconds_and_a_mebibyte(trusting, provider):
     provider.answer = json.dumps(whole) + " " * (1024 * 1024 - len(json.dumps(whole)))
     token = signed(GOOD, RSA, "RS256", kid="first")
     assert len(provider.answer) == 1024 * 1024
-    assert auth.Provider.TIMEOUT == 3
+    assert keys.Provider.TIMEOUT == 3
 
     assert status(trusting, token) == 200
 
@@ -484,7 +484,7 @@ def test_a_flood_of_unknown_kids_reaches_the_provider_three_times(trusting, prov
         told = set(callers.map(ask, range(100)))
 
     assert told == {(401, 200)}
-    assert provider.asked == auth.Provider.FETCHES == 3
+    assert provider.asked == keys.Provider.FETCHES == 3
 
 
 def test_a_provider_that_hangs_holds_up_nobody_whose_key_is_known(trusting, provider):

@@ -16,8 +16,8 @@ import service as real
 from conftest import assert_error, leave_out
 from prometheus_client.parser import text_string_to_metric_families
 
-import models
 from app import create_app
+from storage import engine
 
 
 def samples(text):
@@ -130,9 +130,9 @@ def test_what_the_database_answers_is_counted_by_sqlite_s_own_name(
     api, running, gained
 ):
     path = running()
-    models.database.pragma("query_only", 1)
+    engine.database.pragma("query_only", 1)
     answer = api.post(f"{path}/assignments", {"userId": "u1"})
-    models.database.close()
+    engine.database.close()
 
     assert_error(answer, 503, "UNAVAILABLE")
     assert gained("abacus_database_errors_total", "error") == {"SQLITE_READONLY": 1}

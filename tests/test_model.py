@@ -21,11 +21,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-import engine
 import models
-import reports
-import wire
 from app import create_app
+from ledger import proof
+from storage import engine, schema, sqlite
+from web.logging import log
 
 USERS = ["ann", "bob", "用户42", "=cmd"]
 SPLITS = [(50, 50), (20, 30, 50), (Decimal("33.34"), Decimal("66.66"))]
@@ -175,9 +175,9 @@ class Service(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        wire.log.setLevel(logging.WARNING)
-        database = app.extensions["database"] = engine.database_at("sqlite:///:memory:")
-        models.create(database)
+        log.setLevel(logging.WARNING)
+        database = app.extensions["database"] = sqlite.database_at("sqlite:///:memory:")
+        schema.create(database, models.TABLES)
         engine.enter(database)
         with app.app_context():
             token = create_access_token("tester", expires_delta=timedelta(hours=1))
@@ -193,9 +193,9 @@ class Service(RuleBasedStateMachine):
             self.asked = self.experiments
             self.counts_agree()
             self.rows_agree()
-            assert list(reports.discrepancies()) == []
+            assert list(proof.discrepancies()) == []
         finally:
-            models.database.close()
+            engine.database.close()
             engine.leave()
 
     def at(self, position):

@@ -9,6 +9,7 @@ import pytest
 from conftest import assert_error, paths, two_variants
 
 import models
+from storage import columns, engine
 
 RULE = {"field": "country", "operator": "eq", "value": "PL"}
 
@@ -223,7 +224,7 @@ def test_a_walk_of_a_search_shows_an_audience_that_is_renamed_meanwhile(api, aud
     def meanwhile():
         audience("aud-0", "Germany")
         audience("aud-5", "Germany")
-        audience(f"late-{models.utcnow().timestamp()}", "Poland too")
+        audience(f"late-{columns.utcnow().timestamp()}", "Poland too")
 
     rows, metas = walk(api, "audiences", "id", meanwhile, search="poland")
 
@@ -234,7 +235,7 @@ def test_a_walk_of_a_search_shows_an_audience_that_is_renamed_meanwhile(api, aud
 def test_rows_of_one_moment_are_told_apart(api, draft, audience):
     made = sorted(draft().removeprefix("experiments/") for _ in range(7))
     found = sorted(audience(f"aud-{number}", "Any") for number in range(7))
-    moment = models.utcnow()
+    moment = columns.utcnow()
     models.Experiment.update(created_at=moment).execute()
     models.Audience.update(created_at=moment).execute()
 
@@ -411,11 +412,11 @@ def test_a_deep_page_takes_the_database_no_more_steps(api, running, enrolled):
         return answer["meta"]["next"], len(steps) - before
 
     cursor, costs = api.get(f"{path}/assignments?limit=20").json["meta"]["next"], []
-    models.database.connection().set_progress_handler(lambda: steps.append(1) or 0, 1)
+    engine.database.connection().set_progress_handler(lambda: steps.append(1) or 0, 1)
     while cursor:
         cursor, cost = page(cursor)
         costs.append(cost)
-    models.database.connection().set_progress_handler(None, 1)
+    engine.database.connection().set_progress_handler(None, 1)
 
     assert len(costs) == 19
     assert costs[0] > 100

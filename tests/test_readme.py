@@ -9,9 +9,9 @@ import pytest
 import service as real
 
 import app as application
-import assignment
-import wire
 from models import STATUSES
+from targeting import assignment
+from web import errors
 
 README = (real.ROOT / "README.md").read_text()
 
@@ -99,14 +99,14 @@ def test_every_setting_that_is_read_is_in_the_table_and_no_other():
     table = README.partition("| setting (environment)")[2].partition("\n\n")[0]
     first = [line.split("|")[1] for line in table.splitlines()[2:]]
     written = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
-    sources = [(real.ROOT / name).read_text() for name in ("app.py", "auth.py")]
+    sources = [(real.ROOT / name).read_text() for name in ("app.py", "web/auth.py")]
     read = {name for text in sources for name in re.findall(r'setting\("(\w+)"', text)}
 
     assert written == read
 
 
 def test_every_code_and_every_state_is_in_the_manual():
-    for word in (*wire.CODES.values(), *STATUSES):
+    for word in (*errors.CODES.values(), *STATUSES):
         assert word in README or word == "INTERNAL_ERROR", word
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-import assignment
-import figures
 import schemas
+from targeting import assignment
+from views import planning
 
 
 def test_a_draft_answers_with_zeros(api, draft):
@@ -715,7 +715,7 @@ def test_every_plan_that_is_taken_has_a_size(baseline, effect, power, level, var
             schemas.SizeSchema().load(body)
         return
 
-    told = figures.sample_sizes(**schemas.SizeSchema().load(body))
+    told = planning.sample_sizes(**schemas.SizeSchema().load(body))
 
     fixed, always = told["fixedHorizon"], told["alwaysValid"]
     for size in [fixed, always or fixed]:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import models
-import reports
+from ledger import proof
 
 FORMATS = ("csv", "ndjson")
 # What a spreadsheet, a CSV reader or a JSON reader may take for something else.
@@ -99,7 +99,7 @@ def assert_round_trip(api, load, running, path, form, compressed=False):
     assert stored() == once
     assert figures(api, copy) == figures(api, path)
     assert exported(api, copy, form) == text
-    assert list(reports.discrepancies()) == []
+    assert list(proof.discrepancies()) == []
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -11,7 +11,9 @@ import pytest
 import service as real
 
 import app as application
-from models import Assignment, Identity, Variant, database
+from models import Assignment, Variant
+from storage.engine import database
+from storage.schema import Identity
 
 USER, SUBJECT = "marker-user", "marker-subject"
 BROKEN = [

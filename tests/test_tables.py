@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-import figures
 import stats
-import tables
+from views import figures, tables
 
 NAMES = st.text(min_size=1, max_size=200).filter(str.strip)
 

@@ -12,10 +12,10 @@ from conftest import SECRET, Caller, assert_error, two_variants
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-import auth
-import engine
 import models
 from app import create_app
+from storage import schema, sqlite
+from web import auth, keys
 
 NOW = datetime.now(timezone.utc)
 GOOD = {"sub": "me", "exp": NOW + timedelta(hours=1)}
@@ -229,19 +229,19 @@ def test_the_issuer_and_the_audience_are_demanded_where_they_are_set(tmp_path):
     ],
 )
 def test_a_secret_that_can_be_guessed_is_refused(secret):
-    with pytest.raises(auth.WeakSecret):
-        auth.check_secret(secret)
+    with pytest.raises(keys.WeakSecret):
+        keys.check_secret(secret)
 
 
 def test_a_random_secret_is_taken():
-    auth.check_secret(SECRET)
+    keys.check_secret(SECRET)
 
 
 def test_without_a_secret_nothing_is_served(tmp_path):
     app = create_app({"INSTANCE": str(tmp_path), "JWT_SECRET_KEY": None})
 
-    with pytest.raises(auth.WeakSecret, match="init"):
-        auth.keys_are_ready(app)
+    with pytest.raises(keys.WeakSecret, match="init"):
+        keys.keys_are_ready(app)
     response = Caller(app, signed(GOOD)).get("experiments")
 
     assert_error(response, 503, "UNAVAILABLE")
@@ -373,12 +373,12 @@ def test_an_endpoint_has_the_scope_of_the_contract(app, rule, method, scope):
 @pytest.mark.parametrize("secret", ["short", "change-me-" * 5])
 def test_with_a_weak_secret_nothing_is_served(tmp_path, secret):
     url = f"sqlite:///{tmp_path / 'weak.db'}"
-    assert models.create(engine.database_at(url))
+    assert schema.create(sqlite.database_at(url), models.TABLES)
     app = create_app({"DATABASE_URL": url, "JWT_SECRET_KEY": secret})
     key = secret.ljust(32)
 
-    with pytest.raises(auth.WeakSecret):
-        auth.keys_are_ready(app)
+    with pytest.raises(keys.WeakSecret):
+        keys.keys_are_ready(app)
     response = Caller(app, signed(GOOD, key)).get("experiments")
 
     assert_error(response, 503, "UNAVAILABLE")

@@ -20,9 +20,10 @@ from marshmallow import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import app as application
-import audience
-import schemas
-import wire
+from targeting import audience
+from web.fields import Answer, Items, Wire
+from web.json import PIECE, InvalidJson, dumps, loads
+from web.logging import Lines, log
 
 BODY = {"name": "Onboarding", "variants": two_variants()}
 
@@ -221,8 +222,8 @@ def test_bad_paths_and_methods_have_the_one_shape(api):
 def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(wire.Lines())
-    wire.log.addHandler(handler)
+    handler.setFormatter(Lines())
+    log.addHandler(handler)
 
     @app.get("/crash/<user_id>")
     def crash(user_id):
@@ -231,7 +232,7 @@ def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
     try:
         response = api.get("/crash/marker")
     finally:
-        wire.log.removeHandler(handler)
+        log.removeHandler(handler)
 
     assert_error(response, 500, "INTERNAL_ERROR")
     assert "marker" not in response.text
@@ -268,9 +269,9 @@ def test_the_docs_page_runs_its_own_scripts_and_no_other(anonymous):
 def test_log_lines_are_json_without_tokens_or_users(app, api, running):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(wire.Lines())
-    wire.log.addHandler(handler)
-    wire.log.setLevel(logging.INFO)
+    handler.setFormatter(Lines())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     path = running()
     try:
         api.post(f"{path}/assignments", {"userId": "marker-user"})
@@ -278,7 +279,7 @@ def test_log_lines_are_json_without_tokens_or_users(app, api, running):
         api.get("users/marker-user/assignments")
         api.get("experiments/undefined")
     finally:
-        wire.log.removeHandler(handler)
+        log.removeHandler(handler)
 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert told in {line["requestId"] for line in lines}
@@ -406,7 +407,7 @@ documents = st.one_of(
     st.binary(),
     st.text().map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.lists(scraps, max_size=12).map(lambda some: "".join(some).encode()),
-    json_values.map(lambda value: schemas.dumps(value).encode()),
+    json_values.map(lambda value: dumps(value).encode()),
 )
 
 
@@ -461,24 +462,24 @@ def test_the_reader_takes_what_another_strict_one_takes_and_reads_it_alike(body)
     except ValueError:
         expected = ...
     if expected is ... or not is_kept(expected):
-        with pytest.raises((schemas.InvalidJson, ValidationError)):
-            schemas.loads(body)
+        with pytest.raises((InvalidJson, ValidationError)):
+            loads(body)
     else:
-        assert spelled(schemas.loads(body)) == spelled(expected)
+        assert spelled(loads(body)) == spelled(expected)
 
 
 @given(json_values)
 def test_what_is_written_is_read_again_digit_for_digit(value):
-    assert spelled(schemas.loads(schemas.dumps(value).encode())) == spelled(value)
+    assert spelled(loads(dumps(value).encode())) == spelled(value)
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False))
 def test_the_reader_rounds_no_number(number):
     text = str(number)
-    read = schemas.loads(f"[{text}]".encode())[0]
+    read = loads(f"[{text}]".encode())[0]
 
     assert Decimal(read).compare_total(number) == 0 or Decimal(read) == number
-    assert Decimal(schemas.dumps(read)) == number
+    assert Decimal(dumps(read)) == number
 
 
 def nested(core, around):
@@ -500,13 +501,13 @@ def test_a_key_that_stands_twice_is_refused_at_any_depth(key, around, is_escaped
         units = key.encode("utf-16-be").hex()
         units = [units[place : place + 4] for place in range(0, len(units), 4)]
         again = '"' + "".join(f"\\u{unit}" for unit in units) + '"'
-    with pytest.raises(schemas.InvalidJson):
-        schemas.loads(nested(f"{{{once}: 1, {again}: 1}}", around))
+    with pytest.raises(InvalidJson):
+        loads(nested(f"{{{once}: 1, {again}: 1}}", around))
 
 
 @given(arounds(64), st.sampled_from(['"[[[[{{{{"', "1", '"\\"[["']))
 def test_sixty_four_levels_are_read_whatever_they_are(around, core):
-    assert schemas.loads(nested(core, around)) == json.loads(nested(core, around))
+    assert loads(nested(core, around)) == json.loads(nested(core, around))
 
 
 @given(arounds(64), st.integers(65, 100_000), st.booleans())
@@ -514,14 +515,14 @@ def test_more_levels_are_refused_and_exhaust_nothing(around, most, is_closed):
     opening = "".join(around) or "["
     depths = (opening * (most // len(opening) + 1)).replace("{", '{"a":')
     closing = "]" * most if is_closed else ""
-    with pytest.raises(schemas.InvalidJson, match="deep"):
-        schemas.loads(f"{depths}{closing}".encode())
+    with pytest.raises(InvalidJson, match="deep"):
+        loads(f"{depths}{closing}".encode())
 
 
 @given(json_values, st.sampled_from(["utf-16", "utf-16-le", "utf-32", "utf-8-sig"]))
 def test_another_encoding_is_refused(value, encoding):
-    with pytest.raises(schemas.InvalidJson):
-        schemas.loads(schemas.dumps(value).encode(encoding))
+    with pytest.raises(InvalidJson):
+        loads(dumps(value).encode(encoding))
 
 
 @given(
@@ -538,8 +539,8 @@ def test_another_encoding_is_refused(value, encoding):
 )
 def test_what_is_not_json_is_refused_at_any_depth(around, core):
     body = nested("CORE", around).replace(b"CORE", core)
-    with pytest.raises(schemas.InvalidJson):
-        schemas.loads(body)
+    with pytest.raises(InvalidJson):
+        loads(body)
 
 
 @given(
@@ -552,7 +553,7 @@ def test_what_is_not_json_is_refused_at_any_depth(around, core):
 def test_a_text_that_no_database_keeps_is_refused_at_any_depth(around, text, is_key):
     core = f'{{"{text}": 1}}' if is_key else f'"{text}"'
     with pytest.raises(ValidationError):
-        schemas.loads(nested(core, around))
+        loads(nested(core, around))
 
 
 def batch_of(attribute):
@@ -584,7 +585,7 @@ def test_reading_a_body_takes_memory_of_the_order_of_its_size(attribute, times):
     expected = json.loads(body)
     tracemalloc.start()
     try:
-        read = schemas.loads(body)
+        read = loads(body)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -596,13 +597,13 @@ def test_reading_a_body_takes_memory_of_the_order_of_its_size(attribute, times):
 def test_a_key_that_stands_twice_is_found_in_linear_time_and_told_in_short():
     keys = b",".join(b'"%d": 1' % number for number in range(50_000))
     began = time.process_time()
-    with pytest.raises(schemas.InvalidJson, match="'49999' stands twice"):
-        schemas.loads(b'{%b, "49999": 2}' % keys)
+    with pytest.raises(InvalidJson, match="'49999' stands twice"):
+        loads(b'{%b, "49999": 2}' % keys)
     assert time.process_time() - began < 5
 
     key = b'"%b": 1' % (b"k" * 500_000)
-    with pytest.raises(schemas.InvalidJson) as refused:
-        schemas.loads(b"{%b, %b}" % (key, key))
+    with pytest.raises(InvalidJson) as refused:
+        loads(b"{%b, %b}" % (key, key))
     assert len(str(refused.value)) < 200
 
 
@@ -637,7 +638,7 @@ def piecewise(text, place):
 
 
 @given(
-    st.integers(schemas.PIECE - 12, schemas.PIECE + 4),
+    st.integers(PIECE - 12, PIECE + 4),
     st.sampled_from(
         [
             '"\\\\"',
@@ -657,10 +658,10 @@ def test_the_depth_is_counted_across_the_pieces_that_a_body_is_read_in(
     deep = "[" * (64 if is_too_deep else 60) + "]" * (64 if is_too_deep else 60)
     body = piecewise(f"{text}, {deep}", place)
     if is_too_deep:
-        with pytest.raises(schemas.InvalidJson, match="deep"):
-            schemas.loads(body)
+        with pytest.raises(InvalidJson, match="deep"):
+            loads(body)
     else:
-        assert schemas.loads(body) == json.loads(body)
+        assert loads(body) == json.loads(body)
 
 
 @given(
@@ -678,10 +679,10 @@ def test_a_text_of_escapes_is_refused_exactly_where_no_database_keeps_it(some):
     body = f'["{"".join(some)}"]'.encode()
     expected = json.loads(body)
     if is_kept(expected):
-        assert schemas.loads(body) == expected
+        assert loads(body) == expected
     else:
         with pytest.raises(ValidationError):
-            schemas.loads(body)
+            loads(body)
 
 
 BATCHES = {
@@ -827,15 +828,15 @@ def test_every_list_is_refused_by_its_length_before_its_items(api, where, body, 
 
 
 def test_every_list_that_is_read_has_a_bound_and_checks_it_first():
-    waiting, bounded = [schemas.Wire], set()
+    waiting, bounded = [Wire], set()
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         for name, field in kind().load_fields.items():
             if isinstance(field, marshmallow.fields.List) and not issubclass(
-                kind, schemas.Answer
+                kind, Answer
             ):
-                assert isinstance(field, schemas.Items), (kind, name)
+                assert isinstance(field, Items), (kind, name)
                 assert any(getattr(rule, "max", 0) for rule in field.validators)
                 bounded.add(name)
     assert {"users", "conversions", "events", "variants", "splits"} <= bounded
@@ -953,9 +954,9 @@ def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
     path = running()
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(wire.Lines())
-    wire.log.addHandler(handler)
-    wire.log.setLevel(logging.INFO)
+    handler.setFormatter(Lines())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         marked = {"Authorization": "Bearer marker.token.marker"}
         anonymous.get("experiments", headers=marked)
@@ -966,7 +967,7 @@ def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
         post(api, '{"marker": NaN}')
         api.get("/marker")
     finally:
-        wire.log.removeHandler(handler)
+        log.removeHandler(handler)
 
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["code"] for line in lines] == [

@@ -9,13 +9,13 @@ import service as real
 
 # What a power cut must show, and a kill cannot.
 FLUSHES_LATE = [
-    ("engine.py", '"synchronous": "full"', '"synchronous": "normal"'),
-    ("models.py", "or synchronous != 2:", "or synchronous != 1:"),
+    ("storage/sqlite.py", '"synchronous": "full"', '"synchronous": "normal"'),
+    ("storage/schema.py", "or synchronous != 2:", "or synchronous != 1:"),
 ]
 MUTANTS = {
     "acknowledge before commit": [
         (
-            "ledger.py",
+            "ledger/enrolment.py",
             "def _seated(experiment: Experiment, dealt: dict[str, Variant])",
             """def _seated(experiment, dealt):
     import contextvars
@@ -37,7 +37,7 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
             'indexes = ((("experiment", "user_id"), False),)',
         ),
         (
-            "ledger.py",
+            "ledger/enrolment.py",
             """            .on_conflict(
                 action="NOTHING",
                 conflict_target=[Assignment.experiment, Assignment.user_id],
@@ -48,14 +48,14 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
     ],
     "a random variant": [
         (
-            "ledger.py",
+            "ledger/enrolment.py",
             "position = assignment.dealt(experiment.id, user.user_id, splits)",
             "position = __import__('random').randrange(len(splits))",
         )
     ],
     "a counter in another transaction": [
         (
-            "ledger.py",
+            "ledger/enrolment.py",
             "    for key, number in Counter(variants[user_id] for user_id in written)",
             "    database.commit()\n"
             "    database.begin()\n"
@@ -64,7 +64,7 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
     ],
     "a swallowed lock error": [
         (
-            "ledger.py",
+            "ledger/enrolment.py",
             "    decided |= _seated(experiment, dealt)\n",
             """    try:
         decided |= _seated(experiment, dealt)
@@ -81,10 +81,13 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
 def mutated(folder: Path, *patches: tuple[str, str, str]) -> Path:
     """Return a copy of the source tree with each (file, old, new) replaced."""
     tree = folder / "tree"
-    tree.mkdir()
-    for file in real.ROOT.glob("*.py"):
-        shutil.copy(file, tree)
-    shutil.copytree(real.ROOT / "stats", tree / "stats")
+    for file in (*real.ROOT.glob("*.py"), *real.ROOT.glob("*/__init__.py")):
+        copy = tree / file.relative_to(real.ROOT).parent
+        if file.name == "__init__.py":
+            shutil.copytree(file.parent, copy)
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy(file, copy)
     for name, old, new in patches:
         source = (tree / name).read_text()
         assert source.count(old) == 1, f"{name} has not one {old!r}"

@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-import assignment
-import engine
-import models
-import reports
+from ledger import proof
 from models import Assignment, Conversion, Refusal, Variant
+from storage import engine, schema, sqlite
+from targeting import assignment
 
 CALLERS = 8
 BATCH = 100
@@ -134,9 +133,9 @@ class Traffic:
     def _proved_from_rows(
         self, experiment: Any, computed: Any, quality: Any
     ) -> Iterator[str]:
-        models.verify()
-        engine.examine("integrity_check")  # I5
-        yield from (f"I4: {one}" for one in reports.discrepancies())
+        schema.verify()
+        sqlite.examine("integrity_check")  # I5
+        yield from (f"I4: {one}" for one in proof.discrepancies())
         seats = list(
             Assignment.select(Assignment.user_id, Assignment.variant)
             .where(Assignment.experiment == self.id)
@@ -190,7 +189,7 @@ class Traffic:
 def opened(service: Any) -> Iterator[None]:
     """Open the service's database file in this process, as `check` would."""
     url = f"sqlite:///{service.instance / 'abacus.db'}"
-    with engine.using(engine.database_at(url)) as database:
+    with engine.using(sqlite.database_at(url)) as database:
         database.open()
         try:
             yield

@@ -1,8 +1,4 @@
-"""Results as text: for a terminal of 80 columns, a pull request, a spreadsheet (pure).
-
-What goes in is an answer as the wire has it; nothing is counted or rounded but for
-the eye, and in CSV every figure stands as it is.
-"""
+"""Results as tables: text, Markdown, CSV."""
 
 from __future__ import annotations
 
@@ -11,37 +7,58 @@ import io
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from math import floor, log10
 from typing import Any, NamedTuple
 
 import tabulate
+from flask import Response, request
 from wcwidth import wcswidth, wcwidth
 
+from web.csv import _guarded
+
+
+def readable(
+    name: str, result: dict[str, Any], drawn: Callable[[str, Any], Sheet]
+) -> Any:
+    """Return the result as JSON, or as the text that the caller accepts rather."""
+    accepted = request.accept_mimetypes
+    form = accepted.best_match(["application/json", *FORMS])
+    if form not in FORMS:
+        return result
+    text = FORMS[form](drawn(name, result))
+    return Response(text, content_type=f"{form}; charset=utf-8")
+
+
 tabulate.MIN_PADDING = 0  # every column counts
+
 WIDTH = 80
+
 BAR = 10
+
 NAME = 12
+
 NONE = "-"
+
 # What moves a cursor, ends a line or turns the direction of what follows.
 CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
 MARKS = 2  # on one letter, as Vietnamese and Hindi have them
+
 # They change the width of the letter before them, in some terminals and not in others.
 SELECTORS = frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
+
 # So many decimals fit the widest tables.
 MOST_OF_RATES, MOST_OF_LIFTS, MOST_OF_AMOUNTS = 7, 4, 6
+
 LARGEST_LIFT = 1_000
+
 NOISE = 1e-9
-# Where a spreadsheet may begin a formula: at the start of a text, and after what
-# separates cells in some countries or files.
-FORMULA = re.compile(
-    r"\A(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])|(?<=[;\t\r\n])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
-)
-FORMULAS = tuple("=+-@\t\r'")  # what a text begins with that is given an apostrophe
+
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|~@#&])")
 
 
@@ -61,11 +78,6 @@ class Sheet(NamedTuple):
     grids: list[Grid]
     notes: list[str]
     figures: list[dict[str, Any]]
-
-
-# ----------------------------------------------------------------------------
-# What is told
-# ----------------------------------------------------------------------------
 
 
 def counts(name: str, result: dict[str, Any]) -> Sheet:
@@ -243,11 +255,6 @@ def _flat(told: dict[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-# ----------------------------------------------------------------------------
-# For the eye
-# ----------------------------------------------------------------------------
-
-
 def _visible(text: str) -> str:
     """Return the text without what hides, moves or shifts what is beside it.
 
@@ -397,11 +404,6 @@ def _strip(interval: dict[str, Any], rate: float, low: float, high: float) -> st
     return "".join(line)
 
 
-# ----------------------------------------------------------------------------
-# The forms
-# ----------------------------------------------------------------------------
-
-
 def plain(sheet: Sheet) -> str:
     """Return the sheet for a terminal of 80 columns."""
     parts = [_wrapped(sheet.title), _wrapped(sheet.lead)]
@@ -467,42 +469,6 @@ def comma_separated(sheet: Sheet) -> str:
         [_guarded(row.get(name)) for name in shown] for row in sheet.figures
     )
     return text.getvalue()
-
-
-def _guarded(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return FORMULA.sub("'", value) if isinstance(value, str) else value
-
-
-def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a CSV file line by line.
-
-    A text that a spreadsheet would take for a formula has an apostrophe before it,
-    and so has one that begins with an apostrophe: `unguarded` takes it off again.
-    """
-    yield _csv_line(names)
-    for row in rows:
-        yield _csv_line(row.get(name) for name in names)
-
-
-def _csv_line(cells: Iterable[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow([_cell(cell) for cell in cells])
-    return line.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value.startswith(FORMULAS):
-        return f"'{value}"
-    return value
-
-
-def unguarded(cell: str) -> str:
-    """Return the text that stands in a cell of a CSV, as it was before `csv_lines`."""
-    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell
 
 
 FORMS: dict[str, Callable[[Sheet], str]] = {

@@ -1,5 +1,7 @@
 """What brings a database from each schema version to the next, as it was then."""
 
+from __future__ import annotations
+
 # From 1 to 2: audiences, overrides, exclusion groups, history; readiness is a write.
 AUDIENCES = """
 ALTER TABLE "identity" ADD COLUMN "probed_at" INTEGER;

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from peewee import fn
 
-import audience
-from engine import clean
+import lifecycle
+from ledger.counts import counted
 from models import (
     SERVICE,
     Assignment,
@@ -18,14 +18,14 @@ from models import (
     Change,
     Conversion,
     Experiment,
-    Json,
     Override,
     Tally,
     Variant,
-    database,
-    utcnow,
 )
-from reports import counts
+from storage.columns import Json, utcnow
+from storage.engine import database
+from storage.sqlite import clean
+from targeting import audience
 
 
 class Erased(NamedTuple):
@@ -77,7 +77,7 @@ def erase(user_id: str, by: str) -> Erasure:
         if by == user_id:
             by = tombstone
         for experiment in before:
-            experiment.write_down_end(utcnow())
+            lifecycle.write_down_end(experiment, utcnow())
             Change.note(experiment, by, "erase", {}, {})
         after = _counted(mine)
         left = list(islice(_mentions(user_id), MENTIONS))
@@ -124,6 +124,7 @@ def _quoted(user_id: str) -> Any:
 
 
 MENTIONS = 100
+
 # Where people write what they like: the column, and its name on the wire.
 WRITTEN: list[tuple[str, Any, Any, str]] = [
     ("audience", Audience.id, Audience.id, "id"),
@@ -172,7 +173,7 @@ def _counted(experiment_ids: Iterable[str]) -> dict[Experiment, dict[str, int]]:
     """Return what each experiment counts, from its tallies and rows."""
     told = {}
     for id in experiment_ids:
-        its = counts(Experiment.get_by_id(id))
+        its = counted(Experiment.get_by_id(id))
         tallies = its.tallies.values()
         figures = (
             sum(its.participants.values()),

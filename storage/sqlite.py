@@ -1,112 +1,23 @@
-"""The connection: where the database is, whose turn it is to write, what went wrong."""
+"""SQLite: its locks, its files, its names for what goes wrong."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import peewee
 from playhouse import db_url
 
-Row = TypeVar("Row")
-
-
-class NotReady(Exception):
-    """The database cannot be served as it is; the message says what to do."""
-
-
-# ----------------------------------------------------------------------------
-# Which database
-# ----------------------------------------------------------------------------
-
-
-class Entered(NamedTuple):
-    """A database that was entered, and what had been entered before it."""
-
-    database: Sqlite
-    before: Entered | None
-
-
-_entered: ContextVar[Entered | None] = ContextVar("_entered", default=None)
-
-
-def enter(entered: Sqlite) -> None:
-    """Make every query of this thread go to this database, until `leave`."""
-    _entered.set(Entered(entered, _entered.get()))
-
-
-def leave() -> None:
-    """Go back to the database that was used before the last `enter`."""
-    last = _entered.get()
-    _entered.set(last and last.before)
-
-
-@contextmanager
-def using(entered: Sqlite) -> Iterator[Sqlite]:
-    """Make every query inside the block go to this database.
-
-    It holds for this thread alone: another one enters the database itself.
-    """
-    enter(entered)
-    try:
-        yield entered
-    finally:
-        leave()
-
-
-class Current(peewee.DatabaseProxy):
-    """The database that was entered last: an app enters its own with its context.
-
-    The tables belong to it, so that two apps in one process have two databases.
-    """
-
-    def __init__(self) -> None:
-        self._callbacks: list[Callable[[Any], Any]] = []
-
-    @property
-    def obj(self) -> Sqlite:
-        last = _entered.get()
-        if last is None:
-            raise RuntimeError(
-                "No database was entered. Each app has its own: work inside "
-                "`with app.app_context():`."
-            )
-        return last.database
-
-
-database = Current()
-
-
-def streamed(rows: Iterator[Row]) -> Iterator[Row]:
-    """Return *rows* so that each is read from the database that is current now.
-
-    A streamed answer is read after its request's context has ended.
-    """
-    here = database.obj
-    end: Any = object()
-
-    def following() -> Row:
-        with using(here):
-            return next(rows, end)
-
-    return iter(following, end)
-
-
-# ----------------------------------------------------------------------------
-# The engine
-# ----------------------------------------------------------------------------
-
+from storage.engine import NotReady, database
 
 SQLITE: dict[str, Any] = {
     "timeout": 5,
@@ -118,10 +29,13 @@ SQLITE: dict[str, Any] = {
         "secure_delete": 1,
     },
 }
+
 # Below, two processes that write to one WAL file can lose a commit (the WAL-reset
 # bug, https://sqlite.org/wal.html#walresetbug); these branches have the mend.
 SQLITE_FIXED = (3, 51, 3)
+
 SQLITE_MENDED = ((3, 44, 6), (3, 50, 7))
+
 # Troubles that may pass while the service runs: it serves what it can meanwhile.
 PASSING = (
     *("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_READONLY"),
@@ -189,46 +103,6 @@ class Turns:
                 self._line.popleft()
                 if self._line:
                     self._line[0][1].release()
-
-
-class Traffic:
-    """How many quick requests this process is answering now.
-
-    Work that takes seconds lets them go first. They share one interpreter with it,
-    and would wait for it at each of the twenty times that a write gives it up.
-    """
-
-    PAUSE = 0.001  # seconds; about three times as long as the work between two pauses
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.quick = 0
-
-    def enter(self) -> None:
-        """Count a quick request in."""
-        with self._lock:
-            self.quick += 1
-
-    def leave(self) -> None:
-        """Count it out: it was answered, or turned out to take seconds."""
-        with self._lock:
-            self.quick -= 1
-
-    def pause(self) -> None:
-        """Pause once if quick requests are being answered: never for long."""
-        if self.quick > 0:
-            time.sleep(self.PAUSE)
-
-
-traffic = Traffic()  # of the process, as its interpreter is
-
-
-def giving_way(rows: Iterable[Row], every: int) -> Iterator[Row]:
-    """Yield the rows, and before each *every* of them let quick requests go first."""
-    for number, row in enumerate(rows):
-        if number % every == 0:
-            traffic.pause()
-        yield row
 
 
 class Sqlite(peewee.SqliteDatabase):
@@ -362,16 +236,6 @@ def database_at(url: str) -> Sqlite:
     return Sqlite(source(url).file, "mode=rw", **SQLITE)
 
 
-def connect() -> None:
-    """Open the database, anew where the open file is no longer the one at its path."""
-    database.obj.open()
-
-
-def identity() -> tuple[int, int] | None:
-    """Return what tells the file at the database's path from any other."""
-    return database.obj.identity()
-
-
 def can_be_written() -> bool:
     """Tell whether the file system lets this process write the database now.
 
@@ -469,153 +333,6 @@ def examine(check: str) -> None:
     if found != "ok":
         told = str(found).replace("\n", " ")
         raise NotReady(f"The database is damaged ({told}); restore a backup.")
-
-
-# ----------------------------------------------------------------------------
-# The schema
-# ----------------------------------------------------------------------------
-
-Shape = dict[str, set[str]]  # the facts of each thing in a schema, as words
-# Tables of Litestream, which replicates the file; nothing of ours refers to them.
-REPLICATION = ("_litestream_lock", "_litestream_seq")
-COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
-TOKEN = re.compile(
-    rf"""{COMMENT.pattern}|'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\w\s]""", re.DOTALL
-)
-
-
-def shape() -> Shape:
-    """Return what the schema has: each table with its facts, and all else by name.
-
-    The text of a migrated schema differs from that of a new one, so columns and
-    rules stand in no order here, and spaces do not count. What SQLite keeps for
-    itself, such as its statistics, is left out.
-    """
-    found: Shape = {}
-    texts: dict[str, str] = {}
-    master = "SELECT type, name, tbl_name, sql FROM main.sqlite_master"
-    for kind, name, table, text in database.execute_sql(master).fetchall():
-        texts[name] = text or ""
-        if kind == "trigger":
-            found[f"trigger {name!r} of {table!r}"] = set()
-    for schema, name, kind, _, rowless, strict in _pragma("table_list"):
-        # A virtual table stands for its shadows.
-        if schema != "main" or name.startswith("sqlite_") or kind == "shadow":
-            continue
-        facts: set[str] = set()
-        if kind == "table":
-            if name in REPLICATION and not _foreign_keys(name):
-                continue
-            facts = _columns(name) | _indexes(name, texts) | _foreign_keys(name)
-            facts |= _rules(texts[name])
-            facts |= {"option WITHOUT ROWID"} if rowless else set()
-            facts |= {"option STRICT"} if strict else set()
-        kind = "virtual table" if kind == "virtual" else kind
-        found[f"{kind} {name!r}"] = facts
-    return found
-
-
-def _pragma(name: str, *arguments: str) -> list[Any]:
-    places = ", ".join("?" * len(arguments))
-    query = f"SELECT * FROM pragma_{name}({places})"  # noqa: S608  # names of ours
-    return list(database.execute_sql(query, arguments).fetchall())
-
-
-def _columns(table: str) -> set[str]:
-    return {
-        f"column {name!r} {kind}"
-        + (" NOT NULL" if required else "")
-        + ("" if default is None else f" DEFAULT {default}")
-        + (f" PRIMARY KEY {key}" if key else "")
-        + (" GENERATED" if hidden else "")
-        for _, name, kind, required, default, key, hidden in _pragma(
-            "table_xinfo", table, "main"
-        )
-    }
-
-
-def _indexes(table: str, texts: dict[str, str]) -> set[str]:
-    found = set()
-    for _, index, is_unique, origin, is_partial in _pragma("index_list", table, "main"):
-        columns = [
-            f"{name!r}"
-            + (" DESC" if is_descending else "")
-            + ("" if collation == "BINARY" else f" COLLATE {collation}")
-            for _, _, name, is_descending, collation, is_key in _pragma(
-                "index_xinfo", index, "main"
-            )
-            if is_key
-        ]
-        fact = f"({', '.join(columns)})"
-        if origin == "c":  # else SQLite made it, under a name of its own
-            fact = f"index {index!r} {fact}"
-        if is_partial or "None" in columns:  # a condition, or an expression
-            fact += f": {' '.join(_tokens(texts[index]))}"
-        found.add(f"{'unique ' if is_unique else ''}{fact}")
-    return found
-
-
-def _foreign_keys(table: str) -> set[str]:
-    keys: dict[int, list[Any]] = {}
-    for key, *told in _pragma("foreign_key_list", table, "main"):
-        keys.setdefault(key, []).append(told)
-    found = set()
-    for parts in keys.values():
-        columns = ", ".join(
-            f"{ours!r} = {theirs!r}" for _, _, ours, theirs, *_ in parts
-        )
-        _, other, _, _, *actions = parts[0]
-        found.add(f"foreign key to {other!r} ({columns}) {' / '.join(actions)}")
-    return found
-
-
-def _tokens(text: str) -> list[str]:
-    """Return the words and signs of SQL; only what is quoted keeps its case."""
-    return [
-        token if token[0] in "'\"" else token.lower()
-        for token in TOKEN.findall(text)
-        if not COMMENT.fullmatch(token)
-    ]
-
-
-def _rules(text: str) -> set[str]:
-    """Return the checks of a table, and the clauses that no pragma tells."""
-    words = _tokens(text)
-    rules: list[str] = []
-    place = 0
-    while place < len(words):
-        word, start = words[place], place
-        place += 1
-        if word == "check":
-            depth = 0
-            while place < len(words):
-                depth += {"(": 1, ")": -1}.get(words[place], 0)
-                place += 1
-                if depth == 0:
-                    break
-            rules.append(" ".join(words[start:place]))
-        elif word in ("collate", "conflict", "initially"):
-            rules.append(" ".join(words[start : start + 2]))
-        elif word in ("deferrable", "autoincrement"):
-            is_denied = words[start - 1] == "not"
-            rules.append(f"not {word}" if is_denied else word)
-    return {
-        f"rule {rule}" + (f", {times} times" if times > 1 else "")
-        for rule, times in Counter(rules).items()
-    }
-
-
-def differences(wanted: Shape, found: Shape) -> Iterator[str]:
-    """Yield the differences between two schemas, in words."""
-    for name in sorted(found.keys() - wanted.keys()):
-        yield f"there is a {name}"
-    for name in sorted(wanted.keys() - found.keys()):
-        yield f"there is no {name}"
-    for name in sorted(wanted.keys() & found.keys()):
-        for fact in sorted(wanted[name] - found[name]):
-            yield f"{name} has no {fact}"
-        for fact in sorted(found[name] - wanted[name]):
-            yield f"{name} has a {fact}"
 
 
 def refuse_affected(version: tuple[int, ...]) -> None:

@@ -21,28 +21,25 @@ from typing import IO, Any
 from marshmallow import ValidationError
 from peewee import JOIN, IntegerField, ModelSelect, TextField, Value, fn
 
-import ledger
-import tables
-from engine import database
-from models import (
-    EPOCH,
-    MICROSECOND,
-    Assignment,
-    Conversion,
-    Exact,
-    Experiment,
-    GroupShare,
-    Metric,
-    Table,
-    TooManyMetrics,
-    Utc,
-)
-from schemas import ImportLineSchema, InvalidJson, flattened, loads, sentence
+from ledger import conversions, rows
+from ledger.tallies import Metrics, TooManyMetrics
+from models import Assignment, Conversion, Experiment, GroupShare, Metric
+from schemas import ImportLineSchema
+from storage.columns import EPOCH, MICROSECOND, Exact, Utc
+from storage.engine import database
+from storage.table import Table
+from web.csv import unguarded
+from web.errors import flattened, sentence
+from web.json import InvalidJson, loads
 
 CHUNK = 1_000
+
 LINE = ImportLineSchema()
+
 REQUIRED = [name for name, field in LINE.fields.items() if field.required]
+
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
+
 LONGEST = 1024 * 1024  # bytes of a line, and of a record of several lines
 
 
@@ -140,7 +137,7 @@ def stage(experiment: Experiment, file: Path) -> Iterator[str]:
     _attach()
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
-    metrics = ledger.Metrics(experiment, Metric.all_of(experiment.id))
+    metrics = Metrics(experiment, Metric.all_of(experiment.id))
     good: list[dict[str, Any]] = []
     for number, row, problem in _rows(file):
         try:
@@ -164,7 +161,7 @@ def write(experiment: Experiment) -> tuple[int, int, int]:
     """
     lines = enrolled = counted = 0
     for some in _chunks():
-        users, conversions = ledger.book(experiment, [_line(row) for row in some])
+        users, conversions = rows.book(experiment, [_line(row) for row in some])
         lines, enrolled, counted = (
             lines + len(some),
             enrolled + users,
@@ -187,16 +184,16 @@ def _chunks() -> Iterator[list[dict[str, Any]]]:
         some = list(rows.where(Staged.line > some[-1]["line"]))
 
 
-def _line(row: dict[str, Any]) -> ledger.Line:
+def _line(row: dict[str, Any]) -> rows.Line:
     event = number = None
     if row["occurred_at"] is not None:
-        event = ledger.Event(
+        event = conversions.Event(
             row["user_id"], row["metric"], row["value"], row["occurred_at"], row["key"]
         )
         # A line without a key is keyed by its content, see _read.
         number = row["number"] if row["key"] == row["content"] else None
     first = EPOCH + row["first"] * MICROSECOND  # MIN() answers what is stored
-    return ledger.Line(row["user_id"], row["variant"], first, event, number)
+    return rows.Line(row["user_id"], row["variant"], first, event, number)
 
 
 Record = tuple[int, Any, str | None]
@@ -301,7 +298,7 @@ def _table(lines: _Lines) -> Iterator[Record]:
         if cells:
             pairs = zip(names, cells, strict=False)  # what is left out is empty
             row: dict[str, Any] = {
-                name: tables.unguarded(cell) for name, cell in pairs if cell
+                name: unguarded(cell) for name, cell in pairs if cell
             }
             if "value" in row:
                 row["value"] = _number(row["value"])
@@ -310,7 +307,7 @@ def _table(lines: _Lines) -> Iterator[Record]:
 
 
 def _read(
-    experiment: Experiment, row: Any, variants: dict[str, str], metrics: ledger.Metrics
+    experiment: Experiment, row: Any, variants: dict[str, str], metrics: Metrics
 ) -> dict[str, Any]:
     """Return what a line says, as Staged holds it; raise with all that is wrong."""
     if isinstance(row, bytes):
@@ -346,11 +343,11 @@ def _read(
             *(staged["user_id"], staged["metric"]),
             *(staged["occurred_at"], staged["value"]),
         )
-        staged["content"] = ledger.content_key(*said)
+        staged["content"] = rows.content_key(*said)
         # A line without a key is keyed by its content, and by how many such lines
         # stand before it. So was one that a version before exported with that key.
         key = line["idempotency_key"]
-        if key is None or ledger.is_content_key(key, *said):
+        if key is None or rows.is_content_key(key, *said):
             key = staged["content"]
         staged["key"] = key
     return staged
@@ -406,7 +403,7 @@ def _moved() -> Found:
 def _enrolled(experiment: Experiment) -> Found:
     """Yield the lines that deny how their user is enrolled already."""
     earliest = Assignment.assigned_at - Value(
-        ledger.LEEWAY // MICROSECOND, converter=False
+        conversions.LEEWAY // MICROSECOND, converter=False
     )
     enrolled = (
         Staged.select(
@@ -501,6 +498,6 @@ def _stored_keys(experiment: Experiment) -> Found:
     for line, *row in stored.tuples().iterator():
         said, there, assigned_at = row[:4], row[4:8], row[8]
         # As it would be booked; where that is too early, _enrolled says so.
-        said[3] = ledger.occurred(said[3], assigned_at) or said[3]
+        said[3] = conversions.occurred(said[3], assigned_at) or said[3]
         if said != there:
             yield line, "the idempotency_key of a stored conversion, with another body"

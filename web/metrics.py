@@ -13,19 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
 # Those that an alert waits for are there from the start: a counter that first
 # appears as 1 has not increased.
 SQLITE_ERRORS = ("BUSY", "FULL", "READONLY", "IOERR", "CORRUPT", "NOTADB", "CANTOPEN")
@@ -33,12 +30,14 @@ SQLITE_ERRORS = ("BUSY", "FULL", "READONLY", "IOERR", "CORRUPT", "NOTADB", "CANT
 Answer = TypeVar("Answer", bound=Sequence[Any])
 
 own = CollectorRegistry()
+
 requests = Counter(
     "abacus_requests",
     "Requests that were answered.",
     ("method", "route", "status"),
     registry=own,
 )
+
 latency = Histogram(
     "abacus_request_seconds",
     "How long the service took to answer.",
@@ -46,30 +45,35 @@ latency = Histogram(
     buckets=SECONDS,
     registry=own,
 )
+
 refusals = Counter(
     "abacus_refusals",
     "Requests that were refused, by the code of the error.",
     ("code",),
     registry=own,
 )
+
 enrolments = Counter(
     "abacus_enrolments",
     "Users who asked for a variant, by what they were told.",
     ("reason",),
     registry=own,
 )
+
 conversions = Counter(
     "abacus_conversions",
     "Conversions, by what became of them.",
     ("status", "reason"),
     registry=own,
 )
+
 database_errors = Counter(
     "abacus_database_errors",
     "Errors of the database, by SQLite's name for them.",
     ("error",),
     registry=own,
 )
+
 for _name in SQLITE_ERRORS:
     database_errors.labels(f"SQLITE_{_name}")
 

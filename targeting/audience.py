@@ -63,30 +63,36 @@ from typing import Any, NamedTuple, TypeVar
 import re2
 
 DEPTH = 10
+
 RULES = 200
+
 PROBLEMS = 100  # that are named; after them no more are looked for
+
 FIELD_LENGTH = 255
+
 PATTERN_LENGTH = 256
+
 # Linear is not yet cheap: a character can cost as much as the programs that the
 # patterns compile to are long, and 256 characters can spell one of 36,000 steps. This
 # many serve 200 ordinary patterns (most have under 50; \pL has 1,200), and hold the
 # worst tree known to 0.1 milliseconds a byte of text: see bench/rules.py.
 STEPS = 10_000
+
 SEARCHED = 65_536  # characters; a longer text holds no pattern
 
 Entry = TypeVar("Entry")
+
 Join = Callable[[Iterable[bool]], bool]
+
 Test = Callable[[Any, Any], bool]
 
 JOINS: dict[str, Join] = {"AND": all, "OR": any}
+
 GROUP_KEYS = {"logicalOperator", "rules"}
+
 LEAF_KEYS = {"field", "operator", "value"}
+
 MISSING = object()
-
-
-# ----------------------------------------------------------------------------
-# What is asked: the tests a leaf can make, of a field's value and the rule's own
-# ----------------------------------------------------------------------------
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -205,14 +211,13 @@ def _not(test: Test) -> Test:
     return lambda actual, wanted: not test(actual, wanted)
 
 
-# ----------------------------------------------------------------------------
-# Patterns
-# ----------------------------------------------------------------------------
-
 # Each of the cached patterns may fill its memory in the worst case: 128 MiB together.
 OPTIONS = re2.Options()
+
 OPTIONS.max_mem = 512 * 1024
+
 OPTIONS.log_errors = False
+
 OPTIONS.never_capture = True
 
 
@@ -240,11 +245,6 @@ def _found(text: str, pattern: str) -> bool:
 
 def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
-
-
-# ----------------------------------------------------------------------------
-# What a rule may ask with: each returns what is wrong with a value, or None
-# ----------------------------------------------------------------------------
 
 
 def _anything(value: Any) -> str | None:
@@ -306,11 +306,6 @@ OPERATORS = {
     "starts_with": Operator(_text_is(str.startswith), _a_text),
     "ends_with": Operator(_text_is(str.endswith), _a_text),
 }
-
-
-# ----------------------------------------------------------------------------
-# The answer
-# ----------------------------------------------------------------------------
 
 
 def matches(tree: Any, user_id: str | None, attributes: Any = None) -> bool:
@@ -408,11 +403,6 @@ def _named(table: dict[str, Entry], name: Any) -> Entry | None:
     return table.get(name) if isinstance(name, str) else None
 
 
-# ----------------------------------------------------------------------------
-# A person erased
-# ----------------------------------------------------------------------------
-
-
 def without(tree: Any, user_id: str, tombstone: str) -> Any:
     """Return the tree with *tombstone* in each place of a value that is this user id.
 
@@ -454,11 +444,6 @@ def _replaced(value: Any, user_id: str, tombstone: str) -> Any:
 
 def _are_the_same(olds: Iterable[Any], news: Iterable[Any]) -> bool:
     return all(old is new for old, new in zip(olds, news, strict=True))
-
-
-# ----------------------------------------------------------------------------
-# What is wrong with a tree
-# ----------------------------------------------------------------------------
 
 
 class Problem(NamedTuple):

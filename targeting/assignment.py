@@ -31,11 +31,6 @@ class Range(NamedTuple):
     last: int
 
 
-# ----------------------------------------------------------------------------
-# The hash
-# ----------------------------------------------------------------------------
-
-
 def bucket(salt: str, user_id: str) -> int:
     """Return the bucket, 0 to 9,999, that *salt* deals to this user.
 
@@ -47,11 +42,6 @@ def bucket(salt: str, user_id: str) -> int:
 
 def _digest(salt: str, user_id: str) -> str:
     return sha256(f"{salt}:{user_id}".encode()).hexdigest()
-
-
-# ----------------------------------------------------------------------------
-# Variants and traffic
-# ----------------------------------------------------------------------------
 
 
 def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
@@ -90,11 +80,6 @@ def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
 
 def _traffic_salt(experiment_id: str) -> str:
     return f"{experiment_id}:traffic"
-
-
-# ----------------------------------------------------------------------------
-# Exclusion groups
-# ----------------------------------------------------------------------------
 
 
 def in_share(group: str, user_id: str, share: Iterable[tuple[int, int]]) -> bool:
@@ -152,11 +137,6 @@ def _gaps(taken: Iterable[tuple[int, int]]) -> list[Range]:
 
 def _group_salt(group: str) -> str:
     return f"group:{group}"
-
-
-# ----------------------------------------------------------------------------
-# The receipt
-# ----------------------------------------------------------------------------
 
 
 class Draw(NamedTuple):

@@ -13,17 +13,21 @@ from urllib.parse import quote
 
 import peewee
 
-import engine
-import models
-import reports
-from models import SCHEMA_VERSION, TABLES, Identity, database
+from ledger import proof
+from models import TABLES
+from storage import columns, engine, schema, shape, sqlite
+from storage.engine import database
+from storage.schema import SCHEMA_VERSION, Identity
 
 driver: Any = peewee.sqlite3  # type: ignore[attr-defined]  # the only one, ever
+
 Counts = dict[str, int]
+
 # Where SQLite's connections hold their shared locks (https://sqlite.org/fileformat2.html
 # #the_lock_byte_page): 510 bytes behind the first two of the page at 1 GiB. In WAL mode
 # a connection holds one for as long as it is open.
 SHARED_FIRST, SHARED_SIZE = 2**30 + 2, 510
+
 IN_USE = "{} is open: stop the service, and what copies it."
 
 
@@ -73,7 +77,7 @@ def prove(file: Path) -> Counts:
         raise NotProved(f"{file} has a write-ahead log beside it: {told}.")
     with _reading(file):
         held = _whole()
-        for sentence in reports.discrepancies():
+        for sentence in proof.discrepancies():
             raise NotProved(f"{file}: {sentence}.")
     return held
 
@@ -81,7 +85,7 @@ def prove(file: Path) -> Counts:
 def _whole() -> Counts:
     """Return what the open file holds; raise NotProved unless it is whole and ours."""
     # Before anything of a table is read: it could be a view that never ends.
-    odd = [name for name in engine.shape() if not name.startswith("table ")]
+    odd = [name for name in shape.shape() if not name.startswith("table ")]
     if odd:
         raise NotProved(f"The file has what Abacus never makes: a {odd[0]}.")
     found = Identity.select().first()
@@ -90,8 +94,8 @@ def _whole() -> Counts:
         raise NotProved(
             f"The file has schema {version}, this program {SCHEMA_VERSION}."
         )
-    if altered := models.alterations():
-        raise NotProved(f"The file's schema was altered: {models.sentence(altered)}.")
+    if altered := schema.alterations(TABLES):
+        raise NotProved(f"The file's schema was altered: {schema.sentence(altered)}.")
     for pragma in ("integrity_check", "foreign_key_check"):
         wrong = list(database.execute_sql(f"PRAGMA {pragma}"))
         if wrong and wrong != [("ok",)]:
@@ -109,7 +113,7 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
     target = target.resolve()
     if target.exists() and is_open(target):  # told before the work, and asked again
         raise InUse(IN_USE.format(target))
-    with engine.alone(target), _draft(target) as draft:
+    with sqlite.alone(target), _draft(target) as draft:
         held = prove(file)
         with _reading(file), closing(driver.connect(str(draft))) as copy:
             database.connection().backup(copy)
@@ -175,7 +179,7 @@ def _draft(file: Path) -> Iterator[Path]:
 def _reading(file: Path) -> Iterator[None]:
     """Use a file that nobody changes as the database, inside the block."""
     # A file from elsewhere runs no function from within its schema.
-    copy = engine.Sqlite(
+    copy = sqlite.Sqlite(
         file.absolute(), "mode=ro&immutable=1", pragmas={"trusted_schema": 0}
     )
     try:
@@ -195,7 +199,7 @@ def _opened(file: Path, mode: str) -> Any:
 
 def _aside(target: Path) -> Path:
     """Return the name for the database that is replaced now."""
-    return target.with_name(f"{target.name}.{models.utcnow():%Y%m%dT%H%M%S%fZ}")
+    return target.with_name(f"{target.name}.{columns.utcnow():%Y%m%dT%H%M%S%fZ}")
 
 
 def _set_aside_log(target: Path, aside: Path) -> None:

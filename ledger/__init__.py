@@ -1,0 +1,1 @@
+"""Enrolments and conversions, booked with their tallies."""

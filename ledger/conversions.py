@@ -1,0 +1,338 @@
+"""Events received: counted, recognised as duplicates, or refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from peewee import EXCLUDED, chunked
+
+from ledger.enrolment import NOT_ENROLLED, Seat, _overridden, seats
+from ledger.tallies import Booking, Metrics, TooManyMetrics, _write_bookings
+from models import (
+    RUNNING,
+    STOPPED,
+    Assignment,
+    Conflict,
+    Conversion,
+    Experiment,
+    Invalid,
+    InvalidState,
+    Refusal,
+    RefusalTally,
+)
+from storage.columns import utcnow
+from storage.engine import database
+from storage.table import CHUNK, one_of
+
+ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
+
+BEFORE_ENROLLMENT = "BEFORE_ENROLLMENT"
+
+CONFLICT, TOO_MANY_METRICS = "CONFLICT", "TOO_MANY_METRICS"
+
+INVALID_STATE = "INVALID_STATE"
+
+LEEWAY = timedelta(seconds=10)
+
+MOST_PAIRS = 10_000  # of an event and an experiment that one call may book
+
+
+class NotEnrolled(Conflict):
+    """The user is not a participant of the experiment."""
+
+    code = "NOT_ENROLLED"
+
+
+class BeforeEnrollment(Conflict):
+    """The conversion happened before the user was enrolled."""
+
+    code = "BEFORE_ENROLLMENT"
+
+
+class Event(NamedTuple):
+    """Something that a user did; what is None, the experiment or the clock says."""
+
+    user_id: str
+    metric: str | None = None
+    value: Decimal | None = None
+    occurred_at: datetime | None = None
+    idempotency_key: str | None = None
+
+
+class Receipt(NamedTuple):
+    """What became of an event in one experiment."""
+
+    experiment_id: str
+    status: str
+    user_id: str
+    metric: str
+    value: Decimal | None
+    occurred_at: datetime
+    idempotency_key: str | None
+    variant_id: str | None = None
+    reason: str | None = None
+    is_forced: bool = False
+    """Whether it is refused because an override forces the user's variant."""
+
+
+def refuse_rejected(receipt: Receipt) -> None:
+    """Raise what a single conversion that was rejected is answered with.
+
+    NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict where its idempotency
+    key belongs to another body. The first two are counted as refused all the same.
+    """
+    if receipt.is_forced:
+        told = "A variant is forced for the user, who is not counted meanwhile."
+        raise NotEnrolled(told, "override", ["enrolled"])
+    if receipt.reason == NOT_ENROLLED:
+        told = f"The user is not enrolled in {receipt.experiment_id}."
+        raise NotEnrolled(told, "not enrolled", ["enrolled"])
+    if receipt.reason == BEFORE_ENROLLMENT:
+        told = "The conversion happened before the enrolment."
+        raise BeforeEnrollment(told, receipt.occurred_at)
+    if receipt.reason == TOO_MANY_METRICS:
+        raise TooManyMetrics(receipt.metric)
+    if receipt.status == REJECTED:
+        told = "The idempotencyKey was used with another body."
+        raise Conflict(told, receipt.idempotency_key)
+
+
+def credit(events: Sequence[Event]) -> list[list[Receipt]]:
+    """Book each event in every experiment that its user is in.
+
+    Return, for each event in order, one receipt an experiment, oldest enrolment
+    first. Experiments that take no conversions any more answer INVALID_STATE. Raise
+    Invalid, before anything is written, where these are more than MOST_PAIRS.
+    """
+    memberships = _memberships(events)
+    places: dict[str, list[int]] = {}
+    for place, event in enumerate(events):
+        for experiment_id in memberships.get(event.user_id, ()):
+            places.setdefault(experiment_id, []).append(place)
+    booked: dict[tuple[int, str], Receipt] = {}
+    with database.atomic():
+        for experiment_id, some in places.items():
+            experiment = Experiment.get_by_id(experiment_id)
+            receipts = _record(experiment, [events[place] for place in some])
+            for place, receipt in zip(some, receipts, strict=True):
+                booked[place, experiment_id] = receipt
+    return [
+        [booked[place, id] for id in memberships.get(event.user_id, ())]
+        for place, event in enumerate(events)
+    ]
+
+
+def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
+    """Return the experiments of the users of these events, oldest enrolment first.
+
+    Raise Invalid where they make more than MOST_PAIRS with the events. This is read
+    before the write lock is taken, and no further than the bound.
+    """
+    times = Counter(event.user_id for event in events)
+    pairs = 0
+    found: dict[str, list[str]] = {}
+    for some in chunked(times, CHUNK):
+        rows: Any = (
+            Assignment.select(Assignment.id, Assignment.user_id, Assignment.experiment)
+            .where(one_of(Assignment.user_id, some))
+            .limit(MOST_PAIRS + 1 - pairs)
+        )
+        for _, user_id, experiment_id in sorted(rows.tuples()):
+            pairs += times[user_id]
+            found.setdefault(user_id, []).append(experiment_id)
+        if pairs > MOST_PAIRS:
+            raise Invalid(
+                "events",
+                f"A call books at most {MOST_PAIRS:,} pairs of an event and an "
+                "experiment that its user is in; these events make more. Send fewer "
+                "at once.",
+            )
+    return found
+
+
+def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
+    """Book events in one experiment, in one transaction; return their receipts.
+
+    Raise InvalidState where the experiment takes no conversions: in draft, when
+    completed, when archived. An event is counted, a duplicate, or refused, and
+    what is refused is counted as refused.
+    """
+    with database.atomic():
+        current = Experiment.get_by_id(experiment.id)
+        refuse_unless_open(current)
+        return _record(current, events)
+
+
+def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
+    now = utcnow()
+    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+        return [
+            _receipt(experiment, event, now, REJECTED, reason=INVALID_STATE)
+            for event in events
+        ]
+    user_ids = [event.user_id for event in events]
+    enrolled = seats(experiment, user_ids)
+    # Behaviour under an override is not evidence about the assigned variant.
+    forced = _overridden(experiment, user_ids)
+    for user_id in forced:
+        enrolled.pop(user_id, None)
+    known = _known(experiment, [event.idempotency_key for event in events])
+    metrics = Metrics(
+        experiment, [event.metric or experiment.primary_metric for event in events]
+    )
+    counted: list[Booking] = []
+    receipts = []
+    for event in events:
+        seat = enrolled.get(event.user_id)
+        receipt = _receipt(experiment, event, now, ACCEPTED, seat)
+        earlier = known.get(event.idempotency_key)
+        if seat is None:
+            receipt = receipt._replace(
+                status=REJECTED,
+                reason=NOT_ENROLLED,
+                is_forced=event.user_id in forced,
+            )
+        elif earlier is not None:
+            if _same(earlier, seat, event, receipt):
+                told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}
+            else:
+                told = {"status": REJECTED, "reason": CONFLICT}
+            receipt = receipt._replace(**told)
+        elif receipt.occurred_at < seat.assigned_at:
+            receipt = receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
+        elif not metrics.admit(receipt.metric):
+            receipt = receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
+        else:
+            row = Booking(
+                experiment.id,
+                seat.id,
+                seat.variant,
+                receipt.metric,
+                receipt.value,
+                receipt.occurred_at,
+                now,
+                event.idempotency_key,
+            )
+            counted.append(row)
+            if event.idempotency_key is not None:
+                known[event.idempotency_key] = row
+        receipts.append(receipt)
+    metrics.write()
+    _write_bookings(experiment, counted)
+    _write_refusals(experiment, receipts, now)
+    return receipts
+
+
+def _receipt(
+    experiment: Experiment,
+    event: Event,
+    now: datetime,
+    status: str,
+    seat: Seat | None = None,
+    reason: str | None = None,
+) -> Receipt:
+    return Receipt(
+        experiment.id,
+        status,
+        event.user_id,
+        event.metric or experiment.primary_metric,
+        event.value,
+        _occurred(event, now, seat),
+        event.idempotency_key,
+        seat.variant if seat else None,
+        reason,
+    )
+
+
+def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | None, Any]:
+    """Return the conversions that these idempotency keys name already."""
+    wanted = {key for key in keys if key is not None}
+    return {
+        row.idempotency_key: row
+        for some in chunked(wanted, CHUNK)
+        for row in Conversion.select(
+            Conversion.assignment.alias("assignment_id"),
+            Conversion.metric,
+            Conversion.value,
+            Conversion.occurred_at,
+            Conversion.received_at,
+            Conversion.idempotency_key,
+        )
+        .where(
+            Conversion.experiment == experiment.id,
+            one_of(Conversion.idempotency_key, some),
+        )
+        .namedtuples()
+    }
+
+
+def _same(earlier: Any, seat: Seat, event: Event, receipt: Receipt) -> bool:
+    """Tell whether an event says what the one with its key said.
+
+    Times are compared as they are booked: a repetition without an occurredAt
+    occurred when the first was received, and one shortly before the enrolment at
+    the enrolment; see _occurred.
+    """
+    return (
+        earlier.assignment_id == seat.id
+        and earlier.metric == receipt.metric
+        and earlier.value == event.value
+        and earlier.occurred_at == _occurred(event, earlier.received_at, seat)
+    )
+
+
+def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
+    """Return the time as of which an event counts; None where it is too early.
+
+    Clocks differ, and many programs cut a time to the second: an event up to LEEWAY
+    before its user's enrolment counts as of the enrolment.
+    """
+    if event_time < assigned_at - LEEWAY:
+        return None
+    return max(event_time, assigned_at)
+
+
+def _occurred(event: Event, received_at: datetime, seat: Seat | None) -> datetime:
+    """Return when an event occurred: when it was received, where it does not say.
+
+    For an enrolled user this is the time as of which the event counts, or, where
+    that is too early, the event's own time.
+    """
+    if seat is None:
+        return event.occurred_at or received_at
+    if event.occurred_at is None:  # not before the enrolment: a clock may be set back
+        return max(received_at, seat.assigned_at)
+    return occurred(event.occurred_at, seat.assigned_at) or event.occurred_at
+
+
+def refuse_unless_open(experiment: Experiment) -> None:
+    """Raise InvalidState where the experiment takes no conversions."""
+    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+        told = "archived" if experiment.archived_at else experiment.state
+        raise InvalidState(told, [RUNNING, STOPPED])
+
+
+def _write_refusals(
+    experiment: Experiment, receipts: Iterable[Receipt], now: datetime
+) -> None:
+    reasons = [
+        receipt.reason or DUPLICATE
+        for receipt in receipts
+        if receipt.status == DUPLICATE
+        or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT)
+    ]
+    Refusal.write_rows(
+        [Refusal.experiment, Refusal.reason, Refusal.received_at],
+        [(experiment.id, reason, now) for reason in reasons],
+    )
+    for reason, number in Counter(reasons).items():
+        RefusalTally.insert(
+            experiment=experiment.id, reason=reason, count=number
+        ).on_conflict(
+            conflict_target=[RefusalTally.experiment, RefusalTally.reason],
+            update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
+        ).execute()

@@ -1,0 +1,230 @@
+"""Rows out and in: the export, and the lines of an import."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from peewee import JOIN, chunked, fn
+
+from ledger.conversions import Event, _known, _occurred, refuse_unless_open
+from ledger.counts import FEW
+from ledger.enrolment import Seat, elsewhere, seats, write_seats
+from ledger.tallies import Booking, write_conversions
+from models import Assignment, Conflict, Conversion, Experiment
+from storage.columns import utcnow
+from storage.engine import database
+from storage.table import CHUNK
+from storage.traffic import giving_way
+
+
+class Line(NamedTuple):
+    """One line of an import: an assignment, and the conversion it may carry."""
+
+    user_id: str
+    variant: str
+    assigned_at: datetime
+    event: Event | None
+    number: int | None = None
+    """Of an event without a key of its own: 1 for the first that says the same."""
+
+
+def content_key(
+    user_id: str, metric: str, occurred_at: datetime, value: Decimal | None
+) -> str:
+    """Return the key of an imported event that has none: a digest of what it says."""
+    number = None
+    if value is not None:
+        number = format(abs(value) if value == 0 else value, "f")
+        if "." in number:
+            number = number.rstrip("0").rstrip(".")
+    said = repr((user_id, metric, occurred_at.isoformat(), number))
+    return f"{IMPORTED}{sha256(said.encode()).hexdigest()[:40]}"
+
+
+IMPORTED = "import:"
+
+
+def is_content_key(key: str | None, user_id: str, *said: Any) -> bool:
+    """Tell whether an import made this key for an event that says this.
+
+    The arguments after the key are those of `content_key`. The first event that says
+    so has that key, the second one `:2` behind it, and so on.
+    """
+    if key is None or not key.startswith(IMPORTED):
+        return False
+    content, separator, number = key[len(IMPORTED) :].partition(":")
+    return IMPORTED + content == content_key(user_id, *said) and (
+        not separator or (number.isascii() and number.isdecimal())
+    )
+
+
+def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
+    """Write imported lines in one transaction; what is there already stays.
+
+    Return how many users were enrolled and how many conversions were counted. An
+    event is there already where its key is. One without a key of its own, the n-th
+    of its file that says the same, is there where n such events are stored, whether
+    by the API without a key or by an import. So lines must come in their order.
+    """
+    with database.atomic():
+        now = utcnow()
+        refuse_unless_open(Experiment.get_by_id(experiment.id))
+        first: dict[str, Line] = {}
+        for line in lines:
+            first.setdefault(line.user_id, line)
+        enrolled = write_seats(
+            [
+                {
+                    "experiment": experiment.id,
+                    "user_id": line.user_id,
+                    "variant": line.variant,
+                    "assigned_at": line.assigned_at,
+                    "received_at": now,
+                }
+                for line in first.values()
+            ]
+        )
+        participants = seats(experiment, first)
+        if elsewhere(experiment, enrolled) or any(
+            participants[line.user_id].variant != line.variant for line in lines
+        ):
+            raise Conflict(
+                "A user of the file was enrolled elsewhere after the file was checked; "
+                "run the import again.",
+                experiment.id,
+            )
+        events = {_key(line): line for line in lines if line.event}
+        known = _known(experiment, events)
+        stored = _anonymous(
+            {
+                participants[line.user_id]
+                for line in events.values()
+                if line.number and line.user_id not in enrolled
+            },
+            {line.event.occurred_at for line in events.values() if line.event},
+        )
+        rows = []
+        for key, line in events.items():
+            row = _booking(experiment, participants[line.user_id], line, key, now)
+            moment = line.event and line.event.occurred_at  # as the line has it
+            said = row.assignment_id, row.metric, moment, row.value
+            there = line.number is not None and line.number <= stored[said]
+            if not there and key not in known:
+                rows.append(row)
+        write_conversions(experiment, rows)
+    return len(enrolled), len(rows)
+
+
+def _key(line: Line) -> str | None:
+    """Return the idempotency key under which the event of a line is stored."""
+    key = line.event.idempotency_key if line.event else None
+    return key if line.number in (None, 1) else f"{key}:{line.number}"
+
+
+def _booking(
+    experiment: Experiment, seat: Seat, line: Line, key: str | None, now: datetime
+) -> Booking:
+    """Return the booking of a line's event, as of the enrolment where it is before."""
+    event = line.event or Event(line.user_id)
+    return Booking(
+        experiment.id,
+        seat.id,
+        seat.variant,
+        event.metric or experiment.primary_metric,
+        event.value,
+        _occurred(event, now, seat),
+        now,
+        key,
+    )
+
+
+def _anonymous(
+    participants: Iterable[Seat], times: Iterable[datetime | None]
+) -> Counter[tuple[Any, ...]]:
+    """Count the events of these participants and times without a key of their own.
+
+    The key of a count is what the events say. Only these times are read: a user may
+    have any number of events.
+    """
+    of = {seat.id: seat.user_id for seat in participants}
+    found: Counter[tuple[Any, ...]] = Counter()
+    for ids in chunked(of, CHUNK):
+        for moments in chunked(times, CHUNK):
+            rows: Any = Conversion.select(
+                Conversion.assignment,
+                Conversion.metric,
+                Conversion.occurred_at,
+                Conversion.value,
+                Conversion.idempotency_key,
+            ).where(Conversion.assignment.in_(ids), Conversion.occurred_at.in_(moments))
+            for id, *said, key in rows.tuples().iterator():
+                if key is None or is_content_key(key, of[id], *said):
+                    found.update([(id, *said)])
+    return found
+
+
+PAGE = 2_000
+
+EXPORTED = (
+    *("user_id", "variant", "timestamp"),
+    *("converted_at", "metric", "value", "idempotency_key"),
+)
+
+SAID = ("user_id", "metric", "converted_at", "value")
+
+
+def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Yield a row for each conversion, and one for each participant without any.
+
+    The rows are those of one moment, oldest enrolment first, as an import takes
+    them, whatever is written meanwhile: rows are only ever added, and those that
+    came later are left out. They are read a page at a time, so neither memory nor
+    the write-ahead log grows with them. The keys that an import made are left out: the
+    next import makes them again.
+    """
+    with database.transaction("DEFERRED"):
+        last_seat = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+        last_conversion = Conversion.select(fn.MAX(Conversion.id)).scalar() or 0
+    number = fn.COALESCE(Conversion.id, 0)
+    query = (
+        Assignment.select(
+            Assignment.id,
+            number,
+            Assignment.user_id,
+            Assignment.variant,
+            Assignment.assigned_at,
+            Conversion.occurred_at,
+            Conversion.metric,
+            Conversion.value,
+            Conversion.idempotency_key,
+        )
+        .join(
+            Conversion,
+            JOIN.LEFT_OUTER,
+            on=(Conversion.assignment == Assignment.id)
+            & (Conversion.id <= last_conversion),
+        )
+        .where(Assignment.experiment == experiment.id, Assignment.id <= last_seat)
+        .order_by(Assignment.id, Conversion.id)
+        .limit(PAGE)
+    )
+    seat = conversion = 0
+    while True:
+        page = query.where(
+            Assignment.id >= seat, (Assignment.id > seat) | (number > conversion)
+        )
+        rows: list[Any] = list(page.tuples())
+        for _, _, *cells in giving_way(rows, FEW):
+            row = dict(zip(EXPORTED, cells, strict=True))
+            said = [row[name] for name in SAID]
+            if row["metric"] and is_content_key(row["idempotency_key"], *said):
+                row["idempotency_key"] = None
+            yield row
+        if len(rows) < PAGE:
+            return
+        seat, conversion, *_ = rows[-1]

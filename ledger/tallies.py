@@ -1,0 +1,223 @@
+"""Conversions written together with the totals that count them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from decimal import Context, Decimal, Inexact
+from typing import Any, NamedTuple
+
+from peewee import chunked
+
+from models import (
+    MOST_METRICS,
+    Conflict,
+    Conversion,
+    Experiment,
+    Metric,
+    Outcome,
+    Tally,
+)
+from storage.table import CHUNK, one_of
+
+# Room for the square of any total; what would not fit raises and is not rounded.
+exact = Context(prec=1_000, traps=[Inexact])
+
+
+class TooManyMetrics(Conflict):
+    """The experiment has as many metrics as one may have, and this is another."""
+
+    code = "TOO_MANY_METRICS"
+
+    def __init__(self, metric: str) -> None:
+        super().__init__(
+            f"The experiment has {MOST_METRICS:,} metrics already, and {metric!r} is "
+            "none of them.",
+            metric,
+        )
+
+
+class Booking(NamedTuple):
+    """One conversion as it is written and counted."""
+
+    experiment_id: str
+    assignment_id: int
+    variant: str
+    metric: str
+    value: Decimal | None
+    occurred_at: datetime
+    received_at: datetime
+    idempotency_key: str | None
+
+
+class Total(NamedTuple):
+    """What one participant did in one metric; *total* is None without any value."""
+
+    events: int = 0
+    total: Decimal | None = None
+
+
+class Metrics:
+    """The metrics of an experiment: those that it has, and room for more.
+
+    To be used within a transaction.
+    """
+
+    def __init__(self, experiment: Experiment, names: Iterable[str]) -> None:
+        """Look up *names*; no others can be asked for."""
+        self._experiment = experiment
+        self._admitted = Metric.of(experiment.id, dict.fromkeys(names))
+        self._taken: int | None = None
+        self._numbers: dict[str, int] = {}
+
+    def admit(self, name: str) -> bool:
+        """Return whether the experiment has this metric, or has room for it.
+
+        The primary metric is always admitted: a thousand others must not be able
+        to keep the experiment from ever being decided.
+        """
+        if name in self._admitted:
+            return True
+        if self._taken is None:
+            self._taken = Metric.taken(self._experiment.id)
+        if self._taken < MOST_METRICS:
+            self._taken += 1
+            self._numbers[name] = self._taken
+        elif name == self._experiment.primary_metric:
+            self._numbers[name] = 0
+        else:
+            return False
+        self._admitted.add(name)
+        return True
+
+    def write(self) -> None:
+        """Write the metrics that were admitted now."""
+        Metric.write_rows(
+            [Metric.experiment, Metric.name, Metric.number],
+            [(self._experiment.id, *new) for new in self._numbers.items()],
+        )
+
+
+def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
+    """Write conversions with the totals and the tallies that count them.
+
+    To be called within a transaction, with rows whose keys are new. Raise
+    TooManyMetrics, having written nothing, where the experiment has no room for one
+    of their metrics.
+    """
+    metrics = Metrics(experiment, [row.metric for row in rows])
+    for row in rows:
+        if not metrics.admit(row.metric):
+            raise TooManyMetrics(row.metric)
+    metrics.write()
+    _write_bookings(experiment, rows)
+
+
+def _write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
+    """Write conversions whose metrics are there, with what counts them.
+
+    Only the totals and tallies that these rows change are read and written.
+    """
+    Conversion.write_rows(
+        [
+            Conversion.experiment,
+            Conversion.assignment,
+            Conversion.metric,
+            Conversion.value,
+            Conversion.occurred_at,
+            Conversion.received_at,
+            Conversion.idempotency_key,
+        ],
+        [(row.experiment_id, row.assignment_id, *row[3:]) for row in rows],
+    )
+    totals, tallies = _totals(rows), _tallies(experiment, rows)
+    for row in rows:
+        count(row, totals, tallies)
+    Outcome.write_rows(
+        [Outcome.assignment, Outcome.metric, Outcome.events, Outcome.total],
+        [(*key, *total) for key, total in totals.items()],
+        over=[Outcome.assignment, Outcome.metric],
+    )
+    Tally.write_rows(
+        list(Tally._meta.sorted_fields),
+        [
+            [row.__data__[field.name] for field in Tally._meta.sorted_fields]
+            for row in tallies.values()
+        ],
+        over=[Tally.experiment, Tally.variant, Tally.metric],
+    )
+
+
+def _totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
+    """Return the totals so far of the participants in the metrics of these rows."""
+    participants: dict[str, set[int]] = {}
+    for row in rows:
+        participants.setdefault(row.metric, set()).add(row.assignment_id)
+    found = {}
+    for metric, ids in participants.items():
+        for some in chunked(ids, CHUNK):
+            stored: Any = Outcome.select(
+                Outcome.assignment, Outcome.events, Outcome.total
+            ).where(one_of(Outcome.assignment, some), Outcome.metric == metric)
+            for id, *total in stored.tuples():
+                found[id, metric] = Total(*total)
+    return found
+
+
+def _tallies(
+    experiment: Experiment, rows: Iterable[Booking]
+) -> dict[tuple[str, str], Tally]:
+    """Return the tallies so far of the variants in the metrics of these rows."""
+    variants = {row.variant for row in rows}
+    found = {}
+    for some in chunked({row.metric for row in rows}, CHUNK):
+        for tally in Tally.select().where(
+            Tally.experiment == experiment.id,
+            Tally.variant.in_(variants),
+            one_of(Tally.metric, some),
+        ):
+            found[tally.variant, tally.metric] = tally
+    return found
+
+
+def count(
+    row: Any,
+    totals: dict[tuple[int, str], Total],
+    tallies: dict[tuple[str, str], Tally],
+) -> None:
+    """Add one conversion to its participant's total and to its variant's tally.
+
+    The order in which conversions are added changes nothing.
+    """
+    before = totals.get((row.assignment_id, row.metric), Total())
+    tally = tallies.get((row.variant, row.metric))
+    if tally is None:
+        tally = tallies[row.variant, row.metric] = Tally(
+            experiment=row.experiment_id,
+            variant=row.variant,
+            metric=row.metric,
+            users=0,
+            events=0,
+            value_users=0,
+            value_sum=Decimal(0),
+            value_sum_squares=Decimal(0),
+            first_at=row.occurred_at,
+            last_at=row.occurred_at,
+        )
+    tally.events += 1
+    tally.users += before.events == 0
+    if row.occurred_at < tally.first_at:
+        tally.first_at = row.occurred_at
+    if row.occurred_at > tally.last_at:
+        tally.last_at = row.occurred_at
+    total = before.total
+    if row.value is not None:
+        start = before.total or Decimal(0)
+        total = exact.add(start, row.value)
+        tally.value_users += before.total is None
+        tally.value_sum = exact.add(tally.value_sum, row.value)
+        grown = exact.subtract(
+            exact.multiply(total, total), exact.multiply(start, start)
+        )
+        tally.value_sum_squares = exact.add(tally.value_sum_squares, grown)
+    totals[row.assignment_id, row.metric] = Total(before.events + 1, total)

@@ -1,0 +1,1 @@
+"""What an operator does with files: backup, restore, import."""

@@ -1,0 +1,146 @@
+"""A database made, migrated, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import peewee
+from peewee import IntegerField, TextField
+
+from storage.columns import Utc, new_id, utcnow
+from storage.engine import NotReady, connect, database, identity, using
+from storage.migrations import MIGRATIONS
+from storage.shape import Shape, differences, shape
+from storage.sqlite import PASSING, Sqlite, alone, examine, refuse_affected, trouble
+from storage.table import Table
+
+SCHEMA_VERSION = 1 + len(MIGRATIONS)
+
+
+class Identity(Table):
+    """One row: this is a database of Abacus, and its schema has this version."""
+
+    id = TextField(primary_key=True, default=new_id("abacus"))
+    schema_version = IntegerField()
+    created_at = Utc(default=utcnow)
+    probed_at = Utc(null=True)
+
+
+def create(made: Sqlite, tables: Sequence[type[Table]]) -> str:
+    """Create these tables, or bring a database to this schema; return which: `made`,
+    `migrated`, or `there` where nothing was to be done.
+
+    Safe when several start at once. Raise NotReady where the file is something
+    else, or of a version that this program does not know.
+    """
+    file = made.file
+    with alone(file), using(made):
+        if file is not None and not file.exists():
+            file.touch(mode=0o600)
+        connect()
+        try:
+            if database.get_tables():
+                did = "migrated" if _migrate() else "there"
+                verify()
+                refuse_altered(tables)
+                examine("quick_check")
+                return did
+            database.pragma("journal_mode", "wal")
+            with database.atomic():
+                database.create_tables(tables)
+                Identity.create(schema_version=SCHEMA_VERSION)
+            return "made"
+        finally:
+            if file is not None:
+                database.close()
+
+
+def _found_version() -> int | None:
+    """Return the schema version of the open database, None where it is not ours."""
+    # That column alone: of another version it may have others.
+    if not Identity.table_exists():
+        return None
+    return Identity.select(Identity.schema_version).scalar()
+
+
+def _migrate() -> bool:
+    """Bring a database of ours to this schema, whole or not at all; say if it was."""
+    with database.atomic():
+        found = _found_version()
+        if found is None or not 1 <= found < SCHEMA_VERSION:
+            return False
+        for script in MIGRATIONS[found - 1 :]:
+            for statement in script.split(";"):
+                database.execute_sql(statement)
+        Identity.update(schema_version=SCHEMA_VERSION).execute()
+    return True
+
+
+def probe() -> None:
+    """Raise Refused where a write does not get through now."""
+    database.probe(lambda: Identity.update(probed_at=utcnow()).execute())
+
+
+@cache
+def _shape_of_new(tables: tuple[type[Table], ...]) -> Shape:
+    """Return the schema of a database that is made now."""
+    with using(Sqlite(None, "")) as new:
+        new.create_tables(tables)
+        made = shape()
+        new.close()
+    return made
+
+
+def alterations(tables: Sequence[type[Table]]) -> list[str]:
+    """Return how the schema differs from that of a new database, in words.
+
+    What is not ours (a trigger, a view, another table) comes first.
+    """
+    return list(differences(_shape_of_new(tuple(tables)), shape()))
+
+
+def refuse_altered(tables: Sequence[type[Table]]) -> None:
+    """Raise NotReady where the schema is not that of a new database.
+
+    A trigger would run with every write, and a rule that is missing would hold
+    nothing: neither is seen in the rows.
+    """
+    if found := alterations(tables):
+        raise NotReady(
+            f"The schema was altered: {sentence(found)}. "
+            "Undo that, or restore a backup."
+        )
+
+
+def sentence(found: list[str]) -> str:
+    """Return the first three of these, and how many more there are."""
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def verify() -> None:
+    """Raise NotReady unless this is a database of ours that is safe to write."""
+    refuse_affected(peewee.sqlite3.sqlite_version_info)
+    try:
+        connect()
+        found = _found_version()
+        mode = database.pragma("journal_mode")
+        synchronous = database.pragma("synchronous")
+    except peewee.DatabaseError as error:
+        name = trouble(error) or ""
+        if name.startswith(PASSING) and identity():
+            raise
+        raise NotReady(
+            f"The database cannot be read: {error}. Create it with "
+            "`flask --app wsgi init`, or restore a backup."
+        ) from error
+    if found is None:
+        raise NotReady("The database is not one of Abacus, or was never created.")
+    if found != SCHEMA_VERSION:
+        raise NotReady(
+            f"The database has schema {found}, this program "
+            f"{SCHEMA_VERSION}: run `flask --app wsgi init` of the right version."
+        )
+    if mode not in ("wal", "memory") or synchronous != 2:
+        raise NotReady(f"journal_mode is {mode}, synchronous {synchronous}.")

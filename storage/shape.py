@@ -1,0 +1,155 @@
+"""The schema that a database has, and how it differs from another."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from storage.engine import database
+
+Shape = dict[str, set[str]]  # the facts of each thing in a schema, as words
+
+# Tables of Litestream, which replicates the file; nothing of ours refers to them.
+REPLICATION = ("_litestream_lock", "_litestream_seq")
+
+COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+
+TOKEN = re.compile(
+    rf"""{COMMENT.pattern}|'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\w\s]""", re.DOTALL
+)
+
+
+def shape() -> Shape:
+    """Return what the schema has: each table with its facts, and all else by name.
+
+    The text of a migrated schema differs from that of a new one, so columns and
+    rules stand in no order here, and spaces do not count. What SQLite keeps for
+    itself, such as its statistics, is left out.
+    """
+    found: Shape = {}
+    texts: dict[str, str] = {}
+    master = "SELECT type, name, tbl_name, sql FROM main.sqlite_master"
+    for kind, name, table, text in database.execute_sql(master).fetchall():
+        texts[name] = text or ""
+        if kind == "trigger":
+            found[f"trigger {name!r} of {table!r}"] = set()
+    for schema, name, kind, _, rowless, strict in _pragma("table_list"):
+        # A virtual table stands for its shadows.
+        if schema != "main" or name.startswith("sqlite_") or kind == "shadow":
+            continue
+        facts: set[str] = set()
+        if kind == "table":
+            if name in REPLICATION and not _foreign_keys(name):
+                continue
+            facts = _columns(name) | _indexes(name, texts) | _foreign_keys(name)
+            facts |= _rules(texts[name])
+            facts |= {"option WITHOUT ROWID"} if rowless else set()
+            facts |= {"option STRICT"} if strict else set()
+        kind = "virtual table" if kind == "virtual" else kind
+        found[f"{kind} {name!r}"] = facts
+    return found
+
+
+def _pragma(name: str, *arguments: str) -> list[Any]:
+    places = ", ".join("?" * len(arguments))
+    query = f"SELECT * FROM pragma_{name}({places})"  # noqa: S608  # names of ours
+    return list(database.execute_sql(query, arguments).fetchall())
+
+
+def _columns(table: str) -> set[str]:
+    return {
+        f"column {name!r} {kind}"
+        + (" NOT NULL" if required else "")
+        + ("" if default is None else f" DEFAULT {default}")
+        + (f" PRIMARY KEY {key}" if key else "")
+        + (" GENERATED" if hidden else "")
+        for _, name, kind, required, default, key, hidden in _pragma(
+            "table_xinfo", table, "main"
+        )
+    }
+
+
+def _indexes(table: str, texts: dict[str, str]) -> set[str]:
+    found = set()
+    for _, index, is_unique, origin, is_partial in _pragma("index_list", table, "main"):
+        columns = [
+            f"{name!r}"
+            + (" DESC" if is_descending else "")
+            + ("" if collation == "BINARY" else f" COLLATE {collation}")
+            for _, _, name, is_descending, collation, is_key in _pragma(
+                "index_xinfo", index, "main"
+            )
+            if is_key
+        ]
+        fact = f"({', '.join(columns)})"
+        if origin == "c":  # else SQLite made it, under a name of its own
+            fact = f"index {index!r} {fact}"
+        if is_partial or "None" in columns:  # a condition, or an expression
+            fact += f": {' '.join(_tokens(texts[index]))}"
+        found.add(f"{'unique ' if is_unique else ''}{fact}")
+    return found
+
+
+def _foreign_keys(table: str) -> set[str]:
+    keys: dict[int, list[Any]] = {}
+    for key, *told in _pragma("foreign_key_list", table, "main"):
+        keys.setdefault(key, []).append(told)
+    found = set()
+    for parts in keys.values():
+        columns = ", ".join(
+            f"{ours!r} = {theirs!r}" for _, _, ours, theirs, *_ in parts
+        )
+        _, other, _, _, *actions = parts[0]
+        found.add(f"foreign key to {other!r} ({columns}) {' / '.join(actions)}")
+    return found
+
+
+def _tokens(text: str) -> list[str]:
+    """Return the words and signs of SQL; only what is quoted keeps its case."""
+    return [
+        token if token[0] in "'\"" else token.lower()
+        for token in TOKEN.findall(text)
+        if not COMMENT.fullmatch(token)
+    ]
+
+
+def _rules(text: str) -> set[str]:
+    """Return the checks of a table, and the clauses that no pragma tells."""
+    words = _tokens(text)
+    rules: list[str] = []
+    place = 0
+    while place < len(words):
+        word, start = words[place], place
+        place += 1
+        if word == "check":
+            depth = 0
+            while place < len(words):
+                depth += {"(": 1, ")": -1}.get(words[place], 0)
+                place += 1
+                if depth == 0:
+                    break
+            rules.append(" ".join(words[start:place]))
+        elif word in ("collate", "conflict", "initially"):
+            rules.append(" ".join(words[start : start + 2]))
+        elif word in ("deferrable", "autoincrement"):
+            is_denied = words[start - 1] == "not"
+            rules.append(f"not {word}" if is_denied else word)
+    return {
+        f"rule {rule}" + (f", {times} times" if times > 1 else "")
+        for rule, times in Counter(rules).items()
+    }
+
+
+def differences(wanted: Shape, found: Shape) -> Iterator[str]:
+    """Yield the differences between two schemas, in words."""
+    for name in sorted(found.keys() - wanted.keys()):
+        yield f"there is a {name}"
+    for name in sorted(wanted.keys() - found.keys()):
+        yield f"there is no {name}"
+    for name in sorted(wanted.keys() & found.keys()):
+        for fact in sorted(wanted[name] - found[name]):
+            yield f"{name} has no {fact}"
+        for fact in sorted(found[name] - wanted[name]):
+            yield f"{name} has a {fact}"

@@ -1,0 +1,80 @@
+"""The base of every table, with inserts of many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import peewee
+from peewee import SQL, Model
+
+from storage.engine import database
+
+CHUNK = 500  # rows a statement: far below any engine's limit of parameters
+
+Row = TypeVar("Row", bound="Table")
+
+
+class Table(Model):
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+    @classmethod
+    def insert_many(cls, rows: Iterable[Mapping[str, Any]], fields: Any = None) -> Any:
+        """Return the insert of these rows; raise ValueError where their columns differ.
+
+        peewee takes the columns from the first row, and what only a later row has
+        would be stored as null without a word.
+        """
+        rows = list(rows)
+        for row in rows[1:]:
+            if row.keys() != rows[0].keys():
+                differing = sorted(map(str, row.keys() ^ rows[0].keys()))
+                raise ValueError(f"Not every row has the columns {differing}.")
+        return super().insert_many(rows, fields)
+
+    @classmethod
+    def write_rows(
+        cls,
+        fields: Sequence[peewee.Field],
+        rows: Iterable[Sequence[Any]],
+        over: Sequence[peewee.Field] = (),
+    ) -> None:
+        """Insert rows, whose values are those of *fields*, in this order.
+
+        With *over*, a row that is there with the same values of those is replaced.
+        The statement is made once and run for each row. insert_many() makes one that
+        spells every row, which takes most of the time that a batch holds the write
+        lock.
+        """
+        rows = [
+            [field.db_value(value) for field, value in zip(fields, row, strict=True)]
+            for row in rows
+        ]
+        if not rows:
+            return
+        query = super().insert_many([[None] * len(fields)], fields)
+        if over:
+            names = {field.name for field in over}
+            kept = [field for field in fields if field.name not in names]
+            query = query.on_conflict(conflict_target=over, preserve=kept)
+        statement, _ = query.sql()
+        with peewee.__exception_wrapper__:
+            database.connection().executemany(statement, rows)
+
+    @classmethod
+    def named(cls: type[Row], name: str) -> Row | None:
+        """Return the row with this id, if there is one."""
+        row: Row | None = cls.get_or_none(id=name)
+        return row
+
+
+def one_of(field: peewee.Field, values: Sequence[str] | Sequence[int]) -> Any:
+    """Return the condition that a field has one of these values, as stored.
+
+    It says what field.in_() says, without a node for each value: those take longer
+    than the query, and a batch asks for its users under the write lock.
+    """
+    marks = ",".join([database.param] * len(values))
+    return peewee.NodeList((field, SQL(f"IN ({marks})", values)))

@@ -1,0 +1,1 @@
+"""Results for readers: as JSON, text, Markdown and CSV."""

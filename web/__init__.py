@@ -1,0 +1,1 @@
+"""HTTP plumbing: requests read, answers and errors shaped, tokens verified."""

@@ -1,0 +1,53 @@
+"""CSV that a spreadsheet opens without running a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+# Where a spreadsheet may begin a formula: at the start of a text, and after what
+# separates cells in some countries or files.
+FORMULA = re.compile(
+    r"\A(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])|(?<=[;\t\r\n])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
+)
+
+FORMULAS = tuple("=+-@\t\r'")  # what a text begins with that is given an apostrophe
+
+
+def _guarded(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return FORMULA.sub("'", value) if isinstance(value, str) else value
+
+
+def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a CSV file line by line.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it,
+    and so has one that begins with an apostrophe: `unguarded` takes it off again.
+    """
+    yield _csv_line(names)
+    for row in rows:
+        yield _csv_line(row.get(name) for name in names)
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(cell) for cell in cells])
+    return line.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and value.startswith(FORMULAS):
+        return f"'{value}"
+    return value
+
+
+def unguarded(cell: str) -> str:
+    """Return the text that stands in a cell of a CSV, as it was before `csv_lines`."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell

@@ -1,0 +1,440 @@
+"""Marshmallow fields that say in OpenAPI what they take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
+
+from models import ID_PREFIX, NOT_IDS
+from targeting import audience
+from web.json import (
+    ERRORS,
+    FORBIDDEN,
+    REFUSED_TEXT,
+    ROWS,
+    InvalidJson,
+    loads,
+    moment,
+    plain,
+    quoted,
+)
+
+KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
+
+# Of a page: of so many digits, times 100, no database's offset overflows.
+WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+
+LIMIT = re.compile(r"[1-9][0-9]?|100", re.ASCII)
+
+# What OpenAPI says of them. Blanks are written out: each dialect has its own `\s`.
+BLANKS = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+VISIBLE = f"[^{BLANKS}]"
+
+AN_ID = {
+    "pattern": VISIBLE,
+    "not": {"enum": sorted({*NOT_IDS, "None", "NaN", "[object Object]"})},
+}
+
+
+def is_not_blank(text: str) -> None:
+    if not text.strip():
+        raise ValidationError("A blank text says nothing.")
+
+
+def is_storable(text: str) -> None:
+    if FORBIDDEN.search(text):
+        raise ValidationError(REFUSED_TEXT)
+
+
+def is_an_id(text: str) -> None:
+    is_storable(text)  # what is not JSON may hold it: a query, a line of an import
+    if not text.strip() or text.strip().casefold() in NOT_IDS:
+        raise ValidationError(
+            f"{quoted(text)} is not an id but the mark of a missing one."
+        )
+
+
+def is_a_slug(text: str) -> None:
+    if not KEY.fullmatch(text):
+        raise ValidationError(
+            "A key has 1 to 100 of a-z, 0-9, '_', '.', '-', a letter or digit at "
+            "either end."
+        )
+    if text.startswith(ID_PREFIX):
+        raise ValidationError(
+            f"A key cannot begin with {ID_PREFIX!r}, as an id does: both stand in the "
+            "same places."
+        )
+    is_an_id(text)
+
+
+def Name(length: int, **options: Any) -> fields.String:
+    """Return a field for a text that people read, and that is not blank."""
+    return fields.String(
+        validate=[validate.Length(1, length), is_not_blank],
+        metadata={"pattern": VISIBLE},
+        **options,
+    )
+
+
+def Id(**options: Any) -> fields.String:
+    """Return a field for an opaque id of 1 to 255 characters."""
+    return fields.String(
+        validate=[validate.Length(1, 255), is_an_id],
+        metadata=AN_ID,
+        **options,
+    )
+
+
+def Key(**options: Any) -> fields.String:
+    """Return a field for an experiment's slug, which stands wherever its id does."""
+    refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
+    return fields.String(
+        validate=is_a_slug,
+        metadata={"pattern": f"^{KEY.pattern}$", "not": {"anyOf": refused}},
+        **options,
+    )
+
+
+def Text(length: int, **options: Any) -> fields.String:
+    """Return a field for a text that may be null."""
+    return fields.String(
+        allow_none=True, validate=validate.Length(max=length), **options
+    )
+
+
+class Told(fields.Field[Any]):
+    """A field that says in OpenAPI what it takes, and what it answers."""
+
+    shape: Mapping[str, Any] = {}
+
+    def __init__(self, **options: Any) -> None:
+        metadata = {**self.shape, **options.pop("metadata", {})}
+        super().__init__(metadata=metadata, **options)
+
+
+class Items(fields.List):
+    """A list whose length is checked before its items are.
+
+    No more than 100 items that are wrong are named.
+    """
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **options: Any
+    ) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        for rule in self.validators:
+            if isinstance(rule, validate.Length) and len(value) > (rule.max or 0):
+                rule(value)
+        items: list[Any] = []
+        errors: dict[int, Any] = {}
+        for place, item in enumerate(value):
+            try:
+                items.append(self.inner.deserialize(item, **options))
+            except ValidationError as error:
+                errors[place] = error.messages
+                if len(errors) == ERRORS:
+                    break
+        if errors:
+            raise ValidationError(errors, valid_data=items)
+        return items
+
+
+class Number(Told):
+    """A JSON number, exact; neither a text nor true."""
+
+    shape = {"type": "number"}
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise ValidationError("Not a number.")
+        number = Decimal(value)
+        if not number.is_finite():
+            raise ValidationError("Not a number.")
+        return number
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return value if value is None else plain(Decimal(value))
+
+
+class Percentage(Number):
+    """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
+
+    shape = {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "multipleOf": Decimal("0.01"),
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
+        number = super()._deserialize(value, attr, data)
+        if not 0 < number <= 100:
+            raise ValidationError("A percentage is above 0 and at most 100.")
+        if number != number.quantize(Decimal("0.01")):
+            raise ValidationError("A percentage has at most 2 decimals.")
+        return int(number.quantize(Decimal("0.01")) * 100)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return value if value is None else plain(Decimal(value) / 100)
+
+
+class Moment(Told):
+    """ISO-8601 with an offset; UTC inside, and with a Z on the wire."""
+
+    shape = {"type": "string", "format": "date-time"}
+
+    FORM = re.compile(
+        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?"
+        r"([Zz]|[+-]\d\d:?\d\d)",
+        re.ASCII,
+    )
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> datetime:
+        found = self.FORM.fullmatch(value) if isinstance(value, str) else None
+        if not found or (found[4] and not found[3]):
+            raise ValidationError(
+                "Not a time in ISO-8601 with an offset, as 2025-02-01T00:00:00Z."
+            )
+        day, minute, second, fraction, offset = found.groups()
+        offset = "+00:00" if offset in "Zz" else f"{offset[:3]}:{offset[-2:]}"
+        text = f"{day}T{minute}{second or ':00'}.{(fraction or '0')[:6]:0<6}{offset}"
+        try:
+            return datetime.fromisoformat(text).astimezone(timezone.utc)
+        except (ValueError, OverflowError) as error:
+            raise ValidationError(f"There is no such time: {error}.") from error
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return value and moment(value)
+
+
+class Whole(Told):
+    """A whole number above 0 that arrives as a string of digits."""
+
+    form, refused = WHOLE, "Not a whole number from 1 on, of at most 16 digits."
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> int:
+        if not isinstance(value, str) or not self.form.fullmatch(value):
+            raise ValidationError(self.refused)
+        return int(value)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return str(value)
+
+
+class Limit(Whole):
+    """How many rows a page has at most."""
+
+    form, refused = LIMIT, "Not a whole number from 1 to 100."
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
+
+class Flag(Told):
+    """True or false, spelled so."""
+
+    shape = {"type": "string", "enum": ["true", "false"]}
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return "true" if value else "false"
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> bool:
+        if value not in ("true", "false"):
+            raise ValidationError("Neither true nor false.")
+        return bool(value == "true")
+
+
+class JsonText(Told):
+    """A JSON object that arrives as text."""
+
+    shape = {"type": "object"}
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> dict[str, Any]:
+        try:
+            read = loads(value.encode(errors="surrogatepass"))
+        except InvalidJson as error:
+            raise ValidationError(str(error)) from error
+        if not isinstance(read, dict):
+            raise ValidationError("Not a JSON object.")
+        return read
+
+
+def camel_case(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(word.title() for word in tail)
+
+
+class Wire(Schema):
+    """Snake case inside, camel case on the wire; an unknown key is an error."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        if field_obj.data_key is None:
+            field_obj.data_key = camel_case(field_name)
+
+    @pre_load
+    def _refuse_many_keys(self, data: Any, **_: Any) -> Any:
+        """Name 100 unknown keys where there are more, and look at nothing else."""
+        if isinstance(data, dict) and len(data) > len(self.fields) + ERRORS:
+            known = {field.data_key for field in self.fields.values()}
+            unknown = (key for key in data if key not in known)
+            named = islice(unknown, ERRORS)
+            raise ValidationError({key: ["Unknown field."] for key in named})
+        return data
+
+
+class Answer(Wire):
+    """What only goes out: every field is there, but for those named in `sometimes`."""
+
+    sometimes: tuple[str, ...] = ()
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        super().on_bind_field(field_name, field_obj)
+        field_obj.required = field_name not in self.sometimes
+
+
+class OwnIds(Wire):
+    """Those ids in a path that callers make themselves."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    user_id = Id()
+    audience_id = Id()
+
+
+class Between(Number):
+    """A number from one bound to another, both included."""
+
+    def __init__(self, low: str, high: str, **options: Any) -> None:
+        self.low, self.high = Decimal(low), Decimal(high)
+        bounds = {"minimum": plain(self.low), "maximum": plain(self.high)}
+        metadata = {**bounds, **options.pop("metadata", {})}
+        super().__init__(metadata=metadata, **options)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        number = super()._deserialize(value, attr, data)
+        if not self.low <= number <= self.high:
+            raise ValidationError(f"Must be from {self.low} to {self.high}.")
+        return number
+
+
+class Integer(Between):
+    """A whole number between bounds, however it is written: 20, 20.0 or 2e1."""
+
+    shape = {"type": "integer"}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **_: Any) -> Any:
+        number = super()._deserialize(value, attr, data)
+        if number != number.to_integral_value():
+            raise ValidationError("Not a whole number.")
+        return int(number)
+
+
+class Level(Told):
+    """A confidence level that arrives in a query, as 0.9."""
+
+    form = re.compile(r"0\.([5-8][0-9]{0,15}|9([0-8][0-9]{0,14}|90{0,14})?)")
+    shape = {"type": "string", "pattern": f"^({form.pattern})$"}
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        if not isinstance(value, str) or not self.form.fullmatch(value):
+            raise ValidationError("Not a number from 0.5 to 0.99.")
+        return Decimal(value)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> str:
+        return str(value)
+
+
+def Rows(schema: Schema) -> Items:
+    """Return a field for 1 to 10,000 rows."""
+    return Items(
+        fields.Nested(schema), required=True, validate=validate.Length(1, ROWS)
+    )
+
+
+class Batch(Wire):
+    """A list of rows, and nothing beside it; its body may have 10 MiB."""
+
+    @property
+    def rows(self) -> str:
+        """Return what the list is named on the wire."""
+        (name,) = (str(field.data_key) for field in self.fields.values())
+        return name
+
+
+def is_a_rule_tree(tree: Any) -> None:
+    """Raise ValidationError with all that is wrong with a tree, each with its path."""
+    found: dict[str, Any] = {}
+    for path, message in audience.problems(tree):
+        found.setdefault(path or "_schema", []).append(message)
+    if found:
+        raise ValidationError(found)
+
+
+def _leaves(operators: list[str], value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the JSON Schema of the rules with these operators."""
+    given = {} if value is None else {"value": value}
+    field = {"type": "string", "maxLength": audience.FIELD_LENGTH, "pattern": STEPS}
+    return {
+        "type": "object",
+        "properties": {"field": field, "operator": {"enum": operators}, **given},
+        "required": ["field", "operator", *given],
+        "additionalProperties": False,
+    }
+
+
+STEPS = rf"^[^.]*[^.{BLANKS}][^.]*(\.[^.]*[^.{BLANKS}][^.]*)*$"
+
+RULE_TREE = {
+    "description": "One rule, or a group of them. Groups stand at most "
+    f"{audience.DEPTH} deep and hold {audience.RULES} rules in all; the patterns of "
+    "`regex` are RE2's.",
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "logicalOperator": {"enum": ["AND", "OR"]},
+                "rules": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"$ref": "#/components/schemas/RuleTree"},
+                },
+            },
+            "required": ["logicalOperator", "rules"],
+            "additionalProperties": False,
+        },
+        _leaves(["eq", "neq"], {}),
+        _leaves(["gt", "lt", "gte", "lte"], {"type": "number"}),
+        _leaves(
+            ["contains", "not_contains"], {"type": ["string", "number", "boolean"]}
+        ),
+        _leaves(["in", "not_in"], {"type": "array"}),
+        _leaves(["exists", "not_exists"], None),
+        _leaves(["regex"], {"type": "string", "maxLength": audience.PATTERN_LENGTH}),
+        _leaves(["starts_with", "ends_with"], {"type": "string"}),
+    ],
+}
+
+
+def RuleTree(**options: Any) -> fields.Raw:
+    """Return a field for a tree of rules."""
+    shape = {"allOf": [{"$ref": "#/components/schemas/RuleTree"}]}
+    return fields.Raw(validate=is_a_rule_tree, metadata=shape, **options)

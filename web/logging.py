@@ -1,0 +1,84 @@
+"""What is written down of a request."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import traceback
+
+from flask import Response, g, request
+
+from storage import columns, traffic
+from web import metrics
+from web.json import dumps, moment
+
+log = logging.getLogger("abacus")
+
+
+def note_arrival() -> None:
+    """Give the request its id and its clock, and count it as a quick one."""
+    g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
+    traffic.traffic.enter()
+    g.is_quick = True
+
+
+def note_end(_: BaseException | None = None) -> None:
+    """Count the request out, however it ended."""
+    if g.pop("is_quick", False):
+        traffic.traffic.leave()
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",  # a path names users
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+def note_departure(response: Response) -> Response:
+    """Write the log line: what was asked, never by whom or about whom."""
+    response.headers["X-Request-ID"] = g.request_id
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    seconds = time.perf_counter() - g.started
+    route = request.url_rule.rule if request.url_rule else None
+    code = g.get("code")
+    # Any word can be sent as a method; the log and the counts have none that is sent.
+    method = request.method if request.method in METHODS else "other"
+    metrics.answered(method, route, response.status_code, code, seconds)
+    log.info(
+        "request",
+        extra={
+            "requestId": g.request_id,
+            "method": method,
+            "route": route,
+            "status": response.status_code,
+            "code": code,
+            "ms": round(seconds * 1000, 2),
+        },
+    )
+    return response
+
+
+class Lines(logging.Formatter):
+    """One JSON object a line."""
+
+    KEPT = ("requestId", "method", "route", "status", "code", "ms", "error")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": moment(columns.utcnow()), "level": record.levelname}
+        line["event"] = record.getMessage()
+        line |= {
+            name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
+        }
+        if record.exc_info and record.exc_info[0]:
+            # Without the message, in which there may be a user's id.
+            kind, _, trace = record.exc_info
+            line["error"] = kind.__name__
+            line["traceback"] = "".join(traceback.format_tb(trace))
+        return dumps(line)
