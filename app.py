@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from base64 import b64encode
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +36,9 @@ from ledger import conversions, enrolment, erasure, rows
 from ledger.counts import at, counted, replayed
 from models import TABLES, Audience, Change, Experiment, Override
 from storage import columns, engine, schema, sqlite
+from storage.columns import utcnow
 from storage.table import Row
+from targeting.decision import NEW, Decision, User, decide_each, explain
 from views import export, figures, planning, tables
 from views.tables import readable
 from web import auth, metrics
@@ -137,11 +140,7 @@ def get_experiment(id):
 def update_experiment(changes, id):
     """Change a draft; fields left out stay as they are."""
     experiment = find(Experiment, id)
-    variants = changes.pop("variants", None)
-    lifecycle.refuse_unless_draft(experiment)
-    if variants is not None:
-        variants = schemas.whole_variants(lifecycle.merged(experiment, variants))
-    lifecycle.revise(experiment, variants, auth.subject(), **changes)
+    lifecycle.revise(experiment, changes, schemas.whole_variants, auth.subject())
     return experiment
 
 
@@ -236,9 +235,8 @@ def duplicate_experiment(body, id):
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
-    user = enrolment.User(**body)
-    decision = metrics.enrolled(enrolment.enrol(find(Experiment, id), [user]))[0]
-    return decision, 201 if decision.reason == enrolment.NEW else 200
+    (decision,) = enrolled(id, [User(**body)])
+    return decision, 201 if decision.reason == NEW else 200
 
 
 @api.post("/experiments/<id>/assignments/batch")
@@ -247,9 +245,15 @@ def enrol(body, id):
 @requires("assign")
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
-    users = [enrolment.User(**user) for user in body["users"]]
-    decisions = enrolment.enrol(find(Experiment, id), users)
-    return streamed_list(DECISION, metrics.enrolled(decisions))
+    users = [User(**user) for user in body["users"]]
+    return streamed_list(DECISION, enrolled(id, users))
+
+
+def enrolled(id: str, users: Sequence[User]) -> list[Decision]:
+    """Return the decision for each user, in order, enrolling those who are new."""
+    definition = find(Experiment, id).definition
+    proposed = decide_each(definition, users, utcnow())
+    return metrics.enrolled(enrolment.enrol(definition, proposed))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -271,10 +275,12 @@ def get_assignment(query, id, user_id):
     Enrols nobody. The receipt is for everyone, also for those who are not enrolled.
     """
     experiment = find(Experiment, id)
+    definition, now = experiment.definition, utcnow()
     if query["explain"]:
-        user = enrolment.User(user_id, query["attributes"])
-        return schemas.explained(experiment, enrolment.explained(experiment, user))
-    decision = enrolment.decision(experiment, user_id)
+        explanation = explain(definition, User(user_id, query["attributes"]), now)
+        explanation = enrolment.explained(definition, explanation)
+        return schemas.explained(experiment, explanation)
+    decision = enrolment.stored_decision(definition, user_id, now)
     if decision is None:
         raise NotFound("The user is not enrolled in this experiment.")
     return decision

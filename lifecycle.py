@@ -5,21 +5,16 @@ Each move is one transaction that asks the stored state and writes down who did 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import peewee
-from peewee import Case, fn
 
 from models import (
-    COMPLETED,
-    DRAFT,
     NOT_IDS,
-    RUNNING,
     SERVICE,
-    STOPPED,
     Audience,
     Change,
     Conflict,
@@ -33,10 +28,14 @@ from models import (
 from storage.columns import MICROSECOND, utcnow
 from storage.engine import database
 from storage.sqlite import trouble
+from targeting.decision import COMPLETED, DRAFT, RUNNING, STOPPED
+
+Items = list[dict[str, Any]]
+"""Variants as they are written: a dictionary for each."""
 
 
 def draft(
-    variants: list[dict[str, Any]],
+    variants: Items,
     by: str,
     action: str = "create",
     **fields: Any,
@@ -93,9 +92,50 @@ def duplicate(experiment: Experiment, by: str) -> Experiment:
     )
 
 
-def merged(
-    experiment: Experiment, variants: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def revise(
+    experiment: Experiment,
+    changes: dict[str, Any],
+    check: Callable[[Items], Items],
+    by: str,
+) -> None:
+    """Write the changes to a draft, if it is still as it was when it was read.
+
+    A variant in the changes that has a known id keeps what the change leaves out;
+    *check* raises where the whole list that results is not valid.
+    """
+    refuse_unless_draft(experiment)
+    fields = {**changes}
+    variants = fields.pop("variants", None)
+    if variants is not None:
+        variants = check(_merged(experiment, variants))
+    read_at = experiment.updated_at
+    with _recorded(experiment, "update", by):
+        if "key" in fields:
+            taken = Experiment.get_or_none(key=fields["key"])
+            if taken and taken.id != experiment.id:
+                raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
+        if variants is not None:
+            fields["variants_made"] = _number(variants, experiment.variants_made)
+        # The clock may stand still; what was read must not look unchanged.
+        fields["updated_at"] = max(utcnow(), read_at + MICROSECOND)
+        unchanged = (
+            (Experiment.status == DRAFT)
+            & Experiment.archived_at.is_null()
+            & (Experiment.updated_at == read_at)
+        )
+        if not _written(experiment, fields, unchanged):
+            refuse_unless_draft(experiment)
+            raise Conflict(
+                "The experiment was changed meanwhile; read it again.",
+                experiment.updated_at,
+                [read_at],
+            )
+        if variants is not None:
+            _write_variants(experiment, variants)
+            _drop_overrides(experiment, by)
+
+
+def _merged(experiment: Experiment, variants: Items) -> Items:
     """Return the new whole list: an item with a known id keeps what it omits."""
     whole = []
     for position, item in enumerate(variants):
@@ -110,58 +150,22 @@ def merged(
     return whole
 
 
-def revise(
-    experiment: Experiment,
-    variants: list[dict[str, Any]] | None,
-    by: str,
-    **fields: Any,
-) -> None:
-    """Write the fields given; only a draft, and only as it was when read."""
-    refuse_unless_draft(experiment)
-    read_at = experiment.updated_at
-    with _recorded(experiment, "update", by):
-        if "key" in fields:
-            taken = Experiment.get_or_none(key=fields["key"])
-            if taken and taken.id != experiment.id:
-                raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
-        if variants is not None:
-            for item in variants:
-                if item.get("key") is None:
-                    experiment.variants_made += 1
-                    item["key"] = f"v{experiment.variants_made}"
-            fields["variants_made"] = experiment.variants_made
-        # utcnow may stand still; what was read must not look unchanged.
-        fields["updated_at"] = max(utcnow(), read_at + MICROSECOND)
-        written = (
-            Experiment.update(**fields)
-            .where(
-                Experiment.id == experiment.id,
-                Experiment.status == DRAFT,
-                Experiment.archived_at.is_null(),
-                Experiment.updated_at == read_at,
-            )
-            .execute()
-        )
-        if not written:
-            _reload(experiment)
-            refuse_unless_draft(experiment)
-            raise Conflict(
-                "The experiment was changed meanwhile; read it again.",
-                experiment.updated_at,
-                [read_at],
-            )
-        if variants is not None:
-            _write_variants(experiment, variants)
-            _drop_overrides(experiment, by)
+def _number(variants: Items, made: int) -> int:
+    """Give an id to each new variant; return how many were ever made."""
+    for item in variants:
+        if item.get("key") is None:
+            made += 1
+            item["key"] = f"v{made}"
+    return made
 
 
 def refuse_unless_draft(experiment: Experiment) -> None:
     """Raise InvalidState where the experiment is no draft any more."""
     if experiment.archived_at or experiment.state != DRAFT:
-        raise InvalidState(_told(experiment), [DRAFT])
+        raise InvalidState(experiment.state_or_archived, [DRAFT])
 
 
-def _write_variants(experiment: Experiment, variants: list[dict[str, Any]]) -> None:
+def _write_variants(experiment: Experiment, variants: Items) -> None:
     Variant.delete().where(Variant.experiment == experiment.id).execute()
     rows = [
         {
@@ -173,6 +177,7 @@ def _write_variants(experiment: Experiment, variants: list[dict[str, Any]]) -> N
         for position, item in enumerate(variants)
     ]
     Variant.insert_many(rows).execute()
+    experiment.forget_variants()
 
 
 def _drop_overrides(experiment: Experiment, by: str) -> None:
@@ -200,15 +205,15 @@ def start(experiment: Experiment, by: str) -> None:
                 "The endDate has passed; set a later one, or null, first.",
                 experiment.end_date,
             )
-        meant = Audience.get_or_none(id=experiment.audience_id)
+        audience = Audience.get_or_none(id=experiment.audience_id)
         _move(
             experiment,
             now,
             [DRAFT],
             status=RUNNING,
             start_date=now,
-            audience_rules=meant and meant.rule_tree,
-            audience_snapshot_at=now if meant else None,
+            audience_rules=audience and audience.rule_tree,
+            audience_snapshot_at=now if audience else None,
         )
         if experiment.exclusion_group:
             GroupShare.take(experiment)
@@ -217,7 +222,7 @@ def start(experiment: Experiment, by: str) -> None:
 def stop(experiment: Experiment, by: str) -> None:
     """Close enrolment; who is enrolled keeps the variant, and still converts."""
     with _recorded(experiment, "stop", by) as now:
-        end = max(now, experiment.start_date) if experiment.start_date else now
+        end = _end(experiment, now)
         _move(experiment, now, [RUNNING], status=STOPPED, end_date=end)
 
 
@@ -244,15 +249,14 @@ def complete(
         message = f"The experiment has no variant {winner_variant_id!r}."
         raise Invalid("winnerVariantId", message)
     with _recorded(experiment, "complete", by) as now:
-        running = Experiment.status == RUNNING
-        ends = fn.MAX(Experiment.start_date, Experiment.end_date.db_value(now))
-        over = Case(None, [(running, ends)], Experiment.end_date)
+        is_running = experiment.status == RUNNING
+        end = _end(experiment, now) if is_running else experiment.end_date
         _move(
             experiment,
             now,
             [RUNNING, STOPPED],
             status=COMPLETED,
-            end_date=over,
+            end_date=end,
             completed_at=now,
             conclusion=conclusion,
             winner_variant_id=winner_variant_id,
@@ -264,7 +268,7 @@ def complete(
 def archive(experiment: Experiment, by: str) -> None:
     """Hide from lists and refuse every other move; twice is once."""
     with _recorded(experiment, "archive", by) as now:
-        if experiment.archived_at:  # asked here: of two at once, the second is no error
+        if experiment.archived_at:  # the second of two at once is no error
             return
         _move(experiment, now, [DRAFT, STOPPED, COMPLETED], archived_at=now)
         GroupShare.free(experiment)
@@ -277,9 +281,8 @@ def unarchive(experiment: Experiment, by: str) -> None:
     """
     with _recorded(experiment, "unarchive", by) as now:
         if experiment.archived_at:
-            Experiment.update(updated_at=now, archived_at=None).where(
-                Experiment.id == experiment.id
-            ).execute()
+            fields = {"updated_at": now, "archived_at": None}
+            _written(experiment, fields, Experiment.archived_at.is_null(False))
 
 
 def override(
@@ -375,16 +378,17 @@ def notice_end(experiment: Experiment) -> None:
 def _recorded(experiment: Experiment, action: str, by: str) -> Iterator[datetime]:
     """Write down who changes what, in the transaction that changes it.
 
-    Yield the moment of the change. An end date that has passed by then is
-    written down before it, so that the entries are in the order of the moves.
+    The experiment is read anew first. Yield the moment of the change. An end date
+    that has passed by then is written down before the change, so that the entries
+    are in the order of the moves.
     """
     with database.atomic():
         now = utcnow()
         _reload(experiment)
-        write_down_end(experiment, now)
+        if experiment.status != experiment.state:
+            write_down_end(experiment, now)
         before = _settings(experiment)
         yield now
-        _reload(experiment)
         after = _settings(experiment)
         if after != before:
             Change.note(experiment, by, action, before, after)
@@ -405,8 +409,9 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
-def _told(experiment: Experiment) -> str:
-    return "archived" if experiment.archived_at else experiment.state
+def _end(experiment: Experiment, now: datetime) -> datetime:
+    """Return when enrolment ends: now, but never before it began."""
+    return max(now, experiment.start_date or now)
 
 
 def _move(
@@ -417,22 +422,28 @@ def _move(
     Compare and set in a single statement, so of two racing requests one
     wins and the other is told so.
     """
-    with database.atomic():
-        moved = (
-            Experiment.update(updated_at=now, **fields)
-            .where(
-                Experiment.id == experiment.id,
-                Experiment.archived_at.is_null(),
-                Experiment._status_at(now).in_(allowed),
-            )
-            .execute()
-        )
-    _reload(experiment)
-    if not moved:
-        raise InvalidState(_told(experiment), allowed)
+    still = Experiment.archived_at.is_null() & Experiment._status_at(now).in_(allowed)
+    if not _written(experiment, {"updated_at": now, **fields}, still):
+        raise InvalidState(experiment.state_or_archived, allowed)
+
+
+def _written(experiment: Experiment, fields: dict[str, Any], condition: Any) -> bool:
+    """Write *fields* if the condition still holds; return whether it did.
+
+    The experiment has them then as a reader of the database would; where the
+    condition failed, it is read anew.
+    """
+    query = Experiment.update(**fields).where(Experiment.id == experiment.id, condition)
+    if not query.execute():
+        _reload(experiment)
+        return False
+    for name, value in fields.items():
+        column = experiment._meta.fields[name]
+        experiment.__data__[name] = column.python_value(column.db_value(value))
+    return True
 
 
 def _reload(experiment: Experiment) -> None:
-    experiment.__dict__.pop("_variants", None)
+    experiment.forget_variants()
     experiment.__data__.update(Experiment.get_by_id(experiment.id).__data__)
     experiment._dirty.clear()

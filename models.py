@@ -7,7 +7,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-import peewee
 from peewee import (
     SQL,
     BigAutoField,
@@ -26,12 +25,9 @@ from storage.columns import EPOCH, MICROSECOND, Exact, Json, Utc, _after, new_id
 from storage.engine import database
 from storage.paging import Fence, Listing, Page
 from storage.schema import Identity
-from storage.table import CHUNK, Table, one_of
-from targeting import assignment, audience
-
-DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
-
-STATUSES = (DRAFT, RUNNING, STOPPED, COMPLETED)
+from storage.table import Table, one_of
+from targeting import assignment, audience, decision
+from targeting.decision import COMPLETED, DRAFT, RUNNING, STATUSES, STOPPED, Definition
 
 SERVICE = "abacus"  # who made an entry of the history that nobody asked for
 
@@ -221,8 +217,37 @@ class Experiment(Table):
     @property
     def state(self) -> str:
         """The status now: a running experiment whose end has passed is stopped."""
-        over = self.end_date is not None and self.end_date <= utcnow()
-        return STOPPED if self.status == RUNNING and over else self.status
+        return decision.state_at(utcnow(), self.status, self.end_date)
+
+    @property
+    def state_or_archived(self) -> str:
+        """The state, or "archived", which refuses every move but one."""
+        return "archived" if self.archived_at else self.state
+
+    def is_open_at(self, now: datetime) -> bool:
+        """Tell whether users are enrolled at this moment."""
+        state = decision.state_at(now, self.status, self.end_date)
+        return self.archived_at is None and state == RUNNING
+
+    @property
+    def definition(self) -> Definition:
+        """What decides which variant a user gets, as an immutable value."""
+        return Definition(
+            id=self.id,
+            key=self.key,
+            status=self.status,
+            is_archived=self.archived_at is not None,
+            end_date=self.end_date,
+            variants=tuple(
+                decision.Variant(row.key, row.name, row.split, row.flow_id, row.config)
+                for row in self.variants
+            ),
+            traffic=self.traffic,
+            rules=self.audience_rules,
+            group=self.exclusion_group,
+            share=tuple(GroupShare.of(self)) if self.exclusion_group else (),
+            winner=self.winner_variant_id,
+        )
 
     @classmethod
     def _status_at(cls, now: datetime) -> Case:
@@ -236,15 +261,13 @@ class Experiment(Table):
             self._variants = list(Variant.of([self.id]))
         return self._variants
 
+    def forget_variants(self) -> None:
+        """Read the variants anew when they are asked for next."""
+        self.__dict__.pop("_variants", None)
+
     def variant(self, id: str) -> Variant | None:
         """Return the variant with this id, if the experiment has it."""
         return next((item for item in self.variants if item.key == id), None)
-
-    @property
-    def winner(self) -> Variant | None:
-        """The variant that everyone is given now that the experiment is over."""
-        chosen = self.winner_variant_id
-        return self.variant(chosen) if chosen else None
 
     @property
     def has_audience(self) -> bool:
@@ -467,14 +490,14 @@ class GroupShare(Table):
         return [assignment.Range(row.first, row.last) for row in found]
 
     @classmethod
-    def others(cls, experiment: Experiment) -> list[str]:
-        """Return the other experiments that hold a share of an experiment's group."""
-        if experiment.exclusion_group is None:
+    def others(cls, experiment_id: str, group: str | None) -> list[str]:
+        """Return the other experiments that hold a share of this exclusion group."""
+        if group is None:
             return []
-        found = cls.select(cls.experiment).where(
-            cls.held == experiment.exclusion_group, cls.experiment != experiment.id
+        rows = cls.select(cls.experiment).where(
+            cls.held == group, cls.experiment != experiment_id
         )
-        return sorted({row.experiment_id for row in found})
+        return sorted({row.experiment_id for row in rows})
 
     @classmethod
     def take(cls, experiment: Experiment) -> None:
@@ -659,29 +682,6 @@ class Metric(Table):
         primary_key = CompositeKey("experiment", "name")
         indexes = ((("experiment", "number"), True),)
         constraints = [Check(f"number BETWEEN 0 AND {MOST_METRICS}")]
-
-    @classmethod
-    def of(cls, experiment_id: str, names: Iterable[str]) -> set[str]:
-        """Return those of these metrics that the experiment has."""
-        found: set[str] = set()
-        for some in peewee.chunked(names, CHUNK):
-            query: Any = cls.select(cls.name).where(
-                cls.experiment == experiment_id, one_of(cls.name, some)
-            )
-            found.update(name for (name,) in query.tuples())
-        return found
-
-    @classmethod
-    def all_of(cls, experiment_id: str) -> list[str]:
-        """Return every metric of the experiment: MOST_METRICS and one at most."""
-        rows: Any = cls.select(cls.name).where(cls.experiment == experiment_id)
-        return [name for (name,) in rows.tuples()]
-
-    @classmethod
-    def taken(cls, experiment_id: str) -> int:
-        """Return how many numbers are taken, at the same cost for few and many."""
-        last = cls.select(fn.MAX(cls.number)).where(cls.experiment == experiment_id)
-        return last.scalar() or 0
 
 
 class Refusal(Table):

@@ -23,13 +23,13 @@ from ledger.conversions import (
     CONFLICT,
     INVALID_STATE,
     LEEWAY,
-    NOT_ENROLLED,
     TOO_MANY_METRICS,
     occurred,
 )
-from models import CONCLUSIONS, FULL, RUNNING, STATUSES, Change, Experiment
+from models import CONCLUSIONS, FULL, Change, Experiment
 from storage.columns import utcnow
 from storage.paging import Page
+from targeting.decision import NOT_ENROLLED, RUNNING, STATUSES, Explanation
 from web.fields import (
     Answer,
     Batch,
@@ -424,11 +424,6 @@ class UsersSchema(Batch):
     users = Rows(UserSchema())
 
 
-def OfVariant(**options: Any) -> fields.String:
-    """Return a field of the variant, which is null where there is none."""
-    return fields.String(dump_default=None, allow_none=True, **options)
-
-
 class DecisionSchema(Answer):
     """Which variant a user gets, if any, and why."""
 
@@ -439,7 +434,7 @@ class DecisionSchema(Answer):
     )
     reason = fields.String()
     variant_id = fields.String(
-        attribute="variant.key", dump_default=None, allow_none=True
+        attribute="variant.id", dump_default=None, allow_none=True
     )
     variant_name = fields.String(
         attribute="variant.name", dump_default=None, allow_none=True
@@ -495,19 +490,19 @@ class ExplainedSchema(DecisionSchema):
     receipt = fields.Nested(ReceiptOfAssignmentSchema())
 
 
-def explained(experiment: Experiment, explanation: Any) -> SimpleNamespace:
+def explained(experiment: Experiment, explanation: Explanation) -> SimpleNamespace:
     """Return a decision with its receipt, as ExplainedSchema takes it."""
-    entry, split = explanation.receipt
-    dealt = [variant.key for variant in experiment.variants]
+    entry, split = explanation.draws
+    ids = [variant.id for variant in explanation.variants]
     ranges = [
         {**each._asdict(), "variant_id": key}
-        for each, key in zip(split.ranges, dealt, strict=True)
+        for each, key in zip(split.ranges, ids, strict=True)
     ]
     receipt = {
         **split._asdict(),
         "ranges": ranges,
         "inside": True,
-        "variant_id": dealt[split.position],
+        "variant_id": None if split.position is None else ids[split.position],
         "entry": {**entry._asdict(), "inside": entry.position is not None},
         "audience_id": experiment.audience_id,
         "audience_snapshot_at": experiment.audience_snapshot_at,

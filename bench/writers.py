@@ -28,7 +28,9 @@ import lifecycle
 from ledger import conversions, enrolment
 from models import TABLES, Experiment
 from storage import engine, schema, sqlite
+from storage.columns import utcnow
 from storage.engine import database
+from targeting.decision import User, decide
 
 PROCESSES, THREADS = 2, 8
 Call = Callable[[], Any]
@@ -118,6 +120,7 @@ def work(
     def run(place: int) -> None:
         engine.connect()
         experiment = Experiment.get_by_id(id)
+        definition = experiment.definition
         step = THREADS * PROCESSES / pace if pace else 0.0
         due = start + step * place / THREADS
         number = 0
@@ -130,12 +133,13 @@ def work(
             began = time.monotonic()
             if began > start + seconds:
                 break
-            user = enrolment.User(f"{name}-{place}-{number // 2}")
+            user = User(f"{name}-{place}-{number // 2}")
             if number % 2:
                 event = conversions.Event(user.user_id)
                 turn.write(lambda event=event: conversions.record(experiment, [event]))
             else:
-                turn.write(lambda user=user: enrolment.enrol(experiment, [user]))
+                proposed = [decide(definition, user, utcnow())]
+                turn.write(lambda new=proposed: enrolment.enrol(definition, new))
             number += 1
             spent[place].append(time.monotonic() - began)
         database.close()
@@ -158,7 +162,7 @@ def measured(way: str, pace: float, seconds: float) -> list[float]:
             made = lifecycle.draft(
                 halves, "bench", name="One", type="ab_test", primary_metric="conversion"
             )
-            made.start("bench")
+            lifecycle.start(made, "bench")
             database.close()
         context = multiprocessing.get_context("spawn")
         told: Any = context.Queue()

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 from peewee import EXCLUDED, chunked
 
-from ledger.enrolment import NOT_ENROLLED, Seat, _overridden, seats
+from ledger.enrolment import Participant, overrides_among, participants_among
 from ledger.tallies import Booking, Metrics, TooManyMetrics, _write_bookings
 from models import (
-    RUNNING,
-    STOPPED,
     Assignment,
     Conflict,
     Conversion,
@@ -27,6 +25,7 @@ from models import (
 from storage.columns import utcnow
 from storage.engine import database
 from storage.table import CHUNK, one_of
+from targeting.decision import NOT_ENROLLED, RUNNING, STOPPED
 
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 
@@ -175,9 +174,9 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             for event in events
         ]
     user_ids = [event.user_id for event in events]
-    enrolled = seats(experiment, user_ids)
+    enrolled = participants_among(experiment.id, user_ids)
     # Behaviour under an override is not evidence about the assigned variant.
-    forced = _overridden(experiment, user_ids)
+    forced = overrides_among(experiment.id, user_ids)
     for user_id in forced:
         enrolled.pop(user_id, None)
     known = _known(experiment, [event.idempotency_key for event in events])
@@ -187,30 +186,30 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     counted: list[Booking] = []
     receipts = []
     for event in events:
-        seat = enrolled.get(event.user_id)
-        receipt = _receipt(experiment, event, now, ACCEPTED, seat)
+        participant = enrolled.get(event.user_id)
+        receipt = _receipt(experiment, event, now, ACCEPTED, participant)
         earlier = known.get(event.idempotency_key)
-        if seat is None:
+        if participant is None:
             receipt = receipt._replace(
                 status=REJECTED,
                 reason=NOT_ENROLLED,
                 is_forced=event.user_id in forced,
             )
         elif earlier is not None:
-            if _same(earlier, seat, event, receipt):
+            if _same(earlier, participant, event, receipt):
                 told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}
             else:
                 told = {"status": REJECTED, "reason": CONFLICT}
             receipt = receipt._replace(**told)
-        elif receipt.occurred_at < seat.assigned_at:
+        elif receipt.occurred_at < participant.assigned_at:
             receipt = receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
         elif not metrics.admit(receipt.metric):
             receipt = receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
         else:
             row = Booking(
                 experiment.id,
-                seat.id,
-                seat.variant,
+                participant.id,
+                participant.variant,
                 receipt.metric,
                 receipt.value,
                 receipt.occurred_at,
@@ -232,7 +231,7 @@ def _receipt(
     event: Event,
     now: datetime,
     status: str,
-    seat: Seat | None = None,
+    participant: Participant | None = None,
     reason: str | None = None,
 ) -> Receipt:
     return Receipt(
@@ -241,9 +240,9 @@ def _receipt(
         event.user_id,
         event.metric or experiment.primary_metric,
         event.value,
-        _occurred(event, now, seat),
+        _occurred(event, now, participant),
         event.idempotency_key,
-        seat.variant if seat else None,
+        participant.variant if participant else None,
         reason,
     )
 
@@ -270,7 +269,9 @@ def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | Non
     }
 
 
-def _same(earlier: Any, seat: Seat, event: Event, receipt: Receipt) -> bool:
+def _same(
+    earlier: Any, participant: Participant, event: Event, receipt: Receipt
+) -> bool:
     """Tell whether an event says what the one with its key said.
 
     Times are compared as they are booked: a repetition without an occurredAt
@@ -278,10 +279,10 @@ def _same(earlier: Any, seat: Seat, event: Event, receipt: Receipt) -> bool:
     the enrolment; see _occurred.
     """
     return (
-        earlier.assignment_id == seat.id
+        earlier.assignment_id == participant.id
         and earlier.metric == receipt.metric
         and earlier.value == event.value
-        and earlier.occurred_at == _occurred(event, earlier.received_at, seat)
+        and earlier.occurred_at == _occurred(event, earlier.received_at, participant)
     )
 
 
@@ -296,24 +297,25 @@ def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
     return max(event_time, assigned_at)
 
 
-def _occurred(event: Event, received_at: datetime, seat: Seat | None) -> datetime:
+def _occurred(
+    event: Event, received_at: datetime, participant: Participant | None
+) -> datetime:
     """Return when an event occurred: when it was received, where it does not say.
 
     For an enrolled user this is the time as of which the event counts, or, where
     that is too early, the event's own time.
     """
-    if seat is None:
+    if participant is None:
         return event.occurred_at or received_at
     if event.occurred_at is None:  # not before the enrolment: a clock may be set back
-        return max(received_at, seat.assigned_at)
-    return occurred(event.occurred_at, seat.assigned_at) or event.occurred_at
+        return max(received_at, participant.assigned_at)
+    return occurred(event.occurred_at, participant.assigned_at) or event.occurred_at
 
 
 def refuse_unless_open(experiment: Experiment) -> None:
     """Raise InvalidState where the experiment takes no conversions."""
     if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
-        told = "archived" if experiment.archived_at else experiment.state
-        raise InvalidState(told, [RUNNING, STOPPED])
+        raise InvalidState(experiment.state_or_archived, [RUNNING, STOPPED])
 
 
 def _write_refusals(

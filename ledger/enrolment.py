@@ -1,172 +1,34 @@
-"""Users enrolled: decided, written once, and read back."""
+"""Enrolment: each user's row, written once and read back."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from peewee import chunked
 
-from models import DRAFT, RUNNING, Assignment, Experiment, GroupShare, Override, Variant
+from models import Assignment, Experiment, GroupShare, Override, Variant
 from storage.columns import utcnow
 from storage.engine import database
 from storage.paging import Listing, Page
 from storage.table import CHUNK, one_of
-from targeting import assignment, audience
-
-NEW, EXISTING = "NEW_ASSIGNMENT", "EXISTING_ASSIGNMENT"
-
-OVERRIDE, WINNER = "OVERRIDE", "WINNER"
-NOT_ENROLLED = "NOT_ENROLLED"
-
-
-class User(NamedTuple):
-    """Somebody who asks, and what the caller knows of them."""
-
-    user_id: str
-    attributes: dict[str, Any] = {}
+from targeting import decision
+from targeting.decision import (
+    EXCLUDED,
+    EXISTING,
+    NEW,
+    NOT_ENROLLED,
+    OVERRIDE,
+    Decision,
+    Definition,
+    Explanation,
+)
 
 
-class Decision(NamedTuple):
-    """Which variant a user gets, if any, and why."""
-
-    experiment_id: str
-    user_id: str
-    reason: str
-    variant: Variant | None = None
-    assigned_at: datetime | None = None
-
-
-def decision(experiment: Experiment, user_id: str) -> Decision | None:
-    """Return what a user is given already; None where that is nothing."""
-    return _settled(experiment, [user_id]).get(user_id)
-
-
-def enrol(experiment: Experiment, users: Sequence[User]) -> list[Decision]:
-    """Return a decision for each user, in order, enrolling those who are new.
-
-    The first of these that has an answer: an override, the winner, the row that is
-    there (sticky), the state, the audience, the exclusion group or else the traffic,
-    the split. A "no" is never stored. All rows are written, or none.
-    """
-    decided = _settled(experiment, [user.user_id for user in users])
-    refusal = _gate(experiment, len(users))
-    splits = [variant.split for variant in experiment.variants]
-    dealt: dict[str, Variant] = {}
-    refused: dict[int, str] = {}
-    for place, user in enumerate(users):
-        if user.user_id in decided or user.user_id in dealt:
-            continue
-        if reason := refusal(user):
-            refused[place] = reason
-        else:
-            position = assignment.dealt(experiment.id, user.user_id, splits)
-            dealt[user.user_id] = experiment.variants[position]
-    decided |= _seated(experiment, dealt)
-
-    answers = []
-    for place, user in enumerate(users):
-        if place in refused:
-            no = Decision(experiment.id, user.user_id, refused[place])
-            answers.append(no)
-            continue
-        answers.append(decided[user.user_id])
-        if answers[-1].reason == NEW:
-            decided[user.user_id] = answers[-1]._replace(reason=EXISTING)
-    return answers
-
-
-def _gate(experiment: Experiment, asks: int = 1) -> Callable[[User], str | None]:
-    """Return what says why somebody new is not let in, or None where they are."""
-    closed = _closed(experiment)
-    rules, group = experiment.audience_rules, experiment.exclusion_group
-    if rules and asks > 1 and not closed:
-        rules = audience.indexed(rules)
-    share = GroupShare.of(experiment) if group and not closed else []
-
-    def refusal(user: User) -> str | None:
-        if closed:
-            return closed
-        if rules and not audience.matches(rules, user.user_id, user.attributes):
-            return "NOT_IN_AUDIENCE"
-        if group:
-            inside = assignment.in_share(group, user.user_id, share)
-            return None if inside else "EXCLUDED"
-        traffic = experiment.traffic
-        inside = assignment.in_traffic(experiment.id, user.user_id, traffic)
-        return None if inside else "HELD_OUT"
-
-    return refusal
-
-
-class Explanation(NamedTuple):
-    """A decision with all that anyone needs to come to it again."""
-
-    decision: Decision
-    receipt: assignment.Receipt
-    rules: dict[str, Any] | None
-    """The frozen rules, each with its truth; None where there are none."""
-
-
-def explained(experiment: Experiment, user: User) -> Explanation:
-    """Return what a user is given or would be told now, and why, enrolling nobody.
-
-    Who would be let in is told NOT_ENROLLED: only asking enrols. The attributes
-    that a row was once let in by are not kept, so the rules are asked of those
-    given.
-    """
-    given = decision(experiment, user.user_id)
-    if given is None:
-        reason = _gate(experiment)(user)
-        if reason is None:
-            excluded = elsewhere(experiment, [user.user_id])
-            reason = "EXCLUDED" if excluded else NOT_ENROLLED
-        given = Decision(experiment.id, user.user_id, reason)
-    rules = experiment.audience_rules
-    return Explanation(
-        given,
-        assignment.receipt(
-            experiment.id,
-            user.user_id,
-            [variant.split for variant in experiment.variants],
-            experiment.traffic,
-            experiment.exclusion_group,
-            GroupShare.of(experiment),
-        ),
-        audience.trace(rules, user.user_id, user.attributes) if rules else None,
-    )
-
-
-def _settled(experiment: Experiment, user_ids: Sequence[str]) -> dict[str, Decision]:
-    """Return the decisions that no rule can change any more."""
-    forced = _overridden(experiment, user_ids)
-    if winner := experiment.winner:
-        settled = {
-            one: Decision(experiment.id, one, WINNER, winner) for one in user_ids
-        }
-    else:
-        settled = {
-            seat.user_id: _seat_decision(experiment, seat)
-            for seat in seats(experiment, user_ids).values()
-        }
-    for user_id, variant in forced.items():
-        chosen = experiment.variant(variant)
-        settled[user_id] = Decision(experiment.id, user_id, OVERRIDE, chosen)
-    return settled
-
-
-def _overridden(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, str]:
-    """Return the forced variants of those of these users who have one."""
-    found: dict[str, str] = {}
-    for some in chunked(dict.fromkeys(user_ids), CHUNK):
-        found |= Override.of(experiment.id, some)
-    return found
-
-
-class Seat(NamedTuple):
-    """The row of somebody who is enrolled."""
+class Participant(NamedTuple):
+    """The row of a user who is enrolled."""
 
     id: int
     user_id: str
@@ -174,78 +36,148 @@ class Seat(NamedTuple):
     assigned_at: datetime
 
 
-def _seat_decision(experiment: Experiment, seat: Seat | Assignment) -> Decision:
-    variant = experiment.variant(seat.variant)
-    return Decision(experiment.id, seat.user_id, EXISTING, variant, seat.assigned_at)
+def enrol(definition: Definition, proposed: Sequence[Decision]) -> list[Decision]:
+    """Return the decision for each user, in order, and write a row for the new ones.
+
+    *proposed* is what `targeting.decision` says of users who are not enrolled. An
+    override and, while there is no winner, an existing row come first. Only a new
+    assignment is stored. All rows are written, or none.
+    """
+    stored = _stored(definition, [one.user_id for one in proposed])
+    new = {
+        one.user_id: one
+        for one in proposed
+        if one.reason == NEW and one.user_id not in stored
+    }
+    written = _assigned(definition, new)
+    decisions = []
+    for one in proposed:
+        answer = stored.get(one.user_id)
+        if answer is None and one.reason == NEW:
+            answer = written[one.user_id]
+            # The user may stand in this call again, and is enrolled by then.
+            again = EXISTING if answer.reason == NEW else answer.reason
+            stored[one.user_id] = answer._replace(reason=again)
+        decisions.append(answer or one)
+    return decisions
 
 
-def seats(experiment: Experiment, user_ids: Iterable[str]) -> dict[str, Seat]:
-    """Return the rows of those of these users who are enrolled."""
-    columns = [getattr(Assignment, name) for name in Seat._fields]
-    found = {}
+def stored_decision(
+    definition: Definition, user_id: str, now: datetime
+) -> Decision | None:
+    """Return the decision that a user has already, or None."""
+    stored = _stored(definition, [user_id]).get(user_id)
+    if stored or not definition.winner:
+        return stored
+    return decision.decide_for_all(definition, user_id, now)
+
+
+def explained(definition: Definition, explanation: Explanation) -> Explanation:
+    """Return the explanation with what is stored about its user; enrol nobody.
+
+    The rules are evaluated with the attributes given now: those that a user was
+    enrolled with are not kept.
+    """
+    proposed = explanation.decision
+    stored = _stored(definition, [proposed.user_id]).get(proposed.user_id)
+    if stored:
+        return explanation._replace(decision=stored)
+    if proposed.reason == NOT_ENROLLED and elsewhere(
+        definition.id, definition.group, [proposed.user_id]
+    ):
+        excluded = proposed._replace(reason=EXCLUDED)
+        return explanation._replace(decision=excluded)
+    return explanation
+
+
+def _stored(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decision]:
+    """Return the decisions of those of these users who have an override or a row.
+
+    Once there is a winner, rows decide nothing any more.
+    """
+    stored = {}
+    if not definition.winner:
+        for row in participants_among(definition.id, user_ids).values():
+            stored[row.user_id] = _existing(definition, row)
+    for user_id, variant in overrides_among(definition.id, user_ids).items():
+        forced = definition.variant(variant)
+        stored[user_id] = Decision(definition.id, user_id, OVERRIDE, forced)
+    return stored
+
+
+def _existing(definition: Definition, row: Participant | Assignment) -> Decision:
+    variant = definition.variant(row.variant)
+    return Decision(definition.id, row.user_id, EXISTING, variant, row.assigned_at)
+
+
+def overrides_among(experiment_id: str, user_ids: Iterable[str]) -> dict[str, str]:
+    """Return the forced variant of each of these users who has one."""
+    forced: dict[str, str] = {}
+    for some in chunked(dict.fromkeys(user_ids), CHUNK):
+        forced |= Override.of(experiment_id, some)
+    return forced
+
+
+def participants_among(
+    experiment_id: str, user_ids: Iterable[str]
+) -> dict[str, Participant]:
+    """Return the row of each of these users who is enrolled."""
+    columns = [getattr(Assignment, name) for name in Participant._fields]
+    enrolled = {}
     for some in chunked(dict.fromkeys(user_ids), CHUNK):
         rows: Any = Assignment.select(*columns).where(
-            Assignment.experiment == experiment.id, one_of(Assignment.user_id, some)
+            Assignment.experiment == experiment_id, one_of(Assignment.user_id, some)
         )
         for row in rows.tuples():
-            seat = Seat(*row)
-            found[seat.user_id] = seat
-    return found
+            participant = Participant(*row)
+            enrolled[participant.user_id] = participant
+    return enrolled
 
 
-def _closed(experiment: Experiment) -> str | None:
-    """Return why nobody is enrolled now, or None while enrolment is open."""
-    if experiment.archived_at:
-        return "ARCHIVED"
-    return {DRAFT: "NOT_STARTED", RUNNING: None}.get(
-        experiment.state, "ENROLLMENT_CLOSED"
-    )
+def _assigned(
+    definition: Definition, new: Mapping[str, Decision]
+) -> dict[str, Decision]:
+    """Write a row for each new user, unless enrolment has closed; return what holds.
 
-
-def _seated(experiment: Experiment, dealt: dict[str, Variant]) -> dict[str, Decision]:
-    """Write a row for each user dealt a variant, unless enrolment has closed.
-
-    The state is asked again under the write lock: what a stop has answered, no
-    enrolment that comes later can undo. So is whether a user is in another experiment
-    of the exclusion group: an import may have put them there, whatever the hash says.
+    Under the write lock the database is asked again. It may have changed since the
+    definition was read: a stop was answered, another request enrolled the user, or an
+    import put them in another experiment of the exclusion group.
     """
-    if not dealt:
+    if not new:
         return {}
-    written: set[str] = set()
     with database.atomic():
         now = utcnow()
-        current = Experiment.get_by_id(experiment.id)
-        closed = _closed(current)
-        excluded = elsewhere(current, dealt)
-        if not closed:
+        current = Experiment.get_by_id(definition.id)
+        excluded = elsewhere(definition.id, definition.group, new)
+        written: set[str] = set()
+        if current.is_open_at(now):
             rows = [
                 {
-                    "experiment": experiment.id,
+                    "experiment": definition.id,
                     "user_id": user_id,
-                    "variant": variant.key,
+                    "variant": one.variant.id,
                     "assigned_at": now,
                     "received_at": now,
                 }
-                for user_id, variant in dealt.items()
-                if user_id not in excluded
+                for user_id, one in new.items()
+                if one.variant and user_id not in excluded
             ]
-            written = write_seats(rows)
-    decided = {
-        one: Decision(experiment.id, one, NEW, dealt[one], now) for one in written
-    }
-    others = [user_id for user_id in dealt if user_id not in written]
+            written = write_assignments(rows)
+    decisions = {one: new[one]._replace(assigned_at=now) for one in written}
+    others = [user_id for user_id in new if user_id not in written]
     if others:
+        latest = current.definition
         for one in others:
-            reason = closed or ("EXCLUDED" if one in excluded else NEW)
-            decided[one] = Decision(current.id, one, reason)
-        decided |= _settled(current, others)
-    return decided
+            general = decision.decide_for_all(latest, one, now)
+            decisions[one] = general or Decision(latest.id, one, EXCLUDED)
+        decisions |= _stored(latest, others)
+    return decisions
 
 
-def write_seats(rows: list[dict[str, Any]]) -> set[str]:
+def write_assignments(rows: list[dict[str, Any]]) -> set[str]:
     """Write assignments of one experiment with their tally; return the new users.
 
-    To be called within a transaction. Who is enrolled already stays as they are.
+    To be called within a transaction. A user who is enrolled already keeps their row.
     """
     variants: dict[str, str] = {row["user_id"]: row["variant"] for row in rows}
     written: set[str] = set()
@@ -267,16 +199,16 @@ def write_seats(rows: list[dict[str, Any]]) -> set[str]:
 
 
 def assignments_page(experiment: Experiment, page: Page) -> Listing:
-    """Return a page of who is enrolled, newest first."""
+    """Return a page of the users who are enrolled, newest first."""
     query = Assignment.select().where(Assignment.experiment == experiment.id)
-    found = page.of(
+    listing = page.of(
         lambda _: query,
         (Assignment.id,),
         ("assignments", experiment.id),
         total=lambda: experiment.participants,
     )
-    seats = [_seat_decision(experiment, seat) for seat in found.rows]
-    return found._replace(rows=seats)
+    definition = experiment.definition
+    return listing._replace(rows=[_existing(definition, row) for row in listing.rows])
 
 
 def assignments_of(user_id: str, page: Page) -> Listing:
@@ -304,14 +236,16 @@ def assignments_of(user_id: str, page: Page) -> Listing:
     return page.of(lambda _: query, (Assignment.id,), ("memberships", user_id))
 
 
-def elsewhere(experiment: Experiment, user_ids: Iterable[str]) -> set[str]:
+def elsewhere(
+    experiment_id: str, group: str | None, user_ids: Iterable[str]
+) -> set[str]:
     """Return which users are in another experiment that shares the exclusion group."""
-    others = GroupShare.others(experiment)
-    found: set[str] = set()
+    others = GroupShare.others(experiment_id, group)
+    enrolled: set[str] = set()
     if others:
         for some in chunked(user_ids, CHUNK):
             rows = Assignment.select(Assignment.user_id).where(
                 Assignment.experiment.in_(others), Assignment.user_id.in_(some)
             )
-            found.update(row.user_id for row in rows)
-    return found
+            enrolled.update(row.user_id for row in rows)
+    return enrolled

@@ -13,7 +13,12 @@ from peewee import JOIN, chunked, fn
 
 from ledger.conversions import Event, _known, _occurred, refuse_unless_open
 from ledger.counts import FEW
-from ledger.enrolment import Seat, elsewhere, seats, write_seats
+from ledger.enrolment import (
+    Participant,
+    elsewhere,
+    participants_among,
+    write_assignments,
+)
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
 from storage.columns import utcnow
@@ -77,7 +82,7 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
         first: dict[str, Line] = {}
         for line in lines:
             first.setdefault(line.user_id, line)
-        enrolled = write_seats(
+        enrolled = write_assignments(
             [
                 {
                     "experiment": experiment.id,
@@ -89,8 +94,9 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
                 for line in first.values()
             ]
         )
-        participants = seats(experiment, first)
-        if elsewhere(experiment, enrolled) or any(
+        participants = participants_among(experiment.id, first)
+        group = experiment.exclusion_group
+        if elsewhere(experiment.id, group, enrolled) or any(
             participants[line.user_id].variant != line.variant for line in lines
         ):
             raise Conflict(
@@ -127,31 +133,35 @@ def _key(line: Line) -> str | None:
 
 
 def _booking(
-    experiment: Experiment, seat: Seat, line: Line, key: str | None, now: datetime
+    experiment: Experiment,
+    participant: Participant,
+    line: Line,
+    key: str | None,
+    now: datetime,
 ) -> Booking:
     """Return the booking of a line's event, as of the enrolment where it is before."""
     event = line.event or Event(line.user_id)
     return Booking(
         experiment.id,
-        seat.id,
-        seat.variant,
+        participant.id,
+        participant.variant,
         event.metric or experiment.primary_metric,
         event.value,
-        _occurred(event, now, seat),
+        _occurred(event, now, participant),
         now,
         key,
     )
 
 
 def _anonymous(
-    participants: Iterable[Seat], times: Iterable[datetime | None]
+    participants: Iterable[Participant], times: Iterable[datetime | None]
 ) -> Counter[tuple[Any, ...]]:
     """Count the events of these participants and times without a key of their own.
 
     The key of a count is what the events say. Only these times are read: a user may
     have any number of events.
     """
-    of = {seat.id: seat.user_id for seat in participants}
+    of = {participant.id: participant.user_id for participant in participants}
     found: Counter[tuple[Any, ...]] = Counter()
     for ids in chunked(of, CHUNK):
         for moments in chunked(times, CHUNK):
@@ -188,7 +198,7 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
     next import makes them again.
     """
     with database.transaction("DEFERRED"):
-        last_seat = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+        last_assignment = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
         last_conversion = Conversion.select(fn.MAX(Conversion.id)).scalar() or 0
     number = fn.COALESCE(Conversion.id, 0)
     query = (
@@ -209,14 +219,15 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
             on=(Conversion.assignment == Assignment.id)
             & (Conversion.id <= last_conversion),
         )
-        .where(Assignment.experiment == experiment.id, Assignment.id <= last_seat)
+        .where(Assignment.experiment == experiment.id, Assignment.id <= last_assignment)
         .order_by(Assignment.id, Conversion.id)
         .limit(PAGE)
     )
-    seat = conversion = 0
+    last_user = last_event = 0
     while True:
         page = query.where(
-            Assignment.id >= seat, (Assignment.id > seat) | (number > conversion)
+            Assignment.id >= last_user,
+            (Assignment.id > last_user) | (number > last_event),
         )
         rows: list[Any] = list(page.tuples())
         for _, _, *cells in giving_way(rows, FEW):
@@ -227,4 +238,4 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
             yield row
         if len(rows) < PAGE:
             return
-        seat, conversion, *_ = rows[-1]
+        last_user, last_event, *_ = rows[-1]

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Context, Decimal, Inexact
 from typing import Any, NamedTuple
 
-from peewee import chunked
+from peewee import chunked, fn
 
 from models import (
     MOST_METRICS,
@@ -66,7 +66,7 @@ class Metrics:
     def __init__(self, experiment: Experiment, names: Iterable[str]) -> None:
         """Look up *names*; no others can be asked for."""
         self._experiment = experiment
-        self._admitted = Metric.of(experiment.id, dict.fromkeys(names))
+        self._admitted = _metrics_among(experiment.id, dict.fromkeys(names))
         self._taken: int | None = None
         self._numbers: dict[str, int] = {}
 
@@ -79,7 +79,7 @@ class Metrics:
         if name in self._admitted:
             return True
         if self._taken is None:
-            self._taken = Metric.taken(self._experiment.id)
+            self._taken = _numbers_taken(self._experiment.id)
         if self._taken < MOST_METRICS:
             self._taken += 1
             self._numbers[name] = self._taken
@@ -96,6 +96,31 @@ class Metrics:
             [Metric.experiment, Metric.name, Metric.number],
             [(self._experiment.id, *new) for new in self._numbers.items()],
         )
+
+
+def _metrics_among(experiment_id: str, names: Iterable[str]) -> set[str]:
+    """Return those of these metrics that the experiment has."""
+    present: set[str] = set()
+    for some in chunked(names, CHUNK):
+        rows: Any = Metric.select(Metric.name).where(
+            Metric.experiment == experiment_id, one_of(Metric.name, some)
+        )
+        present.update(name for (name,) in rows.tuples())
+    return present
+
+
+def metrics_of(experiment_id: str) -> list[str]:
+    """Return every metric of the experiment: MOST_METRICS and one at most."""
+    rows: Any = Metric.select(Metric.name).where(Metric.experiment == experiment_id)
+    return [name for (name,) in rows.tuples()]
+
+
+def _numbers_taken(experiment_id: str) -> int:
+    """Return how many numbers are taken, at the same cost for few and many."""
+    last = Metric.select(fn.MAX(Metric.number)).where(
+        Metric.experiment == experiment_id
+    )
+    return last.scalar() or 0
 
 
 def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:

@@ -22,8 +22,8 @@ from marshmallow import ValidationError
 from peewee import JOIN, IntegerField, ModelSelect, TextField, Value, fn
 
 from ledger import conversions, rows
-from ledger.tallies import Metrics, TooManyMetrics
-from models import Assignment, Conversion, Experiment, GroupShare, Metric
+from ledger.tallies import Metrics, TooManyMetrics, metrics_of
+from models import Assignment, Conversion, Experiment, GroupShare
 from schemas import ImportLineSchema
 from storage.columns import EPOCH, MICROSECOND, Exact, Utc
 from storage.engine import database
@@ -137,7 +137,7 @@ def stage(experiment: Experiment, file: Path) -> Iterator[str]:
     _attach()
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
-    metrics = Metrics(experiment, Metric.all_of(experiment.id))
+    metrics = Metrics(experiment, metrics_of(experiment.id))
     good: list[dict[str, Any]] = []
     for number, row, problem in _rows(file):
         try:
@@ -432,7 +432,7 @@ def _excluded(experiment: Experiment) -> Found:
 
     Who is in this one already is not asked again.
     """
-    others = GroupShare.others(experiment)
+    others = GroupShare.others(experiment.id, experiment.exclusion_group)
     if not others:
         return
     Mine = Assignment.alias()

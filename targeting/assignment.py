@@ -152,21 +152,21 @@ class Draw(NamedTuple):
     """A line for a shell that prints the bucket."""
 
 
-class Receipt(NamedTuple):
+class Draws(NamedTuple):
     """Why a user is in, or not, and with which variant."""
 
     entry: Draw
     split: Draw
 
 
-def receipt(
+def draws(
     experiment_id: str,
     user_id: str,
     splits: Sequence[int],
     traffic: int,
     group: str | None = None,
     share: Iterable[tuple[int, int]] = (),
-) -> Receipt:
+) -> Draws:
     """Return both draws: whether the hash lets the user in, and the variant it deals.
 
     In a group the share takes the place of the traffic draw; there is no second one.
@@ -177,7 +177,7 @@ def receipt(
         entry = _draw(_group_salt(group), user_id, share)
     ends = accumulate(splits)
     ranges = [(end - split, end - 1) for split, end in zip(splits, ends, strict=True)]
-    return Receipt(entry, _draw(experiment_id, user_id, ranges))
+    return Draws(entry, _draw(experiment_id, user_id, ranges))
 
 
 def _draw(salt: str, user_id: str, pairs: Iterable[tuple[int, int]]) -> Draw:

@@ -21,9 +21,9 @@ from targeting.assignment import (
     allotted,
     bucket,
     dealt,
+    draws,
     in_share,
     in_traffic,
-    receipt,
     room,
 )
 
@@ -204,7 +204,7 @@ TestGroup = Group.TestCase
 
 
 def test_a_receipt_shows_both_draws():
-    shown = receipt("exp_abc123", "user-1", [3_333, 3_333, 3_334], 2_000)
+    shown = draws("exp_abc123", "user-1", [3_333, 3_333, 3_334], 2_000)
 
     # The contract's vector, and SHA-256 from the library.
     assert shown.split.bucket == 3520
@@ -220,12 +220,12 @@ def test_a_receipt_shows_both_draws():
 def test_in_a_group_the_share_takes_the_place_of_the_traffic():
     share = [(0, 999), (2_000, 2_499)]
 
-    shown = receipt("exp_1", "user-1", HALVES, 1_500, "checkout", share)
+    shown = draws("exp_1", "user-1", HALVES, 1_500, "checkout", share)
 
     assert shown.entry.salt == "group:checkout"
     assert shown.entry.sha256 == sha256(b"group:checkout:user-1").hexdigest()
     assert shown.entry.ranges == share
-    assert shown.split == receipt("exp_1", "user-1", HALVES, 1_500).split
+    assert shown.split == draws("exp_1", "user-1", HALVES, 1_500).split
 
 
 @given(user_ids, splits, st.integers(0, BUCKETS), widths, widths)
@@ -233,8 +233,8 @@ def test_a_receipt_says_what_was_decided(user_id, splits, traffic, others, width
     taken = [(BUCKETS - others, BUCKETS - 1)]
     share = allotted(taken, min(width, BUCKETS - others)) if others < BUCKETS else []
 
-    alone = receipt("exp_1", user_id, splits, traffic)
-    grouped = receipt("exp_1", user_id, splits, traffic, "checkout", share)
+    alone = draws("exp_1", user_id, splits, traffic)
+    grouped = draws("exp_1", user_id, splits, traffic, "checkout", share)
 
     assert alone.split.position == dealt("exp_1", user_id, splits)
     assert (alone.entry.position is not None) is in_traffic("exp_1", user_id, traffic)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import models
 from ledger import enrolment, proof
-from targeting import assignment
+from storage import columns
+from targeting import assignment, decision
 
 CASES = Path(__file__).parent / "cases" / "buckets.json"
 
@@ -416,10 +417,12 @@ def test_nobody_is_enrolled_in_an_experiment_that_is_not_there(api, running):
 def test_an_enrolment_that_meets_a_stop_on_its_way_is_refused(api, running):
     """The row is read, the stop is answered, then the enrolment is written."""
     path = running()
-    read = models.Experiment.get_by_id(path.removeprefix("experiments/"))
+    read = models.Experiment.get_by_id(path.removeprefix("experiments/")).definition
+    proposed = decision.decide(read, decision.User("late"), columns.utcnow())
+    assert proposed.reason == "NEW_ASSIGNMENT"
     assert api.post(f"{path}/stop").status_code == 200
 
-    (decision,) = enrolment.enrol(read, [enrolment.User("late")])
+    (answer,) = enrolment.enrol(read, [proposed])
 
-    assert (decision.reason, decision.variant) == ("ENROLLMENT_CLOSED", None)
+    assert (answer.reason, answer.variant) == ("ENROLLMENT_CLOSED", None)
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}

@@ -647,7 +647,7 @@ def test_a_change_that_lost_a_race_changes_nothing(api, draft, racing):
     before = api.get(path).json["data"]
 
     with pytest.raises(models.Conflict):
-        lifecycle.revise(read, None, "tester", name="Too late")
+        lifecycle.revise(read, {"name": "Too late"}, list, "tester")
 
     assert api.get(path).json["data"] == before
 
@@ -664,7 +664,7 @@ def test_a_conflict_tells_its_times_as_every_answer_does(app, api, draft):
 
     started = assert_error(api.post(f"{path}/start"), 409, "CONFLICT")
     with pytest.raises(models.Conflict) as lost:
-        lifecycle.revise(read, None, "tester", name="Too late")
+        lifecycle.revise(read, {"name": "Too late"}, list, "tester")
     with app.test_request_context():
         answer = errors.answer_conflict(lost.value)
 

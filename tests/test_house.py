@@ -28,7 +28,7 @@ PACKAGES = {
         {"paging", "shape", "table"},
         {"schema"},
     ],
-    "targeting": [{"assignment", "audience"}],
+    "targeting": [{"assignment", "audience"}, {"decision"}],
     "ledger": [
         {"enrolment"},
         {"tallies"},

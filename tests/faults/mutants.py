@@ -16,18 +16,19 @@ MUTANTS = {
     "acknowledge before commit": [
         (
             "ledger/enrolment.py",
-            "def _seated(experiment: Experiment, dealt: dict[str, Variant])",
-            """def _seated(experiment, dealt):
+            "def _assigned(\n",
+            """def _assigned(definition, new):
     import contextvars
     import threading
 
     late = contextvars.copy_context()  # with the database of this request
-    threading.Timer(0.1, late.run, (_seated_late, experiment, dealt)).start()
+    threading.Timer(0.1, late.run, (_assigned_late, definition, new)).start()
     now = utcnow()
-    return {one: Decision(experiment.id, one, NEW, dealt[one], now) for one in dealt}
+    return {user_id: one._replace(assigned_at=now) for user_id, one in new.items()}
 
 
-def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
+def _assigned_late(
+""",
         )
     ],
     "no UNIQUE on (experiment, user)": [
@@ -48,9 +49,9 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
     ],
     "a random variant": [
         (
-            "ledger/enrolment.py",
-            "position = assignment.dealt(experiment.id, user.user_id, splits)",
-            "position = __import__('random').randrange(len(splits))",
+            "targeting/decision.py",
+            "place = assignment.dealt(definition.id, user.user_id, definition.splits)",
+            "place = __import__('random').randrange(len(definition.splits))",
         )
     ],
     "a counter in another transaction": [
@@ -65,13 +66,12 @@ def _seated_late(experiment: Experiment, dealt: dict[str, Variant])""",
     "a swallowed lock error": [
         (
             "ledger/enrolment.py",
-            "    decided |= _seated(experiment, dealt)\n",
+            "    written = _assigned(definition, new)\n",
             """    try:
-        decided |= _seated(experiment, dealt)
+        written = _assigned(definition, new)
     except __import__("peewee").OperationalError:
         now = utcnow()
-        for one, variant in dealt.items():
-            decided[one] = Decision(experiment.id, one, NEW, variant, now)
+        written = {name: one._replace(assigned_at=now) for name, one in new.items()}
 """,
         )
     ],
