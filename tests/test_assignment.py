@@ -280,17 +280,17 @@ def test_there_is_a_plain_shell_and_bash_to_ask():
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_command_of_a_receipt_prints_the_bucket_whatever_the_id(shell):
-    receipts = [receipt("exp_1", user_id, HALVES, 1) for user_id in NASTY]
-    receipts += [receipt(name, "-n", HALVES, 1, name) for name in NASTY]
-    draws = [draw for one in receipts for draw in one]
+    explained = [draws("exp_1", user_id, HALVES, 1) for user_id in NASTY]
+    explained += [draws(name, "-n", HALVES, 1, name) for name in NASTY]
+    every = [draw for one in explained for draw in one]
 
-    lines = printed(shell, [draw.command for draw in draws])
+    lines = printed(shell, [draw.command for draw in every])
 
-    assert lines == [str(draw.bucket) for draw in draws]
+    assert lines == [str(draw.bucket) for draw in every]
 
 
 def test_the_command_of_a_receipt_agrees_with_node_on_320_vectors():
-    shown = [receipt(one["salt"], one["userId"], HALVES, 1) for one in VECTORS]
+    shown = [draws(one["salt"], one["userId"], HALVES, 1) for one in VECTORS]
 
     lines = printed("sh", [one.split.command for one in shown])
 
@@ -306,7 +306,7 @@ def test_the_command_of_a_receipt_makes_do_with_shasum(tmp_path):
 
     lines = printed(
         "sh",
-        [receipt("exp_abc123", "Zoë", HALVES, 1).split.command],
+        [draws("exp_abc123", "Zoë", HALVES, 1).split.command],
         PATH=str(tmp_path),
     )
 
