@@ -5,14 +5,16 @@ Each move is one transaction that asks the stored state and writes down who did 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import peewee
 
 from models import (
+    FULL,
     NOT_IDS,
     SERVICE,
     Audience,
@@ -24,14 +26,33 @@ from models import (
     InvalidState,
     Override,
     Variant,
+    next_moment,
 )
 from storage.columns import MICROSECOND, utcnow
 from storage.engine import database
 from storage.sqlite import trouble
+from targeting import assignment
 from targeting.decision import COMPLETED, DRAFT, RUNNING, STOPPED
 
 Items = list[dict[str, Any]]
 """Variants as they are written: a dictionary for each."""
+
+
+class NoRoom(Conflict):
+    """An exclusion group has less room left than the experiment takes."""
+
+    def __init__(self, source: str, wanted: int, left: int) -> None:
+        super().__init__(
+            f"Of {source} {_percent(left)} % are left, and the experiment takes "
+            f"{_percent(wanted)} %.",
+            Decimal(wanted) / 100,
+            [Decimal(left) / 100],
+        )
+
+
+def _percent(hundredths: int) -> str:
+    """Return hundredths of a percent in percent, as short as possible: 33.3."""
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def draft(
@@ -215,8 +236,31 @@ def start(experiment: Experiment, by: str) -> None:
             audience_rules=audience and audience.rule_tree,
             audience_snapshot_at=now if audience else None,
         )
-        if experiment.exclusion_group:
-            GroupShare.take(experiment)
+        _take_share(experiment)
+
+
+def _take_share(experiment: Experiment) -> None:
+    """Give the experiment its share of its exclusion group, if it is in one.
+
+    The share that it gave back when it was archived it takes again, because its users
+    fall into it. Only an experiment without users takes another share instead. Raise
+    NoRoom where too little is left.
+    """
+    group, wanted = experiment.exclusion_group, experiment.traffic
+    if group is None or GroupShare.is_held_by(experiment):
+        return
+    taken, before = GroupShare.taken(group), GroupShare.of(experiment)
+    lost = assignment.overlap(before, taken)
+    if before and not lost:
+        GroupShare.hold_again(experiment)
+        return
+    if before and experiment.participants:
+        own = f"the experiment's own range of the group {group!r}"
+        raise NoRoom(own, wanted, wanted - lost)
+    left = FULL - assignment.room(taken)
+    if wanted > left:
+        raise NoRoom(f"the group {group!r}", wanted, left)
+    GroupShare.replace_with(experiment, assignment.allotted(taken, wanted))
 
 
 def stop(experiment: Experiment, by: str) -> None:
@@ -233,8 +277,7 @@ def resume(experiment: Experiment, by: str) -> None:
     """
     with _recorded(experiment, "resume", by) as now:
         _move(experiment, now, [STOPPED], status=RUNNING, end_date=None)
-        if experiment.exclusion_group:
-            GroupShare.take(experiment)
+        _take_share(experiment)
 
 
 def complete(
@@ -298,7 +341,9 @@ def override(
         row = Override(experiment=experiment.id, user_id=user_id, variant=variant_id)
         before = Override.of(experiment.id, [user_id]).get(user_id)
         if before is None:
-            row.created_at = Override.next_moment(experiment.id)
+            row.created_at = next_moment(
+                Override.created_at, Override.experiment == experiment.id
+            )
         Override.insert(row.__data__).on_conflict(
             conflict_target=[Override.experiment, Override.user_id],
             preserve=[Override.variant],
@@ -392,6 +437,64 @@ def _recorded(experiment: Experiment, action: str, by: str) -> Iterator[datetime
         after = _settings(experiment)
         if after != before:
             Change.note(experiment, by, action, before, after)
+
+
+class ExperimentWarning(NamedTuple):
+    """Something that whoever creates or starts an experiment should know."""
+
+    code: str
+    message: str
+
+
+def warnings(experiment: Experiment) -> Iterator[ExperimentWarning]:
+    """Yield what whoever creates or starts the experiment should know."""
+    id = experiment.audience_id
+    if id is not None and not _has_rules(experiment):
+        yield ExperimentWarning(
+            "AUDIENCE_NOT_DEFINED",
+            f"The audience {id!r} is not defined here: the caller decides who is in.",
+        )
+    if experiment.state != RUNNING:
+        return
+    flows = [variant.flow_id for variant in experiment.variants if variant.flow_id]
+    for flow in dict.fromkeys(flows):
+        if flows.count(flow) > 1:
+            yield ExperimentWarning(
+                "FLOW_IN_TWO_VARIANTS",
+                f"The flow {flow!r} is in two variants: they may not differ at all.",
+            )
+    for other, flow in _running_with(experiment, flows):
+        yield ExperimentWarning(
+            "FLOW_IN_TWO_EXPERIMENTS",
+            f"The flow {flow!r} is in the running experiment {other} too: its users "
+            "get it whatever this one deals.",
+        )
+
+
+def _has_rules(experiment: Experiment) -> bool:
+    """Tell whether rules decide who is in: frozen ones, or those of the audience."""
+    if experiment.start_date:
+        return experiment.audience_snapshot_at is not None
+    return Audience.get_or_none(id=experiment.audience_id) is not None
+
+
+def _running_with(
+    experiment: Experiment, flow_ids: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return the other running experiments that use these flows, each with its flow."""
+    rows = (
+        Variant.select(Variant.experiment, Variant.flow_id)
+        .join(Experiment)
+        .where(
+            Variant.flow_id.in_(flow_ids),
+            Experiment.id != experiment.id,
+            Experiment.archived_at.is_null(),
+            Experiment._status_at(utcnow()) == RUNNING,
+        )
+        .order_by(Experiment.created_at, Experiment.id, Variant.flow_id)
+        .distinct()
+    )
+    return [(row.experiment_id, str(row.flow_id)) for row in rows]
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 from peewee import (
@@ -21,7 +20,7 @@ from peewee import (
     fn,
 )
 
-from storage.columns import EPOCH, MICROSECOND, Exact, Json, Utc, _after, new_id, utcnow
+from storage.columns import EPOCH, MICROSECOND, Exact, Json, Utc, new_id, utcnow
 from storage.engine import database
 from storage.paging import Fence, Listing, Page
 from storage.schema import Identity
@@ -68,29 +67,12 @@ class InvalidState(Conflict):
         super().__init__(told, current, wanted)
 
 
-class NoRoom(Conflict):
-    """What the experiment takes its users from has less room than it takes."""
-
-    def __init__(self, source: str, wanted: int, left: int) -> None:
-        super().__init__(
-            f"Of {source} {percent(left)} % are left, and the experiment takes "
-            f"{percent(wanted)} %.",
-            Decimal(wanted) / 100,
-            [Decimal(left) / 100],
-        )
-
-
 class Invalid(Exception):
     """A value refers to something that the experiment does not have."""
 
     def __init__(self, path: str, message: str) -> None:
         self.path = path
         super().__init__(message)
-
-
-def percent(hundredths: int) -> str:
-    """Return hundredths of a percent in percent, as short as it goes: 33.3."""
-    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
 
 
 class Experiment(Table):
@@ -270,29 +252,6 @@ class Experiment(Table):
         return next((item for item in self.variants if item.key == id), None)
 
     @property
-    def has_audience(self) -> bool:
-        """Whether rules decide who is in: those frozen at the start, or to be."""
-        if self.start_date:
-            return self.audience_snapshot_at is not None
-        return Audience.get_or_none(id=self.audience_id) is not None
-
-    def running_with(self, flow_ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Return the other running experiments that use these flows, each with it."""
-        found = (
-            Variant.select(Variant.experiment, Variant.flow_id)
-            .join(Experiment)
-            .where(
-                Variant.flow_id.in_(flow_ids),
-                Experiment.id != self.id,
-                Experiment.archived_at.is_null(),
-                Experiment._status_at(utcnow()) == RUNNING,
-            )
-            .order_by(Experiment.created_at, Experiment.id, Variant.flow_id)
-            .distinct()
-        )
-        return [(row.experiment_id, str(row.flow_id)) for row in found]
-
-    @property
     def participants(self) -> int:
         """How many users are enrolled: exact, from the variants' tallies."""
         return sum(variant.participants for variant in self.variants)
@@ -334,6 +293,17 @@ _VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
     'FOREIGN KEY ("experiment_id", "variant") REFERENCES "variant" '
     '("experiment_id", "key")'
 )
+
+
+def next_moment(column: Utc, condition: Any = True) -> datetime:
+    """Return the time for a new row, later than that of every other row.
+
+    A walk through the list must not meet a row that is newer than the walk, also
+    where the clock was set back.
+    """
+    latest = column.model.select(fn.MAX(column)).where(condition).scalar()
+    now = utcnow()
+    return now if latest is None else max(now, latest + MICROSECOND)
 
 
 class Audience(Table):
@@ -379,10 +349,7 @@ class Audience(Table):
             defined = there or cls(id=id)
             defined._set(name=name, description=description, rule_tree=rule_tree)
             if there is None:
-                # Later than all others also where the clock was set back: a walk
-                # through the list must not meet a row that is newer than itself.
-                latest = cls.select(fn.MAX(cls.created_at)).scalar()
-                defined.created_at = _after(latest, defined.updated_at)
+                defined.created_at = next_moment(cls.created_at)
                 defined.updated_at = defined.created_at
             defined.save(force_insert=there is None)
         return defined, there is None
@@ -447,17 +414,6 @@ class Override(Table):
         return dict(found.tuples())
 
     @classmethod
-    def next_moment(cls, experiment_id: str) -> datetime:
-        """Return the time of a new override, later than all others of the experiment.
-
-        A walk through the list must not meet a row that is newer than itself, also
-        where the clock was set back.
-        """
-        mine = cls.experiment == experiment_id
-        latest = cls.select(fn.MAX(cls.created_at)).where(mine).scalar()
-        return _after(latest, utcnow())
-
-    @classmethod
     def page(cls, experiment: Experiment, page: Page) -> Listing:
         """Return a page of an experiment's overrides, newest first."""
         found = cls.select().where(cls.experiment == experiment.id)
@@ -500,33 +456,31 @@ class GroupShare(Table):
         return sorted({row.experiment_id for row in rows})
 
     @classmethod
-    def take(cls, experiment: Experiment) -> None:
-        """Take an experiment's room in its group, unless it has it already.
+    def is_held_by(cls, experiment: Experiment) -> bool:
+        """Tell whether the experiment holds its share now."""
+        held = cls.held.is_null(False)
+        return cls.get_or_none(cls.experiment == experiment.id, held) is not None
 
-        What it gave back at its archiving it takes again, for its users belong there.
-        Only one without users takes another range instead. Raise NoRoom where there
-        is too little.
-        """
-        group, wanted = str(experiment.exclusion_group), experiment.traffic
-        if cls.get_or_none(cls.experiment == experiment.id, cls.held.is_null(False)):
-            return
-        taken = [
-            assignment.Range(row.first, row.last)
-            for row in cls.select().where(cls.held == group)
-        ]
-        before = cls.of(experiment)
-        lost = assignment.overlap(before, taken)
-        if before and not lost:
-            cls.update(held=group).where(cls.experiment == experiment.id).execute()
-            return
-        if before and experiment.participants:
-            own = f"the experiment's own range of the group {group!r}"
-            raise NoRoom(own, wanted, wanted - lost)
-        left = FULL - assignment.room(taken)
-        if wanted > left:
-            raise NoRoom(f"the group {group!r}", wanted, left)
+    @classmethod
+    def taken(cls, group: str) -> list[assignment.Range]:
+        """Return the ranges of this group that any experiment holds."""
+        rows = cls.select().where(cls.held == group)
+        return [assignment.Range(row.first, row.last) for row in rows]
+
+    @classmethod
+    def hold_again(cls, experiment: Experiment) -> None:
+        """Let the experiment hold the share again that it had."""
+        group = experiment.exclusion_group
+        cls.update(held=group).where(cls.experiment == experiment.id).execute()
+
+    @classmethod
+    def replace_with(
+        cls, experiment: Experiment, share: list[assignment.Range]
+    ) -> None:
+        """Let the experiment hold this share, and forget the one that it had."""
         cls.delete().where(cls.experiment == experiment.id).execute()
-        for first, last in assignment.allotted(taken, wanted):
+        group = experiment.exclusion_group
+        for first, last in share:
             cls.create(experiment=experiment.id, held=group, first=first, last=last)
 
     @classmethod

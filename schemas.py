@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from marshmallow import (
     validates_schema,
 )
 
+import lifecycle
 from ledger.conversions import (
     BEFORE_ENROLLMENT,
     CONFLICT,
@@ -29,11 +30,14 @@ from ledger.conversions import (
 from models import CONCLUSIONS, FULL, Change, Experiment
 from storage.columns import utcnow
 from storage.paging import Page
-from targeting.decision import NOT_ENROLLED, RUNNING, STATUSES, Explanation
+from targeting.decision import NOT_ENROLLED, STATUSES, Explanation
 from web.fields import (
+    LARGEST_RATE,
+    SMALLEST_RATE,
     Answer,
     Batch,
     Between,
+    ConfidenceLevel,
     Flag,
     Id,
     Integer,
@@ -42,10 +46,12 @@ from web.fields import (
     Key,
     Level,
     Limit,
+    MetricValue,
     Moment,
     Name,
-    Number,
     Percentage,
+    PlannedRate,
+    Power,
     Rows,
     RuleTree,
     Text,
@@ -163,45 +169,26 @@ def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return variants
 
 
-# Beyond these, sizes leave the numbers that a float holds.
-LEAST, MOST = "0.000001", "0.999999"
-
-
-def Rate(**options: Any) -> Between:
-    """Return a field for a rate, or an effect on one, that can be planned with."""
-    return Between(LEAST, MOST, **options)
-
-
-def Power(**options: Any) -> Between:
-    """Return a field for how surely an effect that is there is found."""
-    return Between("0.01", "0.999", load_default=Decimal("0.8"), **options)
-
-
-def ConfidenceLevel(**options: Any) -> Between:
-    """Return a field for what an interval holds: 1 minus the false alarms."""
-    return Between("0.5", "0.99", load_default=Decimal("0.95"), **options)
-
-
 class PlanSchema(Wire):
     """What the experiment was planned to find."""
 
-    baseline_rate = Rate(required=True)
-    minimum_effect = Rate(required=True, metadata={"description": "absolute"})
+    baseline_rate = PlannedRate(required=True)
+    minimum_effect = PlannedRate(required=True, metadata={"description": "absolute"})
     power = Power()
     confidence_level = ConfidenceLevel()
 
     @validates_schema(skip_on_field_errors=True)
     def _within_one(self, plan: dict[str, Any], **_: Any) -> None:
-        if plan["baseline_rate"] + plan["minimum_effect"] > Decimal(MOST):
-            raise ValidationError(f"No rate is above {MOST}.", "minimumEffect")
+        if plan["baseline_rate"] + plan["minimum_effect"] > Decimal(LARGEST_RATE):
+            raise ValidationError(f"No rate is above {LARGEST_RATE}.", "minimumEffect")
 
 
 class SizeSchema(Wire):
     """What an experiment should find; its effect absolute or relative."""
 
-    baseline_rate = Rate(required=True)
-    minimum_effect = Rate(load_default=None)
-    relative_effect = Between(LEAST, "1000000", load_default=None)
+    baseline_rate = PlannedRate(required=True)
+    minimum_effect = PlannedRate(load_default=None)
+    relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
     power = Power()
     confidence_level = ConfidenceLevel()
     variants = Integer("2", "20", load_default=None)
@@ -215,9 +202,13 @@ class SizeSchema(Wire):
             raise ValidationError("Give either minimumEffect or relativeEffect.")
         name = "minimumEffect" if relative is None else "relativeEffect"
         effect = absolute or size["baseline_rate"] * relative
-        if not Decimal(LEAST) <= effect <= Decimal(MOST) - size["baseline_rate"]:
-            told = f"The effect must be at least {LEAST}, and no rate above {MOST}."
-            raise ValidationError(told, name)
+        room = Decimal(LARGEST_RATE) - size["baseline_rate"]
+        if not Decimal(SMALLEST_RATE) <= effect <= room:
+            raise ValidationError(
+                f"The effect must be at least {SMALLEST_RATE}, and no rate above "
+                f"{LARGEST_RATE}.",
+                name,
+            )
 
     @validates_schema(skip_on_field_errors=True)
     def _one_split(self, size: dict[str, Any], **_: Any) -> None:
@@ -349,7 +340,7 @@ class WarnedExperimentSchema(ExperimentSchema):
     """An experiment with what its maker should know."""
 
     warnings = fields.Function(
-        lambda experiment: warnings(experiment),
+        lambda experiment: [one._asdict() for one in lifecycle.warnings(experiment)],
         dump_only=True,
         metadata={
             "type": "array",
@@ -363,37 +354,6 @@ class WarnedExperimentSchema(ExperimentSchema):
             },
         },
     )
-
-
-def warnings(experiment: Experiment) -> list[dict[str, str]]:
-    """Return what the maker of an experiment should know."""
-    return [
-        {"code": code, "message": message} for code, message in _warnings(experiment)
-    ]
-
-
-def _warnings(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    id = experiment.audience_id
-    if id is not None and not experiment.has_audience:
-        yield (
-            "AUDIENCE_NOT_DEFINED",
-            f"The audience {id!r} is not defined here: the caller decides who is in.",
-        )
-    if experiment.state != RUNNING:
-        return
-    flows = [variant.flow_id for variant in experiment.variants if variant.flow_id]
-    for flow in dict.fromkeys(flows):
-        if flows.count(flow) > 1:
-            yield (
-                "FLOW_IN_TWO_VARIANTS",
-                f"The flow {flow!r} is in two variants: they may not differ at all.",
-            )
-    for other, flow in experiment.running_with(flows):
-        yield (
-            "FLOW_IN_TWO_EXPERIMENTS",
-            f"The flow {flow!r} is in the running experiment {other} too: its users "
-            "get it whatever this one deals.",
-        )
 
 
 class ConclusionSchema(Wire):
@@ -523,25 +483,6 @@ class MembershipSchema(Answer):
     assigned_at = Moment()
 
 
-DECIMALS = 340  # what it takes to write any double exactly as it is printed
-
-
-class Value(Number):
-    """A number from -1e12 to 1e12."""
-
-    shape = {"type": "number", "minimum": -(10**12), "maximum": 10**12}
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Any, **_: Any
-    ) -> Decimal:
-        number = super()._deserialize(value, attr, data)
-        if not -(10**12) <= number <= 10**12:
-            raise ValidationError("A value is from -1e12 to 1e12.")
-        if int(number.as_tuple().exponent) < -DECIMALS:
-            raise ValidationError(f"A value has at most {DECIMALS} decimals.")
-        return number
-
-
 def is_not_to_come(time: datetime) -> None:
     if time > utcnow() + timedelta(minutes=5):
         raise ValidationError("The time is more than 5 minutes ahead.")
@@ -552,7 +493,7 @@ class EventSchema(Wire):
 
     user_id = Id(required=True)
     metric = Id(load_default=None)
-    value = Value(load_default=None, allow_none=True)
+    value = MetricValue(load_default=None, allow_none=True)
     occurred_at = Moment(load_default=None, allow_none=True, validate=is_not_to_come)
     idempotency_key = Id(load_default=None, allow_none=True)
 
@@ -577,7 +518,7 @@ class ImportLineSchema(Schema):
     timestamp = Moment(required=True, validate=is_not_to_come)
     converted_at = Moment(load_default=None, allow_none=True, validate=is_not_to_come)
     metric = Id(load_default=None, allow_none=True)
-    value = Value(load_default=None, allow_none=True)
+    value = MetricValue(load_default=None, allow_none=True)
     idempotency_key = Id(load_default=None, allow_none=True)
 
     @validates_schema(skip_on_field_errors=True)
@@ -606,7 +547,7 @@ class ReceiptSchema(Answer):
     user_id = fields.String()
     variant_id = fields.String(allow_none=True)
     metric = fields.String()
-    value = Value(allow_none=True)
+    value = MetricValue(allow_none=True)
     occurred_at = Moment()
     idempotency_key = fields.String(allow_none=True)
 

@@ -17,11 +17,6 @@ def utcnow() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _after(latest: datetime | None, now: datetime) -> datetime:
-    """Return now, or the next moment after the latest where that is not earlier."""
-    return now if latest is None else max(now, latest + MICROSECOND)
-
-
 def new_id(prefix: str) -> Callable[[], str]:
     """Return a maker of ids such as ``exp_4f0c9ba2d17e86b35a10``."""
     return lambda: f"{prefix}_{secrets.token_hex(10)}"

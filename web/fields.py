@@ -167,6 +167,25 @@ class Number(Told):
         return value if value is None else plain(Decimal(value))
 
 
+DECIMALS = 340  # what it takes to write any double exactly as it is printed
+
+
+class MetricValue(Number):
+    """A number from -1e12 to 1e12."""
+
+    shape = {"type": "number", "minimum": -(10**12), "maximum": 10**12}
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Any, **_: Any
+    ) -> Decimal:
+        number = super()._deserialize(value, attr, data)
+        if not -(10**12) <= number <= 10**12:
+            raise ValidationError("A value is from -1e12 to 1e12.")
+        if int(number.as_tuple().exponent) < -DECIMALS:
+            raise ValidationError(f"A value has at most {DECIMALS} decimals.")
+        return number
+
+
 class Percentage(Number):
     """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
 
@@ -332,6 +351,25 @@ class Between(Number):
         if not self.low <= number <= self.high:
             raise ValidationError(f"Must be from {self.low} to {self.high}.")
         return number
+
+
+# Beyond these, sizes leave the numbers that a float holds.
+SMALLEST_RATE, LARGEST_RATE = "0.000001", "0.999999"
+
+
+def PlannedRate(**options: Any) -> Between:
+    """Return a field for a rate, or an effect on one, that can be planned with."""
+    return Between(SMALLEST_RATE, LARGEST_RATE, **options)
+
+
+def Power(**options: Any) -> Between:
+    """Return a field for how surely an effect that is there is found."""
+    return Between("0.01", "0.999", load_default=Decimal("0.8"), **options)
+
+
+def ConfidenceLevel(**options: Any) -> Between:
+    """Return a field for what an interval holds: 1 minus the false alarms."""
+    return Between("0.5", "0.99", load_default=Decimal("0.95"), **options)
 
 
 class Integer(Between):
