@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from peewee import EXCLUDED, chunked
 
 from ledger.enrolment import Participant, overrides_among, participants_among
-from ledger.tallies import Booking, Metrics, TooManyMetrics, _write_bookings
+from ledger.tallies import Booking, Metrics, TooManyMetrics, write_bookings
 from models import (
     Assignment,
     Conflict,
@@ -85,19 +85,19 @@ def refuse_rejected(receipt: Receipt) -> None:
     key belongs to another body. The first two are counted as refused all the same.
     """
     if receipt.is_forced:
-        told = "A variant is forced for the user, who is not counted meanwhile."
-        raise NotEnrolled(told, "override", ["enrolled"])
+        message = "A variant is forced for the user, who is not counted meanwhile."
+        raise NotEnrolled(message, "override", ["enrolled"])
     if receipt.reason == NOT_ENROLLED:
-        told = f"The user is not enrolled in {receipt.experiment_id}."
-        raise NotEnrolled(told, "not enrolled", ["enrolled"])
+        message = f"The user is not enrolled in {receipt.experiment_id}."
+        raise NotEnrolled(message, "not enrolled", ["enrolled"])
     if receipt.reason == BEFORE_ENROLLMENT:
-        told = "The conversion happened before the enrolment."
-        raise BeforeEnrollment(told, receipt.occurred_at)
+        message = "The conversion happened before the enrolment."
+        raise BeforeEnrollment(message, receipt.occurred_at)
     if receipt.reason == TOO_MANY_METRICS:
         raise TooManyMetrics(receipt.metric)
     if receipt.status == REJECTED:
-        told = "The idempotencyKey was used with another body."
-        raise Conflict(told, receipt.idempotency_key)
+        message = "The idempotencyKey was used with another body."
+        raise Conflict(message, receipt.idempotency_key)
 
 
 def credit(events: Sequence[Event]) -> list[list[Receipt]]:
@@ -173,39 +173,14 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             _receipt(experiment, event, now, REJECTED, reason=INVALID_STATE)
             for event in events
         ]
-    user_ids = [event.user_id for event in events]
-    enrolled = participants_among(experiment.id, user_ids)
-    # Behaviour under an override is not evidence about the assigned variant.
-    forced = overrides_among(experiment.id, user_ids)
-    for user_id in forced:
-        enrolled.pop(user_id, None)
-    known = _known(experiment, [event.idempotency_key for event in events])
-    metrics = Metrics(
-        experiment, [event.metric or experiment.primary_metric for event in events]
-    )
+    facts = _facts(experiment, events)
     counted: list[Booking] = []
     receipts = []
     for event in events:
-        participant = enrolled.get(event.user_id)
-        receipt = _receipt(experiment, event, now, ACCEPTED, participant)
-        earlier = known.get(event.idempotency_key)
-        if participant is None:
-            receipt = receipt._replace(
-                status=REJECTED,
-                reason=NOT_ENROLLED,
-                is_forced=event.user_id in forced,
-            )
-        elif earlier is not None:
-            if _same(earlier, participant, event, receipt):
-                told = {"status": DUPLICATE, "occurred_at": earlier.occurred_at}
-            else:
-                told = {"status": REJECTED, "reason": CONFLICT}
-            receipt = receipt._replace(**told)
-        elif receipt.occurred_at < participant.assigned_at:
-            receipt = receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
-        elif not metrics.admit(receipt.metric):
-            receipt = receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
-        else:
+        participant = facts.enrolled.get(event.user_id)
+        receipt = _judged(experiment, event, participant, facts, now)
+        receipts.append(receipt)
+        if participant and receipt.status == ACCEPTED:
             row = Booking(
                 experiment.id,
                 participant.id,
@@ -218,12 +193,60 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             )
             counted.append(row)
             if event.idempotency_key is not None:
-                known[event.idempotency_key] = row
-        receipts.append(receipt)
-    metrics.write()
-    _write_bookings(experiment, counted)
+                facts.known[event.idempotency_key] = row
+    facts.metrics.write()
+    write_bookings(experiment, counted)
     _write_refusals(experiment, receipts, now)
     return receipts
+
+
+class _Facts(NamedTuple):
+    """What is stored about the users, the keys and the metrics of some events."""
+
+    enrolled: dict[str, Participant]
+    forced: dict[str, str]
+    known: dict[str | None, Any]
+    metrics: Metrics
+
+
+def _facts(experiment: Experiment, events: Sequence[Event]) -> _Facts:
+    user_ids = [event.user_id for event in events]
+    enrolled = participants_among(experiment.id, user_ids)
+    # Behaviour under an override is not evidence about the assigned variant.
+    forced = overrides_among(experiment.id, user_ids)
+    for user_id in forced:
+        enrolled.pop(user_id, None)
+    names = [event.metric or experiment.primary_metric for event in events]
+    return _Facts(
+        enrolled,
+        forced,
+        _known(experiment, [event.idempotency_key for event in events]),
+        Metrics(experiment, names),
+    )
+
+
+def _judged(
+    experiment: Experiment,
+    event: Event,
+    participant: Participant | None,
+    facts: _Facts,
+    now: datetime,
+) -> Receipt:
+    """Return what becomes of an event: accepted, a duplicate, or rejected."""
+    receipt = _receipt(experiment, event, now, ACCEPTED, participant)
+    if participant is None:
+        forced = event.user_id in facts.forced
+        return receipt._replace(status=REJECTED, reason=NOT_ENROLLED, is_forced=forced)
+    earlier = facts.known.get(event.idempotency_key)
+    if earlier is not None:
+        if _same(earlier, participant, event, receipt):
+            return receipt._replace(status=DUPLICATE, occurred_at=earlier.occurred_at)
+        return receipt._replace(status=REJECTED, reason=CONFLICT)
+    if receipt.occurred_at < participant.assigned_at:
+        return receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
+    if not facts.metrics.admit(receipt.metric):
+        return receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
+    return receipt
 
 
 def _receipt(

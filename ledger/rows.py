@@ -79,22 +79,10 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     with database.atomic():
         now = utcnow()
         refuse_unless_open(Experiment.get_by_id(experiment.id))
-        first: dict[str, Line] = {}
-        for line in lines:
-            first.setdefault(line.user_id, line)
-        enrolled = write_assignments(
-            [
-                {
-                    "experiment": experiment.id,
-                    "user_id": line.user_id,
-                    "variant": line.variant,
-                    "assigned_at": line.assigned_at,
-                    "received_at": now,
-                }
-                for line in first.values()
-            ]
+        enrolled = _enrol(experiment, lines, now)
+        participants = participants_among(
+            experiment.id, [line.user_id for line in lines]
         )
-        participants = participants_among(experiment.id, first)
         group = experiment.exclusion_group
         if elsewhere(experiment.id, group, enrolled) or any(
             participants[line.user_id].variant != line.variant for line in lines
@@ -104,26 +92,57 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
                 "run the import again.",
                 experiment.id,
             )
-        events = {_key(line): line for line in lines if line.event}
-        known = _known(experiment, events)
-        stored = _anonymous(
-            {
-                participants[line.user_id]
-                for line in events.values()
-                if line.number and line.user_id not in enrolled
-            },
-            {line.event.occurred_at for line in events.values() if line.event},
-        )
-        rows = []
-        for key, line in events.items():
-            row = _booking(experiment, participants[line.user_id], line, key, now)
-            moment = line.event and line.event.occurred_at  # as the line has it
-            said = row.assignment_id, row.metric, moment, row.value
-            there = line.number is not None and line.number <= stored[said]
-            if not there and key not in known:
-                rows.append(row)
+        rows = _new_bookings(experiment, lines, enrolled, participants, now)
         write_conversions(experiment, rows)
     return len(enrolled), len(rows)
+
+
+def _enrol(experiment: Experiment, lines: Sequence[Line], now: datetime) -> set[str]:
+    """Write a row for each user of the lines who has none; return those users."""
+    first: dict[str, Line] = {}
+    for line in lines:
+        first.setdefault(line.user_id, line)
+    return write_assignments(
+        [
+            {
+                "experiment": experiment.id,
+                "user_id": line.user_id,
+                "variant": line.variant,
+                "assigned_at": line.assigned_at,
+                "received_at": now,
+            }
+            for line in first.values()
+        ]
+    )
+
+
+def _new_bookings(
+    experiment: Experiment,
+    lines: Sequence[Line],
+    enrolled: set[str],
+    participants: dict[str, Participant],
+    now: datetime,
+) -> list[Booking]:
+    """Return the bookings of the lines' events that are not stored yet."""
+    events = {_key(line): line for line in lines if line.event}
+    known = _known(experiment, events)
+    stored = _anonymous(
+        {
+            participants[line.user_id]
+            for line in events.values()
+            if line.number and line.user_id not in enrolled
+        },
+        {line.event.occurred_at for line in events.values() if line.event},
+    )
+    rows = []
+    for key, line in events.items():
+        row = _booking(experiment, participants[line.user_id], line, key, now)
+        moment = line.event and line.event.occurred_at  # as the line has it
+        content = row.assignment_id, row.metric, moment, row.value
+        is_stored = line.number is not None and line.number <= stored[content]
+        if not is_stored and key not in known:
+            rows.append(row)
+    return rows
 
 
 def _key(line: Line) -> str | None:

@@ -135,10 +135,10 @@ def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
         if not metrics.admit(row.metric):
             raise TooManyMetrics(row.metric)
     metrics.write()
-    _write_bookings(experiment, rows)
+    write_bookings(experiment, rows)
 
 
-def _write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
+def write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
     """Write conversions whose metrics are there, with what counts them.
 
     Only the totals and tallies that these rows change are read and written.
@@ -217,24 +217,11 @@ def count(
     before = totals.get((row.assignment_id, row.metric), Total())
     tally = tallies.get((row.variant, row.metric))
     if tally is None:
-        tally = tallies[row.variant, row.metric] = Tally(
-            experiment=row.experiment_id,
-            variant=row.variant,
-            metric=row.metric,
-            users=0,
-            events=0,
-            value_users=0,
-            value_sum=Decimal(0),
-            value_sum_squares=Decimal(0),
-            first_at=row.occurred_at,
-            last_at=row.occurred_at,
-        )
+        tally = tallies[row.variant, row.metric] = _empty_tally(row)
     tally.events += 1
     tally.users += before.events == 0
-    if row.occurred_at < tally.first_at:
-        tally.first_at = row.occurred_at
-    if row.occurred_at > tally.last_at:
-        tally.last_at = row.occurred_at
+    tally.first_at = min(tally.first_at, row.occurred_at)
+    tally.last_at = max(tally.last_at, row.occurred_at)
     total = before.total
     if row.value is not None:
         start = before.total or Decimal(0)
@@ -246,3 +233,19 @@ def count(
         )
         tally.value_sum_squares = exact.add(tally.value_sum_squares, grown)
     totals[row.assignment_id, row.metric] = Total(before.events + 1, total)
+
+
+def _empty_tally(row: Any) -> Tally:
+    """Return the tally of the conversion's variant and metric before the first."""
+    return Tally(
+        experiment=row.experiment_id,
+        variant=row.variant,
+        metric=row.metric,
+        users=0,
+        events=0,
+        value_users=0,
+        value_sum=Decimal(0),
+        value_sum_squares=Decimal(0),
+        first_at=row.occurred_at,
+        last_at=row.occurred_at,
+    )

@@ -110,25 +110,15 @@ class Page(NamedTuple):
         newest, *ties = order
         # One snapshot: the rows, their number, and the fence are of one moment.
         with newest.model._meta.database.transaction("DEFERRED"):
-            if self.cursor is None:
-                rows = query(None)
-                before = (self.number - 1) * self.limit
-                count = total() if total else rows.count()
-                start = Cursor(Fence(), 0, 0, before, count)
-                rows = rows.offset(before)
-            else:
-                start = Cursor.read(self.cursor, listed)
-                place = Value(start.place, converter=False)
-                later = newest <= place if start.ties else newest < place
-                rows = query(start.fence).where(later).offset(start.ties)
+            start, rows = self._start(query, newest, listed, total)
             ordered = rows.order_by(newest.desc(), *ties).limit(self.limit + 1)
-            found = list(ordered)
-            shown = found[: self.limit]
+            read = list(ordered)
+            shown = read[: self.limit]
             cursor = None
-            if len(found) > self.limit:
-                if self.cursor is None:  # here a walk may begin
+            if len(read) > self.limit:
+                if self.cursor is None:  # a walk may begin here
                     start = start._replace(fence=fence())
-                cursor = self._after(shown, found[-1], newest, start, query)
+                cursor = self._after(shown, read[-1], newest, start, query)
         return Listing(
             shown,
             start.total,
@@ -136,6 +126,24 @@ class Page(NamedTuple):
             self.limit,
             cursor and cursor.text(listed),
         )
+
+    def _start(
+        self,
+        query: Callable[[Fence | None], Any],
+        newest: Field,
+        listed: tuple[Any, ...],
+        total: Callable[[], int] | None,
+    ) -> tuple[Cursor, Any]:
+        """Return where this page begins, and the query of the rows from there on."""
+        if self.cursor is None:
+            rows = query(None)
+            before = (self.number - 1) * self.limit
+            count = total() if total else rows.count()
+            return Cursor(Fence(), 0, 0, before, count), rows.offset(before)
+        start = Cursor.read(self.cursor, listed)
+        place = Value(start.place, converter=False)
+        later = newest <= place if start.ties else newest < place
+        return start, query(start.fence).where(later).offset(start.ties)
 
     def _after(
         self,
