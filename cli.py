@@ -18,7 +18,8 @@ from flask_jwt_extended import create_access_token
 import models
 from ledger import conversions, proof
 from operations import backups, importer
-from storage import engine, schema, sqlite
+from storage import engine, files, schema
+from storage.engine import database
 from web import auth, keys
 
 EXPECTED = (
@@ -26,7 +27,7 @@ EXPECTED = (
     models.Conflict,
     keys.WeakSecret,
     backups.NotProved,
-    backups.InUse,
+    files.InUse,
     importer.NotReadable,
 )
 MOST_DAYS = 36_500  # of a token's life: a hundred years
@@ -43,7 +44,7 @@ def told() -> Iterator[None]:
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{named}{error.strerror or error}") from error
-    except (peewee.DatabaseError, backups.driver.Error) as error:
+    except (peewee.DatabaseError, files.DriverError) as error:
         raise click.ClickException(f"The database answers: {error}") from error
 
 
@@ -128,7 +129,7 @@ def check() -> None:
     with told():
         schema.verify()
         schema.refuse_altered(models.TABLES)
-        sqlite.examine("integrity_check")
+        database.obj.examine()
         wrong = 0
         for sentence in proof.discrepancies():
             wrong += 1
@@ -147,7 +148,7 @@ def vacuum() -> None:
     """
     with told():
         schema.verify()
-        done = sqlite.write_anew() and sqlite.empty_log()
+        done = database.obj.write_anew() and database.obj.empty_log()
     if not done:
         raise click.ClickException("The file, or its log, is in use: again.")
     click.echo("The file is written anew.")
@@ -182,7 +183,7 @@ def restore(file: Path, dry_run: bool) -> None:
             _tell(file, backups.prove(file))
             if not target.exists():
                 click.echo(f"It would become {target}, where there is none.")
-            elif backups.is_open(target):
+            elif files.is_open(target):
                 click.echo(f"Before it can replace {target}, stop the service.")
             else:
                 click.echo(f"It would replace {target}, which would be kept.")

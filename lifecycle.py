@@ -31,8 +31,7 @@ from models import (
     Variant,
 )
 from storage.columns import MICROSECOND, utcnow
-from storage.engine import database
-from storage.sqlite import trouble
+from storage.engine import Trouble, database
 
 
 def draft(
@@ -367,7 +366,7 @@ def notice_end(experiment: Experiment) -> None:
     try:
         write_down_end(experiment, utcnow())
     except peewee.OperationalError as error:
-        if trouble(error) in (None, "SQLITE_BUSY"):
+        if database.obj.trouble(error) in (None, Trouble.BUSY):
             raise
 
 
