@@ -18,6 +18,7 @@ from flask_jwt_extended import create_access_token
 import models
 from ledger import conversions, proof
 from operations import backups, importer
+from operations.staging import staging
 from storage import engine, files, schema
 from storage.engine import database
 from web import auth, keys
@@ -110,13 +111,14 @@ def import_(experiment: str, file: Path) -> None:
         if found is None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
         conversions.refuse_unless_open(found)
-        bad = 0
-        for problem in importer.stage(found, file):
-            bad += 1
-            click.echo(problem, err=True)
-        if bad:
-            raise click.ClickException(f"{bad} bad lines; nothing was written.")
-        lines, enrolled, counted = importer.write(found)
+        with staging(database.obj.file) as staged:
+            bad = 0
+            for problem in importer.stage(found, file, staged):
+                bad += 1
+                click.echo(problem, err=True)
+            if bad:
+                raise click.ClickException(f"{bad} bad lines; nothing was written.")
+            lines, enrolled, counted = importer.write(found, staged)
     click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
 
 
