@@ -54,7 +54,7 @@ def prove(file: Path) -> Counts:
 
     The file is read as it lies there, without any log beside it.
     """
-    if files.has_log(file):
+    if files.log_of(file).exists():
         reason = "it is a live database, and no copy of one"
         raise NotProved(f"{file} has a write-ahead log beside it: {reason}.")
     with _reading(file):

@@ -86,10 +86,10 @@ def is_open(file: Path) -> bool:
     return False
 
 
-def has_log(file: Path) -> bool:
-    """Tell whether a write-ahead log lies beside the database."""
+def log_of(file: Path) -> Path:
+    """Return where the write-ahead log of a database is, if it has one."""
     real = file.resolve()  # a log lies beside the file, not beside a link to it
-    return real.with_name(f"{real.name}-wal").exists()
+    return real.with_name(f"{real.name}-wal")
 
 
 def keep_log(file: Path) -> None:
