@@ -35,7 +35,7 @@ import schemas
 from ledger import conversions, enrolment, erasure, rows
 from ledger.counts import at, counted, replayed
 from models import TABLES, Audience, Change, Experiment, Override
-from storage import columns, engine, schema, sqlite
+from storage import columns, engine, factory, schema
 from storage.columns import utcnow
 from storage.table import Row
 from targeting.decision import NEW, Decision, User, decide_each, explain
@@ -631,7 +631,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         log.setLevel(logging.WARNING)
     log.propagate = False
 
-    _attach(app, sqlite.database_at(app.config["DATABASE_URL"]))
+    _attach(app, factory.database_at(app.config["DATABASE_URL"]))
     if app.testing:
         schema.create(app.extensions["database"], TABLES)
     auth.install(app)
@@ -662,7 +662,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     return app
 
 
-def _attach(app: Flask, database: sqlite.Sqlite) -> None:
+def _attach(app: Flask, database: engine.Engine) -> None:
     """Give the app its database: inside its contexts, the tables are in that one."""
     app.extensions["database"] = database
     appcontext_pushed.connect(_enter_database, app)

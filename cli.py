@@ -18,7 +18,9 @@ from flask_jwt_extended import create_access_token
 import models
 from ledger import conversions, proof
 from operations import backups, importer
-from storage import engine, schema, sqlite
+from operations.staging import staging
+from storage import engine, files, schema
+from storage.engine import database
 from web import auth, keys
 
 EXPECTED = (
@@ -26,7 +28,7 @@ EXPECTED = (
     models.Conflict,
     keys.WeakSecret,
     backups.NotProved,
-    backups.InUse,
+    files.InUse,
     importer.NotReadable,
 )
 MOST_DAYS = 36_500  # of a token's life: a hundred years
@@ -43,7 +45,7 @@ def told() -> Iterator[None]:
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{named}{error.strerror or error}") from error
-    except (peewee.DatabaseError, backups.driver.Error) as error:
+    except (peewee.DatabaseError, files.DriverError) as error:
         raise click.ClickException(f"The database answers: {error}") from error
 
 
@@ -109,13 +111,14 @@ def import_(experiment: str, file: Path) -> None:
         if found is None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
         conversions.refuse_unless_open(found)
-        bad = 0
-        for problem in importer.stage(found, file):
-            bad += 1
-            click.echo(problem, err=True)
-        if bad:
-            raise click.ClickException(f"{bad} bad lines; nothing was written.")
-        lines, enrolled, counted = importer.write(found)
+        with staging(database.obj.file) as staged:
+            bad = 0
+            for problem in importer.stage(found, file, staged):
+                bad += 1
+                click.echo(problem, err=True)
+            if bad:
+                raise click.ClickException(f"{bad} bad lines; nothing was written.")
+            lines, enrolled, counted = importer.write(found, staged)
     click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
 
 
@@ -128,7 +131,7 @@ def check() -> None:
     with told():
         schema.verify()
         schema.refuse_altered(models.TABLES)
-        sqlite.examine("integrity_check")
+        database.obj.examine()
         wrong = 0
         for sentence in proof.discrepancies():
             wrong += 1
@@ -147,7 +150,7 @@ def vacuum() -> None:
     """
     with told():
         schema.verify()
-        done = sqlite.write_anew() and sqlite.empty_log()
+        done = database.obj.write_anew() and database.obj.empty_log()
     if not done:
         raise click.ClickException("The file, or its log, is in use: again.")
     click.echo("The file is written anew.")
@@ -182,7 +185,7 @@ def restore(file: Path, dry_run: bool) -> None:
             _tell(file, backups.prove(file))
             if not target.exists():
                 click.echo(f"It would become {target}, where there is none.")
-            elif backups.is_open(target):
+            elif files.is_open(target):
                 click.echo(f"Before it can replace {target}, stop the service.")
             else:
                 click.echo(f"It would replace {target}, which would be kept.")

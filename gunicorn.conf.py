@@ -14,7 +14,7 @@ import peewee
 from gunicorn.glogging import Logger
 
 from models import TABLES
-from storage import engine, schema
+from storage import engine, factory, schema
 from web.keys import WeakSecret, keys_are_ready
 
 
@@ -54,7 +54,6 @@ COUNTS = "abacus-metrics-"  # begins the name of a folder that we make and remov
 MADE = "ABACUS_METRICS_FOLDER"
 # How prometheus_client names a worker's files, and so all that is ever removed.
 COUNT_FILE = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db")
-SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def on_starting(server):
@@ -101,7 +100,7 @@ def use_folder(folder):
     """
     folder = folder.resolve()
     for file in folder.iterdir():
-        if _is_database(file):
+        if factory.is_database(file):
             raise engine.NotReady(
                 f"PROMETHEUS_MULTIPROC_DIR is {folder}, which holds the database "
                 f"{file.name}: give the metrics a folder of their own."
@@ -115,17 +114,6 @@ def use_folder(folder):
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
-def _is_database(file):
-    """Tell whether this is a file of SQLite; nothing but a file is opened."""
-    if not stat.S_ISREG(file.lstat().st_mode):
-        return False
-    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return os.read(handle, len(SQLITE_HEADER)) == SQLITE_HEADER
-    finally:
-        os.close(handle)
-
-
 def _empty(folder):
     for file in folder.iterdir():
         if COUNT_FILE.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
@@ -134,7 +122,7 @@ def _empty(folder):
 
 def _remove(folder):
     """Remove a folder of counts; one that holds anything else stays, with that."""
-    if not any(map(_is_database, folder.iterdir())):
+    if not any(map(factory.is_database, folder.iterdir())):
         _empty(folder)
         folder.rmdir()
 
@@ -182,7 +170,7 @@ def post_worker_init(worker):
         sys.exit(3)  # gunicorn's own code for "do not try again"
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
-    app.extensions["database"].turns.most = max(1, worker.cfg.threads - 4)
+    app.extensions["database"].limit_waiting(max(1, worker.cfg.threads - 4))
     # A thread that exports keeps the others waiting a tenth as long as by default.
     sys.setswitchinterval(0.0005)
 

@@ -29,8 +29,7 @@ from models import (
     next_moment,
 )
 from storage.columns import MICROSECOND, utcnow
-from storage.engine import database
-from storage.sqlite import trouble
+from storage.engine import Trouble, database
 from targeting import assignment
 from targeting.decision import COMPLETED, DRAFT, RUNNING, STOPPED
 
@@ -415,7 +414,7 @@ def notice_end(experiment: Experiment) -> None:
     try:
         write_down_end(experiment, utcnow())
     except peewee.OperationalError as error:
-        if trouble(error) in (None, "SQLITE_BUSY"):
+        if database.obj.trouble(error) in (None, Trouble.BUSY):
             raise
 
 

@@ -27,7 +27,7 @@ import peewee
 import lifecycle
 from ledger import conversions, enrolment
 from models import TABLES, Experiment
-from storage import engine, schema, sqlite
+from storage import engine, factory, schema, sqlite
 from storage.columns import utcnow
 from storage.engine import database
 from targeting.decision import User, decide
@@ -112,7 +112,7 @@ def work(
     way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
 ) -> None:
     """Enrol and convert in eight threads; tell how long each call took."""
-    engine.enter(sqlite.database_at(url))
+    engine.enter(factory.database_at(url))
     turn = WAYS[way]()
     spent: list[list[float]] = [[] for _ in range(THREADS)]
     start = time.monotonic() + 0.2
@@ -156,7 +156,7 @@ def measured(way: str, pace: float, seconds: float) -> list[float]:
     """Return rate, and p50, p99, p99.9 and maximum in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/abacus.db"
-        schema.create(served := sqlite.database_at(url), TABLES)
+        schema.create(served := factory.database_at(url), TABLES)
         with engine.using(served):
             halves = [{"name": name, "split": 5_000} for name in ("A", "B")]
             made = lifecycle.draft(

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from peewee import fn
-
 import lifecycle
 from ledger.counts import counted
 from models import (
@@ -24,7 +22,6 @@ from models import (
 )
 from storage.columns import Json, utcnow
 from storage.engine import database
-from storage.sqlite import clean
 from targeting import audience
 
 
@@ -84,7 +81,7 @@ def erase(user_id: str, by: str) -> Erasure:
     pairs = zip(before.items(), after.values(), strict=True)
     erased = [Erased(one.id, then, now) for (one, then), now in pairs]
     sums = _sum(before.values()), _sum(after.values())
-    return Erasure(*sums, erased, left, *clean())
+    return Erasure(*sums, erased, left, *database.obj.clean())
 
 
 def _erase_rows(user_id: str, tombstone: str) -> None:
@@ -107,7 +104,7 @@ def _erase_rules(user_id: str, tombstone: str) -> set[str]:
         (Experiment, Experiment.audience_rules),
     ):
         # The rules are kept as text; only those that have the id in it are read.
-        named = table.select().where(fn.INSTR(column, _quoted(user_id)) > 0)
+        named = table.select().where(database.obj.contains(column, _quoted(user_id)))
         for row in named:
             before = getattr(row, column.name)
             rules = audience.without(before, user_id, tombstone)
@@ -156,7 +153,9 @@ def _mentions(user_id: str) -> Iterator[Mention]:
     for resource, id, column, field in WRITTEN:
         # JSON is kept as text, in which some letters are escaped.
         wanted = _quoted(user_id)[1:-1] if isinstance(column, Json) else user_id
-        query: Any = column.model.select(id).where(fn.INSTR(column, wanted) > 0)
+        query: Any = column.model.select(id).where(
+            database.obj.contains(column, wanted)
+        )
         for (row,) in query.distinct().order_by(id).limit(MENTIONS).tuples():
             yield Mention(resource, row, field)
 

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import csv
 import gzip
-import heapq
 import re
-import tempfile
 import zlib
 from codecs import BOM_UTF8
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from marshmallow import ValidationError
-from peewee import JOIN, IntegerField, ModelSelect, TextField, Value, fn
+from peewee import chunked
 
 from ledger import conversions, rows
+from ledger.enrolment import Participant, participants_among
 from ledger.tallies import Metrics, TooManyMetrics, metrics_of
 from models import Assignment, Conversion, Experiment, GroupShare
+from operations.staging import FileLine, StagedLine, Staging
 from schemas import ImportLineSchema
-from storage.columns import EPOCH, MICROSECOND, Exact, Utc
-from storage.engine import database
-from storage.table import Table
+from storage.table import CHUNK, one_of
 from web.csv import unguarded
 from web.errors import flattened, sentence
 from web.json import InvalidJson, loads
-
-CHUNK = 1_000
 
 LINE = ImportLineSchema()
 
@@ -54,146 +49,58 @@ class TooLong(Exception):
 UNREADABLE = (csv.Error, TooLong, EOFError, zlib.error, gzip.BadGzipFile)
 
 
-class Staged(Table):
-    """A line that has been read: it stands in a file of its own, see ``_attach``."""
-
-    line = IntegerField(primary_key=True)
-    user_id = TextField(index=True)
-    variant = TextField()
-    assigned_at = Utc()
-    metric = TextField(null=True)
-    value = Exact(null=True)
-    occurred_at = Utc(null=True)
-    key = TextField(null=True, index=True)
-    content = TextField(null=True)
-    number = IntegerField()
-    """How many lines with this key there are up to this one."""
-
-    class Meta:
-        schema = "aside"
-        indexes = ((("user_id", "assigned_at"), False),)
-
-
-def _attach() -> None:
-    """Make an empty file beside the database for what is staged.
-
-    A temporary table would stand in memory, as the driver is compiled. The file has
-    no name from the start, so that it goes with the connection, however that ends.
-    """
-    listed = database.execute_sql("PRAGMA database_list").fetchall()
-    files = {name: file for _, name, file in listed}
-    if "aside" in files:
-        database.execute_sql("DETACH aside")
-    beside = Path(files["main"]).parent if files["main"] else None
-    with tempfile.NamedTemporaryFile(dir=beside) as file:  # mode 0600
-        database.execute_sql("ATTACH ? AS aside", (file.name,))
-    database.pragma("journal_mode", "off", schema="aside")
-    database.pragma("synchronous", "off", schema="aside")
-    Staged.create_table()
-
-
-# One statement a line: each sees the lines before it. The last of a key is found by
-# its index, however many there are.
-STAGE = """
-INSERT INTO aside.staged VALUES (
-    :line, :user_id, :variant, :assigned_at, :metric, :value, :occurred_at, :key,
-    :content,
-    1 + COALESCE((SELECT number FROM aside.staged WHERE key = :key
-                  ORDER BY line DESC LIMIT 1), 0)
-)
-"""
-
-
-def _stage(rows: list[dict[str, Any]]) -> None:
-    """Write lines aside, in their order. Nobody who writes elsewhere waits for it."""
-    columns = Staged._meta.fields
-    cells = [
-        {name: columns[name].db_value(value) for name, value in row.items()}
-        for row in rows
-    ]
-    with database.transaction("DEFERRED"):
-        database.connection().executemany(STAGE, cells)
-    rows.clear()
-
-
-def _least(name: str, same: str) -> ModelSelect[Staged]:
-    """Return the least *name* of the lines that have a line's *same*.
-
-    It walks an index line by line. A GROUP BY that is joined would be built in
-    memory whole, and so would be what is sorted: all here is in the order of lines.
-    """
-    Other = Staged.alias()
-    return Other.select(fn.MIN(getattr(Other, name))).where(
-        getattr(Other, same) == getattr(Staged, same)
-    )
-
-
-def stage(experiment: Experiment, file: Path) -> Iterator[str]:
+def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]:
     """Read the whole file aside and yield a sentence for each bad line.
 
     A line is told by its number in the file, a record of several lines by its first.
     Nothing is written to the experiment; memory does not grow with the file.
     """
-    _attach()
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
     metrics = Metrics(experiment, metrics_of(experiment.id))
-    good: list[dict[str, Any]] = []
+    good: list[FileLine] = []
     for number, row, problem in _rows(file):
         try:
             if problem:
                 raise ValidationError(problem)
-            good.append({"line": number, **_read(experiment, row, variants, metrics)})
+            good.append(_read(experiment, number, row, variants, metrics))
         except (ValidationError, InvalidJson) as error:
-            yield f"line {number}: {_told(error)}"
-        if len(good) == CHUNK // 2:
-            _stage(good)
-    _stage(good)
-    every = heapq.merge(*_contradictions(experiment), key=itemgetter(0))
-    for number, found in groupby(every, key=itemgetter(0)):
-        yield f"line {number}: {'; '.join(message for _, message in found)}"
+            yield f"line {number}: {_message(error)}"
+        if len(good) == CHUNK:
+            staging.add(good)
+            good.clear()
+    staging.add(good)
+    for chunk in staging.chunks():
+        stored = Stored.of(experiment, [staged.line for staged in chunk])
+        for staged in chunk:
+            if contradictions := [*_contradictions(experiment, staged, stored)]:
+                yield f"line {staged.line.number}: {'; '.join(contradictions)}"
 
 
-def write(experiment: Experiment) -> tuple[int, int, int]:
+def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
     """Write what was staged; return lines, users enrolled, conversions counted.
 
     A chunk a transaction: a run that is cut off is completed by the next one.
     """
     lines = enrolled = counted = 0
-    for some in _chunks():
-        users, conversions = rows.book(experiment, [_line(row) for row in some])
-        lines, enrolled, counted = (
-            lines + len(some),
-            enrolled + users,
-            counted + conversions,
-        )
+    for chunk in staging.chunks():
+        users, events = rows.book(experiment, [_booked(staged) for staged in chunk])
+        lines += len(chunk)
+        enrolled += users
+        counted += events
     return lines, enrolled, counted
 
 
-def _chunks() -> Iterator[list[dict[str, Any]]]:
-    """Yield what was staged, in its order.
-
-    A query a chunk: one that stayed open between the transactions would keep the
-    write-ahead log from ever being emptied.
-    """
-    first = _least("assigned_at", "user_id").alias("first")
-    rows: Any = Staged.select(Staged, first).order_by(Staged.line).limit(CHUNK).dicts()
-    some = list(rows)
-    while some:
-        yield some
-        some = list(rows.where(Staged.line > some[-1]["line"]))
-
-
-def _line(row: dict[str, Any]) -> rows.Line:
-    event = number = None
-    if row["occurred_at"] is not None:
+def _booked(staged: StagedLine) -> rows.Line:
+    """Return a line as it is booked: its user is enrolled as of the earliest one."""
+    line, event, number = staged.line, None, None
+    if line.occurred_at is not None:
         event = conversions.Event(
-            row["user_id"], row["metric"], row["value"], row["occurred_at"], row["key"]
+            line.user_id, line.metric, line.value, line.occurred_at, line.key
         )
         # A line without a key is keyed by its content, see _read.
-        number = row["number"] if row["key"] == row["content"] else None
-    first = EPOCH + row["first"] * MICROSECOND  # MIN() answers what is stored
-    return rows.Line(row["user_id"], row["variant"], first, event, number)
+        number = staged.repetition if line.key == line.content else None
+    return rows.Line(line.user_id, line.variant, staged.earliest, event, number)
 
 
 Record = tuple[int, Any, str | None]
@@ -307,14 +214,18 @@ def _table(lines: _Lines) -> Iterator[Record]:
 
 
 def _read(
-    experiment: Experiment, row: Any, variants: dict[str, str], metrics: Metrics
-) -> dict[str, Any]:
-    """Return what a line says, as Staged holds it; raise with all that is wrong."""
+    experiment: Experiment,
+    number: int,
+    row: Any,
+    variants: dict[str, str],
+    metrics: Metrics,
+) -> FileLine:
+    """Return what a line says; raise with all that is wrong."""
     if isinstance(row, bytes):
         row = loads(row)
     wrong: Any = {}
     try:
-        line: dict[str, Any] = LINE.load(row)
+        fields: dict[str, Any] = LINE.load(row)
     except ValidationError as error:
         wrong = error.messages
     variant = row.get("variant") if isinstance(row, dict) else None
@@ -322,35 +233,25 @@ def _read(
         wrong["variant"] = f"There is no variant {variant!r}."
     if wrong:
         raise ValidationError(wrong)
-    staged = {
-        "user_id": line["user_id"],
-        "variant": variants[line["variant"]],
-        "assigned_at": line["timestamp"],
-        "occurred_at": None,
-        "metric": None,
-        "value": None,
-        "key": None,
-        "content": None,
-    }
-    if line["converted_at"] is not None:
-        staged["metric"] = line["metric"] or experiment.primary_metric
-        staged["value"] = line["value"]
-        # LINE has refused what is earlier than the leeway before the timestamp.
-        staged["occurred_at"] = max(line["converted_at"], line["timestamp"])
-        if not metrics.admit(staged["metric"]):
-            raise ValidationError({"metric": str(TooManyMetrics(staged["metric"]))})
-        said = (
-            *(staged["user_id"], staged["metric"]),
-            *(staged["occurred_at"], staged["value"]),
-        )
-        staged["content"] = rows.content_key(*said)
-        # A line without a key is keyed by its content, and by how many such lines
-        # stand before it. So was one that a version before exported with that key.
-        key = line["idempotency_key"]
-        if key is None or rows.is_content_key(key, *said):
-            key = staged["content"]
-        staged["key"] = key
-    return staged
+    user_id, assigned_at = fields["user_id"], fields["timestamp"]
+    line = FileLine(number, user_id, variants[fields["variant"]], assigned_at)
+    if fields["converted_at"] is None:
+        return line
+    metric, value = fields["metric"] or experiment.primary_metric, fields["value"]
+    # LINE has refused what is earlier than the leeway before the timestamp.
+    occurred_at = max(fields["converted_at"], assigned_at)
+    if not metrics.admit(metric):
+        raise ValidationError({"metric": str(TooManyMetrics(metric))})
+    said = (user_id, metric, occurred_at, value)
+    content = rows.content_key(*said)
+    # A line without a key is keyed by its content, and by how many such lines
+    # stand before it. So was one that a version before exported with that key.
+    key = fields["idempotency_key"]
+    if key is None or rows.is_content_key(key, *said):
+        key = content
+    return line._replace(
+        metric=metric, value=value, occurred_at=occurred_at, key=key, content=content
+    )
 
 
 def _number(text: str) -> Decimal | str:
@@ -364,140 +265,113 @@ def _number(text: str) -> Decimal | str:
         return text
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return sentence(flattened(error.messages))
 
 
-Found = Iterator[tuple[int, str]]
+class StoredConversion(NamedTuple):
+    """What is stored under an idempotency key."""
+
+    user_id: str
+    metric: str
+    value: Decimal | None
+    occurred_at: datetime
+    assigned_at: datetime
 
 
-def _contradictions(experiment: Experiment) -> list[Found]:
-    """Return what is wrong with lines because of other lines, or of the database.
+class Stored(NamedTuple):
+    """What the database has of the users and the keys of some lines."""
 
-    Each kind is (line, message), in the order of lines.
-    """
-    return [
-        _moved(),
-        _enrolled(experiment),
-        _excluded(experiment),
-        _reused_keys(),
-        _stored_keys(experiment),
-    ]
+    participants: dict[str, Participant]
+    elsewhere: dict[str, list[str]]
+    """The other experiments of the exclusion group that a user is in."""
+    conversions: dict[str, StoredConversion]
 
-
-def _moved() -> Found:
-    """Yield the lines that have a user in another variant than a line before."""
-    First = Staged.alias()
-    moved = (
-        Staged.select(Staged.line, Staged.variant, First.variant.alias("before"))
-        .join(First, on=(First.line == _least("line", "user_id")))
-        .where(Staged.variant != First.variant)
-        .order_by(Staged.line)
-    )
-    for line, variant, before in moved.tuples().iterator():
-        yield line, f"variant {variant}, but the file has the user in {before}"
+    @classmethod
+    def of(cls, experiment: Experiment, lines: Iterable[FileLine]) -> Stored:
+        """Ask for what belongs to these lines."""
+        lines = list(lines)
+        users = {line.user_id for line in lines}
+        keys = {line.key for line in lines if line.key is not None}
+        enrolled = participants_among(experiment.id, users)
+        others = _elsewhere(experiment, users - enrolled.keys())
+        return cls(enrolled, others, _stored_conversions(experiment, keys))
 
 
-def _enrolled(experiment: Experiment) -> Found:
-    """Yield the lines that deny how their user is enrolled already."""
-    earliest = Assignment.assigned_at - Value(
-        conversions.LEEWAY // MICROSECOND, converter=False
-    )
-    enrolled = (
-        Staged.select(
-            Staged.line,
-            Staged.variant,
-            Assignment.variant,
-            Staged.occurred_at < earliest,
-        )
-        .join(Assignment, JOIN.CROSS)  # SQLite's way to say: line by line
-        .where(
-            Assignment.user_id == Staged.user_id,
-            Assignment.experiment == experiment.id,
-            (Assignment.variant != Staged.variant) | (Staged.occurred_at < earliest),
-        )
-        .order_by(Staged.line)
-    )
-    for line, variant, before, early in enrolled.tuples().iterator():
-        if variant != before:
-            yield line, f"variant {variant}, but the user is in {before}"
-        if early:
-            yield line, "converted_at is before the user's enrolment"
-
-
-def _excluded(experiment: Experiment) -> Found:
-    """Yield the lines of users who are in another experiment of the exclusion group.
-
-    Who is in this one already is not asked again.
-    """
+def _elsewhere(experiment: Experiment, users: Iterable[str]) -> dict[str, list[str]]:
     others = GroupShare.others(experiment.id, experiment.exclusion_group)
-    if not others:
-        return
-    Mine = Assignment.alias()
-    mine = Mine.select(Mine.id).where(
-        Mine.experiment == experiment.id, Mine.user_id == Staged.user_id
-    )
-    excluded = (
-        Staged.select(Staged.line, Assignment.experiment)
-        .join(Assignment, JOIN.CROSS)
-        .where(
-            Assignment.user_id == Staged.user_id,
-            Assignment.experiment.in_(others),
-            ~fn.EXISTS(mine),
+    elsewhere: dict[str, list[str]] = defaultdict(list)
+    for some in chunked(users, CHUNK) if others else ():
+        query: Any = (
+            Assignment.select(Assignment.user_id, Assignment.experiment)
+            .where(Assignment.experiment.in_(others), one_of(Assignment.user_id, some))
+            .order_by(Assignment.experiment)
         )
-        .order_by(Staged.line)
-    )
-    for line, other in excluded.tuples().iterator():
+        for user, other in query.tuples():
+            elsewhere[user].append(other)
+    return elsewhere
+
+
+def _stored_conversions(
+    experiment: Experiment, keys: Iterable[str]
+) -> dict[str, StoredConversion]:
+    found = {}
+    for some in chunked(keys, CHUNK):
+        query: Any = (
+            Conversion.select(
+                Conversion.idempotency_key,
+                Assignment.user_id,
+                Conversion.metric,
+                Conversion.value,
+                Conversion.occurred_at,
+                Assignment.assigned_at,
+            )
+            .join(Assignment)
+            .where(
+                Conversion.experiment == experiment.id,
+                one_of(Conversion.idempotency_key, some),
+            )
+        )
+        for key, *cells in query.tuples():
+            found[key] = StoredConversion(*cells)
+    return found
+
+
+def _contradictions(
+    experiment: Experiment, staged: StagedLine, stored: Stored
+) -> Iterator[str]:
+    """Yield what is wrong with a line because of other lines, or of the database."""
+    line = staged.line
+    if line.variant != staged.first_variant:
+        before = staged.first_variant
+        yield f"variant {line.variant}, but the file has the user in {before}"
+    participant = stored.participants.get(line.user_id)
+    if participant is not None:
+        if line.variant != participant.variant:
+            yield f"variant {line.variant}, but the user is in {participant.variant}"
+        if line.occurred_at and not conversions.occurred(
+            line.occurred_at, participant.assigned_at
+        ):
+            yield "converted_at is before the user's enrolment"
+    for other in stored.elsewhere.get(line.user_id, ()):
         yield (
-            line,
-            (
-                f"the user is in {other}, which is of the same exclusion group "
-                f"{experiment.exclusion_group!r}"
-            ),
+            f"the user is in {other}, which is of the same exclusion group "
+            f"{experiment.exclusion_group!r}"
         )
+    if line.content != staged.key_content:
+        yield f"the idempotency_key of line {staged.key_number}, with another body"
+    if line.key in stored.conversions and not _same(line, stored.conversions[line.key]):
+        yield "the idempotency_key of a stored conversion, with another body"
 
 
-def _reused_keys() -> Found:
-    """Yield the lines that have a line's idempotency key, and another body."""
-    First = Staged.alias()
-    twice = (
-        Staged.select(Staged.line, First.line)
-        .join(First, on=(First.line == _least("line", "key")))
-        .where(First.content != Staged.content)
-        .order_by(Staged.line)
+def _same(line: FileLine, stored: StoredConversion) -> bool:
+    """Tell whether a line says what is stored under its key."""
+    *body, assigned_at = stored
+    # As it would be booked; where that is too early, it contradicts the enrolment.
+    occurred_at = line.occurred_at and (
+        conversions.occurred(line.occurred_at, assigned_at) or line.occurred_at
     )
-    for line, before in twice.tuples().iterator():
-        yield line, f"the idempotency_key of line {before}, with another body"
-
-
-def _stored_keys(experiment: Experiment) -> Found:
-    """Yield the lines that have a stored idempotency key, and another body."""
-    stored = (
-        Staged.select(
-            *(Staged.line, Staged.user_id, Staged.metric, Staged.value),
-            Staged.occurred_at,
-            *(Assignment.user_id, Conversion.metric, Conversion.value),
-            *(Conversion.occurred_at, Assignment.assigned_at),
-        )
-        .join(Conversion, JOIN.CROSS)
-        .join(Assignment, JOIN.CROSS)
-        .where(
-            Conversion.idempotency_key == Staged.key,
-            Conversion.experiment == experiment.id,
-            Assignment.id == Conversion.assignment,
-            # Most say the same, letter for letter, and need no second look.
-            (Assignment.user_id != Staged.user_id)
-            | (Conversion.metric != Staged.metric)
-            | (Conversion.occurred_at != Staged.occurred_at)
-            | (fn.COALESCE(Conversion.value, "") != fn.COALESCE(Staged.value, "")),
-        )
-        .order_by(Staged.line)
-    )
-    for line, *row in stored.tuples().iterator():
-        said, there, assigned_at = row[:4], row[4:8], row[8]
-        # As it would be booked; where that is too early, _enrolled says so.
-        said[3] = conversions.occurred(said[3], assigned_at) or said[3]
-        if said != there:
-            yield line, "the idempotency_key of a stored conversion, with another body"
+    said = [line.user_id, line.metric, line.value]
+    return body in ([*said, line.occurred_at], [*said, occurred_at])

@@ -1,35 +1,185 @@
-"""The database that the present thread works with."""
+"""What the service asks of a database engine, and the database of this thread."""
 
 from __future__ import annotations
 
+import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import peewee
 
-if TYPE_CHECKING:
-    from storage.sqlite import Sqlite
-
 Row = TypeVar("Row")
+Shape = dict[str, set[str]]
+"""A schema: the facts of each table, index, view or trigger, as words."""
 
 
 class NotReady(Exception):
     """The database cannot be served as it is; the message says what to do."""
 
 
+class Trouble(Enum):
+    """What kind of failure an error of the engine is."""
+
+    BUSY = "other writers hold the database"
+    FULL = "the disk is full"
+    READ_ONLY = "the database cannot be written"
+    IO = "the disk failed"
+    DAMAGED = "the content cannot be trusted"
+    GONE = "the database cannot be opened"
+    ERROR = "any other error"
+
+
+class Refused(peewee.OperationalError):
+    """A write that was not tried; it has the engine's own name of the reason."""
+
+    def __init__(self, error_name: str, message: str) -> None:
+        self.error_name = error_name
+        super().__init__(message)
+
+
+class Engine(peewee.Database, ABC):
+    """A database of one engine. Nothing above `storage` knows which engine it is."""
+
+    file: Path | None
+    """The file that the database is, None where it is no file."""
+    damaged = False
+    """Whether damage was noticed; then nothing is written any more."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self._probe = Probe()
+        super().__init__(*arguments, **settings)
+
+    @classmethod
+    @abstractmethod
+    def blank(cls) -> Engine:
+        """Return an empty database of this engine that nobody else sees."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open it, anew where the open one is no longer the one at its address."""
+
+    @abstractmethod
+    def identity(self) -> tuple[int, int] | None:
+        """Return what tells the database at this address from any other."""
+
+    @abstractmethod
+    def limit_waiting(self, most: int) -> None:
+        """Let at most this many threads of the process wait to write."""
+
+    @abstractmethod
+    def can_be_written(self) -> bool:
+        """Tell whether this process may write the database now, if opened anew."""
+
+    @abstractmethod
+    def error_name(self, error: BaseException | None) -> str | None:
+        """Return the engine's own name of an error; None where it is not its error."""
+
+    @abstractmethod
+    def trouble(self, error: BaseException | None) -> Trouble | None:
+        """Return what kind of failure an error is; None where it is no engine's."""
+
+    def probe(self, write: Callable[[], object]) -> None:
+        """Raise Refused where a write does not get through; tried once a second."""
+        self._probe(self, write)
+
+    @abstractmethod
+    def creating(self) -> AbstractContextManager[None]:
+        """Hold a lock that one process has at a time while it makes the database."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Set what a new and empty database keeps for its whole life."""
+
+    @abstractmethod
+    def refuse_unsafe_version(self) -> None:
+        """Raise NotReady where this version of the engine can lose a commit."""
+
+    @abstractmethod
+    def unsafe_setting(self) -> str | None:
+        """Return the setting with which a commit can be lost, None if there is none."""
+
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Return the schema that the database has."""
+
+    @abstractmethod
+    def examine_pages(self) -> None:
+        """Read every page; raise NotReady where one is damaged."""
+
+    @abstractmethod
+    def examine(self) -> None:
+        """Read every page and compare indexes with rows; raise NotReady if damaged."""
+
+    @abstractmethod
+    def damage(self) -> str | None:
+        """Return what is wrong with pages, indexes or foreign keys, None if nothing."""
+
+    @abstractmethod
+    def copy_into(self, file: Path) -> None:
+        """Write a copy of the database, as this transaction sees it, into a file."""
+
+    @abstractmethod
+    def empty_log(self) -> bool:
+        """Remove the past from the log of writes; tell whether that worked."""
+
+    @abstractmethod
+    def write_anew(self) -> bool:
+        """Write all content anew, without deleted rows; tell whether that worked."""
+
+    @abstractmethod
+    def clean(self) -> tuple[bool, bool]:
+        """Do both, the first only if it is quick; tell whether each worked."""
+
+    @abstractmethod
+    def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
+        """Return the condition that a column has a text in it, letter for letter."""
+
+
+class Probe:
+    """Whether a write gets through: tried for real, at most once a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next, self._failure = 0.0, ""
+
+    def __call__(self, tried: Engine, write: Callable[[], object]) -> None:
+        """Raise Refused where the last try failed, by whichever thread made it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if time.monotonic() >= self._next:
+                    self._failure = self._failure_of(tried, write)
+                    self._next = time.monotonic() + 1
+            finally:
+                self._lock.release()
+        if self._failure:
+            raise Refused(self._failure, "A write was tried, and failed.")
+
+    def _failure_of(self, tried: Engine, write: Callable[[], object]) -> str:
+        try:
+            with tried.atomic():
+                write()
+        except peewee.DatabaseError as error:
+            return tried.error_name(error) or type(error).__name__
+        return ""
+
+
 class Entered(NamedTuple):
     """A database that was entered, and what had been entered before it."""
 
-    database: Sqlite
+    database: Engine
     before: Entered | None
 
 
 _entered: ContextVar[Entered | None] = ContextVar("_entered", default=None)
 
 
-def enter(entered: Sqlite) -> None:
+def enter(entered: Engine) -> None:
     """Make every query of this thread go to this database, until `leave`."""
     _entered.set(Entered(entered, _entered.get()))
 
@@ -41,7 +191,7 @@ def leave() -> None:
 
 
 @contextmanager
-def using(entered: Sqlite) -> Iterator[Sqlite]:
+def using(entered: Engine) -> Iterator[Engine]:
     """Make every query inside the block go to this database.
 
     It holds for this thread alone: another one enters the database itself.
@@ -63,7 +213,7 @@ class Current(peewee.DatabaseProxy):
         self._callbacks: list[Callable[[Any], Any]] = []
 
     @property
-    def obj(self) -> Sqlite:
+    def obj(self) -> Engine:
         last = _entered.get()
         if last is None:
             raise RuntimeError(
@@ -92,10 +242,5 @@ def streamed(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def connect() -> None:
-    """Open the database, anew where the open file is no longer the one at its path."""
+    """Open the database, anew where the open one is no longer at its address."""
     database.obj.open()
-
-
-def identity() -> tuple[int, int] | None:
-    """Return what tells the file at the database's path from any other."""
-    return database.obj.identity()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import peewee
 from peewee import IntegerField, TextField
 
 from storage.columns import Utc, new_id, utcnow
-from storage.engine import NotReady, connect, database, identity, using
+from storage.engine import (
+    Engine,
+    NotReady,
+    Shape,
+    Trouble,
+    connect,
+    database,
+    using,
+)
 from storage.migrations import MIGRATIONS
-from storage.shape import Shape, differences, shape
-from storage.sqlite import PASSING, Sqlite, alone, examine, refuse_affected, trouble
 from storage.table import Table
 
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
+
+# They may pass while the service runs, which serves what it can meanwhile.
+PASSING = {Trouble.BUSY, Trouble.FULL, Trouble.READ_ONLY, Trouble.GONE, Trouble.IO}
 
 
 class Identity(Table):
@@ -27,32 +36,29 @@ class Identity(Table):
     probed_at = Utc(null=True)
 
 
-def create(made: Sqlite, tables: Sequence[type[Table]]) -> str:
+def create(made: Engine, tables: Sequence[type[Table]]) -> str:
     """Create these tables, or bring a database to this schema; return which: `made`,
     `migrated`, or `there` where nothing was to be done.
 
     Safe when several start at once. Raise NotReady where the file is something
     else, or of a version that this program does not know.
     """
-    file = made.file
-    with alone(file), using(made):
-        if file is not None and not file.exists():
-            file.touch(mode=0o600)
-        connect()
+    with made.creating(), using(made):
         try:
+            connect()
             if database.get_tables():
                 did = "migrated" if _migrate() else "there"
                 verify()
                 refuse_altered(tables)
-                examine("quick_check")
+                made.examine_pages()
                 return did
-            database.pragma("journal_mode", "wal")
+            made.prepare()
             with database.atomic():
                 database.create_tables(tables)
                 Identity.create(schema_version=SCHEMA_VERSION)
             return "made"
         finally:
-            if file is not None:
+            if made.file is not None:  # one in memory lives as long as it is open
                 database.close()
 
 
@@ -79,15 +85,15 @@ def _migrate() -> bool:
 
 def probe() -> None:
     """Raise Refused where a write does not get through now."""
-    database.probe(lambda: Identity.update(probed_at=utcnow()).execute())
+    database.obj.probe(lambda: Identity.update(probed_at=utcnow()).execute())
 
 
 @cache
-def _shape_of_new(tables: tuple[type[Table], ...]) -> Shape:
+def _shape_of_new(kind: type[Engine], tables: tuple[type[Table], ...]) -> Shape:
     """Return the schema of a database that is made now."""
-    with using(Sqlite(None, "")) as new:
+    with using(kind.blank()) as new:
         new.create_tables(tables)
-        made = shape()
+        made = new.shape()
         new.close()
     return made
 
@@ -97,7 +103,21 @@ def alterations(tables: Sequence[type[Table]]) -> list[str]:
 
     What is not ours (a trigger, a view, another table) comes first.
     """
-    return list(differences(_shape_of_new(tuple(tables)), shape()))
+    here = database.obj
+    wanted = _shape_of_new(type(here), tuple(tables))
+    return list(_differences(wanted, here.shape()))
+
+
+def _differences(wanted: Shape, found: Shape) -> Iterator[str]:
+    for name in sorted(found.keys() - wanted.keys()):
+        yield f"there is a {name}"
+    for name in sorted(wanted.keys() - found.keys()):
+        yield f"there is no {name}"
+    for name in sorted(wanted.keys() & found.keys()):
+        for fact in sorted(wanted[name] - found[name]):
+            yield f"{name} has no {fact}"
+        for fact in sorted(found[name] - wanted[name]):
+            yield f"{name} has a {fact}"
 
 
 def refuse_altered(tables: Sequence[type[Table]]) -> None:
@@ -121,26 +141,25 @@ def sentence(found: list[str]) -> str:
 
 def verify() -> None:
     """Raise NotReady unless this is a database of ours that is safe to write."""
-    refuse_affected(peewee.sqlite3.sqlite_version_info)
+    here = database.obj
+    here.refuse_unsafe_version()
     try:
         connect()
-        found = _found_version()
-        mode = database.pragma("journal_mode")
-        synchronous = database.pragma("synchronous")
+        version = _found_version()
+        unsafe = here.unsafe_setting()
     except peewee.DatabaseError as error:
-        name = trouble(error) or ""
-        if name.startswith(PASSING) and identity():
+        if here.trouble(error) in PASSING and here.identity():
             raise
         raise NotReady(
             f"The database cannot be read: {error}. Create it with "
             "`flask --app wsgi init`, or restore a backup."
         ) from error
-    if found is None:
+    if version is None:
         raise NotReady("The database is not one of Abacus, or was never created.")
-    if found != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise NotReady(
-            f"The database has schema {found}, this program "
+            f"The database has schema {version}, this program "
             f"{SCHEMA_VERSION}: run `flask --app wsgi init` of the right version."
         )
-    if mode not in ("wal", "memory") or synchronous != 2:
-        raise NotReady(f"journal_mode is {mode}, synchronous {synchronous}.")
+    if unsafe:
+        raise NotReady(unsafe)

@@ -1,15 +1,14 @@
-"""The schema that a database has, and how it differs from another."""
+"""The schema of an SQLite file, as facts that can be compared."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-from storage.engine import database
+import peewee
 
-Shape = dict[str, set[str]]  # the facts of each thing in a schema, as words
+from storage.engine import Shape
 
 # Tables of Litestream, which replicates the file; nothing of ours refers to them.
 REPLICATION = ("_litestream_lock", "_litestream_seq")
@@ -21,7 +20,7 @@ TOKEN = re.compile(
 )
 
 
-def shape() -> Shape:
+def shape(database: peewee.Database) -> Shape:
     """Return what the schema has: each table with its facts, and all else by name.
 
     The text of a migrated schema differs from that of a new one, so columns and
@@ -35,16 +34,16 @@ def shape() -> Shape:
         texts[name] = text or ""
         if kind == "trigger":
             found[f"trigger {name!r} of {table!r}"] = set()
-    for schema, name, kind, _, rowless, strict in _pragma("table_list"):
+    for schema, name, kind, _, rowless, strict in _pragma(database, "table_list"):
         # A virtual table stands for its shadows.
         if schema != "main" or name.startswith("sqlite_") or kind == "shadow":
             continue
         facts: set[str] = set()
         if kind == "table":
-            if name in REPLICATION and not _foreign_keys(name):
+            if name in REPLICATION and not _foreign_keys(database, name):
                 continue
-            facts = _columns(name) | _indexes(name, texts) | _foreign_keys(name)
-            facts |= _rules(texts[name])
+            facts = _columns(database, name) | _foreign_keys(database, name)
+            facts |= _indexes(database, name, texts) | _rules(texts[name])
             facts |= {"option WITHOUT ROWID"} if rowless else set()
             facts |= {"option STRICT"} if strict else set()
         kind = "virtual table" if kind == "virtual" else kind
@@ -52,13 +51,13 @@ def shape() -> Shape:
     return found
 
 
-def _pragma(name: str, *arguments: str) -> list[Any]:
+def _pragma(database: peewee.Database, name: str, *arguments: str) -> list[Any]:
     places = ", ".join("?" * len(arguments))
     query = f"SELECT * FROM pragma_{name}({places})"  # noqa: S608  # names of ours
     return list(database.execute_sql(query, arguments).fetchall())
 
 
-def _columns(table: str) -> set[str]:
+def _columns(database: peewee.Database, table: str) -> set[str]:
     return {
         f"column {name!r} {kind}"
         + (" NOT NULL" if required else "")
@@ -66,20 +65,21 @@ def _columns(table: str) -> set[str]:
         + (f" PRIMARY KEY {key}" if key else "")
         + (" GENERATED" if hidden else "")
         for _, name, kind, required, default, key, hidden in _pragma(
-            "table_xinfo", table, "main"
+            database, "table_xinfo", table, "main"
         )
     }
 
 
-def _indexes(table: str, texts: dict[str, str]) -> set[str]:
+def _indexes(database: peewee.Database, table: str, texts: dict[str, str]) -> set[str]:
     found = set()
-    for _, index, is_unique, origin, is_partial in _pragma("index_list", table, "main"):
+    listed = _pragma(database, "index_list", table, "main")
+    for _, index, is_unique, origin, is_partial in listed:
         columns = [
             f"{name!r}"
             + (" DESC" if is_descending else "")
             + ("" if collation == "BINARY" else f" COLLATE {collation}")
             for _, _, name, is_descending, collation, is_key in _pragma(
-                "index_xinfo", index, "main"
+                database, "index_xinfo", index, "main"
             )
             if is_key
         ]
@@ -92,9 +92,9 @@ def _indexes(table: str, texts: dict[str, str]) -> set[str]:
     return found
 
 
-def _foreign_keys(table: str) -> set[str]:
+def _foreign_keys(database: peewee.Database, table: str) -> set[str]:
     keys: dict[int, list[Any]] = {}
-    for key, *told in _pragma("foreign_key_list", table, "main"):
+    for key, *told in _pragma(database, "foreign_key_list", table, "main"):
         keys.setdefault(key, []).append(told)
     found = set()
     for parts in keys.values():
@@ -140,16 +140,3 @@ def _rules(text: str) -> set[str]:
         f"rule {rule}" + (f", {times} times" if times > 1 else "")
         for rule, times in Counter(rules).items()
     }
-
-
-def differences(wanted: Shape, found: Shape) -> Iterator[str]:
-    """Yield the differences between two schemas, in words."""
-    for name in sorted(found.keys() - wanted.keys()):
-        yield f"there is a {name}"
-    for name in sorted(wanted.keys() - found.keys()):
-        yield f"there is no {name}"
-    for name in sorted(wanted.keys() & found.keys()):
-        for fact in sorted(wanted[name] - found[name]):
-            yield f"{name} has no {fact}"
-        for fact in sorted(found[name] - wanted[name]):
-            yield f"{name} has a {fact}"

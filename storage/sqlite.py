@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import peewee
-from playhouse import db_url
+from peewee import fn
 
-from storage.engine import NotReady, database
+from storage.engine import Engine, NotReady, Refused, Shape, Trouble
+from storage.files import alone, driver
+from storage.shape import shape
 
-SQLITE: dict[str, Any] = {
-    "timeout": 5,
+PATIENCE = 5  # seconds that a statement waits for others
+
+SETTINGS: dict[str, Any] = {
+    "timeout": PATIENCE,
     "lock_type": "IMMEDIATE",  # writers queue; a deferred one fails at once
     "pragmas": {
         "synchronous": "full",  # what was acknowledged survives a power cut
@@ -30,39 +33,41 @@ SQLITE: dict[str, Any] = {
     },
 }
 
+SMALL = 32 * 1024 * 1024  # bytes that are written anew well within a second
+
 # Below, two processes that write to one WAL file can lose a commit (the WAL-reset
 # bug, https://sqlite.org/wal.html#walresetbug); these branches have the mend.
-SQLITE_FIXED = (3, 51, 3)
+FIXED = (3, 51, 3)
 
-SQLITE_MENDED = ((3, 44, 6), (3, 50, 7))
+MENDED = ((3, 44, 6), (3, 50, 7))
 
-# Troubles that may pass while the service runs: it serves what it can meanwhile.
-PASSING = (
-    *("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_READONLY"),
-    *("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_PROTOCOL"),
-)
-
-
-class Refused(peewee.OperationalError):
-    """A write that was not tried; it has the engine's name of the reason."""
-
-    def __init__(self, name: str, message: str) -> None:
-        self.sqlite_errorname = name
-        super().__init__(message)
+TROUBLES = {
+    "BUSY": Trouble.BUSY,
+    "PROTOCOL": Trouble.BUSY,
+    "FULL": Trouble.FULL,
+    "READONLY": Trouble.READ_ONLY,
+    "IOERR": Trouble.IO,
+    "CORRUPT": Trouble.DAMAGED,
+    "NOTADB": Trouble.DAMAGED,
+    "CANTOPEN": Trouble.GONE,
+}
+"""SQLite's names of errors, without SQLITE_ before and details behind."""
 
 
-def trouble(error: BaseException | None) -> str | None:
-    """Return the engine's own name of what went wrong, such as SQLITE_FULL.
+def error_name(error: BaseException | None) -> str | None:
+    """Return SQLite's name of an error, such as SQLITE_FULL.
 
     The last error may be one of tidying up, and SQLITE_ERROR says nothing; then
     the one before it is asked.
     """
     name = None
     while error is not None:
-        told = getattr(getattr(error, "orig", error), "sqlite_errorname", None)
-        if told not in (None, "SQLITE_ERROR"):
-            return str(told)
-        name, error = told or name, error.__context__
+        refusal = error.error_name if isinstance(error, Refused) else None
+        source = getattr(error, "orig", error)
+        latest = refusal or getattr(source, "sqlite_errorname", None)
+        if latest not in (None, "SQLITE_ERROR"):
+            return str(latest)
+        name, error = latest or name, error.__context__
     return name
 
 
@@ -105,36 +110,51 @@ class Turns:
                     self._line[0][1].release()
 
 
-class Sqlite(peewee.SqliteDatabase):
+class Sqlite(Engine, peewee.SqliteDatabase):
     """SQLite with a line before its write lock.
 
     SQLite's own wait is a poll that slows down, and under load the unlucky wait
     for seconds. Here threads take turns, and the one whose turn it is asks every
-    millisecond, for as long as busy_timeout says from when it came.
+    millisecond, for as long as its patience lasts from when it came.
     """
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
         self.file = file
         self.turns = Turns()
-        self.probe, self.damaged = Probe(), False
+        self.patience: float = PATIENCE
         self._opened = threading.local()  # which file this thread's handle is of
         # The file is opened as a URI, whose options are SQLite's.
         path = ":memory:" if file is None else f"file:{quote(str(file))}?{options}"
         super().__init__(path, uri=True, **settings)
         _databases.add(self)
 
+    @classmethod
+    def at(cls, file: Path | None) -> Sqlite:
+        """Return the database that is served from this file, or in memory."""
+        # mode=rw: a missing database is an error, never a new and empty one.
+        return cls(file, "mode=rw", **SETTINGS)
+
+    @classmethod
+    def copy_at(cls, file: Path) -> Sqlite:
+        """Return a database in a file that nobody changes, to be read."""
+        # A file from elsewhere runs no function from within its schema.
+        unsafe = {"trusted_schema": 0}
+        return cls(file.absolute(), "mode=ro&immutable=1", pragmas=unsafe)
+
+    @classmethod
+    def blank(cls) -> Sqlite:
+        return cls(None, "")
+
     def identity(self) -> tuple[int, int] | None:
-        """Return what tells the file at the database's path from any other."""
         if self.file is None:
             return None
         try:
-            found = self.file.stat()
+            status = self.file.stat()
         except FileNotFoundError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def open(self) -> None:
-        """Open it, anew where the open file is no longer the one at its path."""
         if not self.is_closed() and self.identity() != self._opened_file():
             self.close()
         if self.connect(reuse_if_open=True):
@@ -143,22 +163,28 @@ class Sqlite(peewee.SqliteDatabase):
     def _opened_file(self) -> tuple[int, int] | None:
         return getattr(self._opened, "file", None)
 
+    # Transactions.
+
+    def limit_waiting(self, most: int) -> None:
+        self.turns.most = most
+
     def begin(self, lock_type: str | None = None) -> None:
         if lock_type == "DEFERRED":  # who only reads waits for nobody
             super().begin(lock_type)
             return
         if self.damaged:
             raise Refused("SQLITE_CORRUPT", "The database was found damaged.")
-        patience = int(self.pragma("busy_timeout"))
-        deadline = time.monotonic() + patience / 1000
-        self.turns.take(patience / 1000)
+        connection = self.connection()
+        deadline = time.monotonic() + self.patience
+        self.turns.take(self.patience)
         try:
-            self.pragma("busy_timeout", 0)
+            # A call of the driver: a PRAGMA would be a statement in each transaction.
+            connection.set_busy_timeout(0)
             try:
                 while not self._begun(deadline):
                     time.sleep(0.001)
             finally:
-                self.pragma("busy_timeout", patience)
+                connection.set_busy_timeout(PATIENCE)
         except BaseException:
             self.turns.give()
             raise
@@ -167,7 +193,7 @@ class Sqlite(peewee.SqliteDatabase):
         try:
             super().begin()
         except peewee.OperationalError as error:
-            if trouble(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
+            if error_name(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
                 raise
             return False
         return True
@@ -185,66 +211,116 @@ class Sqlite(peewee.SqliteDatabase):
         finally:
             self.turns.give()
 
+    # Troubles.
 
-class Probe:
-    """Whether a write gets through: tried for real, at most once a second."""
+    def error_name(self, error: BaseException | None) -> str | None:
+        return error_name(error)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next, self._failure = 0.0, ""
+    def trouble(self, error: BaseException | None) -> Trouble | None:
+        name = error_name(error)
+        if name is None:
+            return None
+        kind = name.removeprefix("SQLITE_").partition("_")[0]
+        return TROUBLES.get(kind, Trouble.ERROR)
 
-    def __call__(self, write: Callable[[], Any]) -> None:
-        """Raise Refused where the last try failed, by whichever thread made it."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if time.monotonic() >= self._next:
-                    self._failure = self._tried(write)
-                    self._next = time.monotonic() + 1
-            finally:
-                self._lock.release()
-        if self._failure:
-            raise Refused(self._failure, "A write was tried, and failed.")
+    def can_be_written(self) -> bool:
+        # SQLite never writes through handles that were opened when it could not be.
+        if self.file is None:
+            return True
+        real = self.file.resolve()  # its log lies beside the file, not beside a link
+        files = [real.parent, *real.parent.glob(f"{real.name}*")]
+        return all(os.access(file, os.W_OK) for file in files)
 
-    def _tried(self, write: Callable[[], Any]) -> str:
+    # A database made and verified.
+
+    @contextmanager
+    def creating(self) -> Iterator[None]:
+        with alone(self.file):
+            if self.file is not None and not self.file.exists():
+                self.file.touch(mode=0o600)
+            yield
+
+    def prepare(self) -> None:
+        self.pragma("journal_mode", "wal")
+
+    def refuse_unsafe_version(self) -> None:
+        refuse_affected(driver.sqlite_version_info)
+
+    def unsafe_setting(self) -> str | None:
+        mode, synchronous = self.pragma("journal_mode"), self.pragma("synchronous")
+        if mode in ("wal", "memory") and synchronous == 2:
+            return None
+        return f"journal_mode is {mode}, synchronous {synchronous}."
+
+    def shape(self) -> Shape:
+        return shape(self)
+
+    def examine_pages(self) -> None:
+        self._examine("quick_check")
+
+    def examine(self) -> None:
+        self._examine("integrity_check")
+
+    def _examine(self, check: str) -> None:
         try:
-            with database.atomic():
-                write()
+            answer = self.pragma(check)
         except peewee.DatabaseError as error:
-            return trouble(error) or "SQLITE_ERROR"
-        return ""
+            answer = str(error)
+        if answer != "ok":
+            line = str(answer).replace("\n", " ")
+            raise NotReady(f"The database is damaged ({line}); restore a backup.")
 
+    def damage(self) -> str | None:
+        for check in ("integrity_check", "foreign_key_check"):
+            rows = list(self.execute_sql(f"PRAGMA {check}"))
+            if rows and rows != [("ok",)]:
+                return f"{check} says {rows[0]}"
+        return None
 
-class Source(NamedTuple):
-    """Where the database is: its URL, and the file if it is SQLite's."""
+    # The file: copied, and written anew.
 
-    url: str
-    file: Path | None
+    def copy_into(self, file: Path) -> None:
+        with closing(driver.connect(str(file))) as copy:
+            self.connection().backup(copy)
 
+    def empty_log(self) -> bool:
+        """Move the write-ahead log into the database and empty it; say if that worked.
 
-def source(url: str) -> Source:
-    """Return what a URL of playhouse.db_url names; raise NotReady if it is none."""
-    scheme = url.partition(":")[0]
-    if scheme != "sqlite":
-        raise NotReady(f"DATABASE_URL starts with {scheme!r}; it must be sqlite:///….")
-    path = db_url.parse(url)["database"]
-    return Source(url, None if path == ":memory:" else Path(path).absolute())
+        Pages of the past stand in it until then. A reader can be in the way; it is
+        not waited for long, because writers wait meanwhile.
+        """
+        self.pragma("busy_timeout", 500)
+        try:
+            busy, *_ = self.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self.connection().set_busy_timeout(PATIENCE)
+        return not busy
 
+    def write_anew(self) -> bool:
+        """Write every page anew; say if it worked, or was too busy for it.
 
-def database_at(url: str) -> Sqlite:
-    """Return the database at this URL; nothing is opened before it is used."""
-    # mode=rw: a missing database is an error, never a new and empty one.
-    return Sqlite(source(url).file, "mode=rw", **SQLITE)
+        When SQLite moves rows from a page to another it may leave copies in the part
+        of the page that is not in use, which secure_delete does not reach. New pages
+        have none. Writers wait meanwhile, and memory holds the database once.
+        """
+        try:
+            self.execute_sql("VACUUM")
+        except peewee.OperationalError as error:
+            if error_name(error) == "SQLITE_BUSY":
+                return False
+            raise
+        return True
 
+    def clean(self) -> tuple[bool, bool]:
+        """Leave no copy of what was overwritten; say if file, and log, have none.
 
-def can_be_written() -> bool:
-    """Tell whether the file system lets this process write the database now.
+        A file that is large is left to `write_anew` at a better time.
+        """
+        size = self.pragma("page_count") * self.pragma("page_size")
+        return size <= SMALL and self.write_anew(), self.empty_log()
 
-    SQLite never writes through handles that were opened when it could not be.
-    """
-    file = database.obj.file
-    file = file and file.resolve()  # its log lies beside the file, not beside a link
-    files = [file.parent, *file.parent.glob(f"{file.name}*")] if file else []
-    return all(os.access(one, os.W_OK) for one in files)
+    def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
+        return fn.INSTR(column, text) > 0
 
 
 _databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()
@@ -252,10 +328,10 @@ _databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()
 
 def _close_before_fork() -> None:
     """Close what this thread has open of any database, also where one cannot be."""
-    with ExitStack() as closing:
+    with ExitStack() as stack:
         for one in tuple(_databases):
             if not one.is_closed():
-                closing.callback(one.close)
+                stack.callback(one.close)
 
 
 # SQLite's locks do not survive a fork: a handle that is open in the parent makes
@@ -263,81 +339,9 @@ def _close_before_fork() -> None:
 os.register_at_fork(before=_close_before_fork)
 
 
-@contextmanager
-def alone(file: Path | None) -> Iterator[None]:
-    """Hold the directory's lock: of several that create at once, one does."""
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
-
-
-def empty_log() -> bool:
-    """Move the write-ahead log into the database and empty it; say if that worked.
-
-    Pages of the past stand in it until then. A reader can be in the way; it is not
-    waited for long, because writers wait meanwhile.
-    """
-    database.pragma("busy_timeout", 500)
-    try:
-        busy, *_ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        database.pragma("busy_timeout", SQLITE["timeout"] * 1000)
-    return not busy
-
-
-SMALL = 32 * 1024 * 1024  # bytes that are written anew well within a second
-
-
-def clean() -> tuple[bool, bool]:
-    """Leave no copy of what was overwritten; say if the file, and the log, has none.
-
-    A file that is large is left to `write_anew` at a better time.
-    """
-    size = database.pragma("page_count") * database.pragma("page_size")
-    return size <= SMALL and write_anew(), empty_log()
-
-
-def write_anew() -> bool:
-    """Write every page anew; say if it worked, or was too busy for it.
-
-    When SQLite moves rows from a page to another it may leave copies in the part of
-    the page that is not in use, which secure_delete does not reach. New pages have
-    none. Writers wait meanwhile, and memory holds the database once.
-    """
-    try:
-        database.execute_sql("VACUUM")
-    except peewee.OperationalError as error:
-        if trouble(error) == "SQLITE_BUSY":
-            return False
-        raise
-    return True
-
-
-def examine(check: str) -> None:
-    """Raise NotReady where SQLite finds the file damaged; every page is read.
-
-    *check* is quick_check, or integrity_check, which also compares indexes with
-    rows. A damaged page is noticed by nothing else before somebody needs it.
-    """
-    try:
-        found = database.pragma(check)
-    except peewee.DatabaseError as error:
-        found = str(error)
-    if found != "ok":
-        told = str(found).replace("\n", " ")
-        raise NotReady(f"The database is damaged ({told}); restore a backup.")
-
-
 def refuse_affected(version: tuple[int, ...]) -> None:
     """Raise NotReady where this version of SQLite can lose a commit."""
-    mended = any(version[:2] == fix[:2] and version >= fix for fix in SQLITE_MENDED)
-    if version < SQLITE_FIXED and not mended:
-        told = ".".join(map(str, version))
-        raise NotReady(f"SQLite {told} can lose commits; install pysqlite3 0.6.1.")
+    mended = any(version[:2] == fix[:2] and version >= fix for fix in MENDED)
+    if version < FIXED and not mended:
+        number = ".".join(map(str, version))
+        raise NotReady(f"SQLite {number} can lose commits; install pysqlite3 0.6.1.")

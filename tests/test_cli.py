@@ -21,6 +21,7 @@ import models
 from ledger import proof
 from models import Assignment
 from operations import importer
+from operations.staging import staging
 
 TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
 ARMS = [
@@ -525,12 +526,13 @@ def test_who_is_enrolled_elsewhere_after_the_check_stops_the_import(
     users = [str(number) for number in range(20)]
     rows = [f"{user},v1,2024-01-01T00:00:00Z\n" for user in users]
     file.write_text("user_id,variant,timestamp\n" + "".join(rows))
-    assert list(importer.stage(experiment, file)) == []
     asked = {"users": [{"userId": user} for user in users]}
-    assert api.post(f"{one}/assignments/batch", asked).status_code == 200
+    with staging(tmp_path) as staged:
+        assert list(importer.stage(experiment, file, staged)) == []
+        assert api.post(f"{one}/assignments/batch", asked).status_code == 200
 
-    with pytest.raises(models.Conflict, match="run the import again"):
-        importer.write(experiment)
+        with pytest.raises(models.Conflict, match="run the import again"):
+            importer.write(experiment, staged)
 
     assert api.get(other).json["data"]["_count"]["assignments"] == 0
 

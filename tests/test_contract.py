@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 import models
 from app import create_app
-from storage import schema, sqlite
+from storage import factory, schema
 from web.logging import log
 
 app = create_app({"JWT_SECRET_KEY": SECRET, "DATABASE_URL": "sqlite:///unused"})
@@ -93,7 +93,7 @@ def experiments(tmp_path_factory):
     """Return the ids of experiments in every state, in a database of their own."""
     log.setLevel(logging.WARNING)
     file = tmp_path_factory.mktemp("contract") / "abacus.db"
-    database = app.extensions["database"] = sqlite.database_at(f"sqlite:///{file}")
+    database = app.extensions["database"] = factory.database_at(f"sqlite:///{file}")
     schema.create(database, models.TABLES)
     api = Caller(app, token())
     made = []

@@ -21,7 +21,7 @@ import models
 from app import create_app
 from ledger import proof
 from models import Assignment, Conversion, Experiment, Metric, Outcome, Tally, Variant
-from storage import columns, engine, schema, sqlite
+from storage import columns, engine, factory, schema, sqlite
 from web.logging import log
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +173,18 @@ def test_writers_queue_with_begin_immediate(api, running):
     assert statements.index("BEGIN IMMEDIATE") < statements.index("COMMIT")
 
 
+def test_an_enrolment_spends_no_statement_on_how_long_it_waits(api, running):
+    path = running()
+    statements = []
+    engine.database.connection().set_trace_callback(statements.append)
+
+    api.post(f"{path}/assignments", {"userId": "u1"})
+
+    verbs = {one.partition(" ")[0] for one in statements}
+    assert verbs == {"BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"}
+    assert engine.database.pragma("busy_timeout") == 5000  # of those who read
+
+
 def test_a_longer_list_costs_no_more_queries(api, draft, running, enrolled):
     path = running()
 
@@ -218,7 +230,7 @@ def test_a_missing_database_is_never_made_by_a_request(tmp_path, token, app):
 def test_a_file_that_is_not_ours_is_refused(tmp_path):
     strange = tmp_path / "strange.db"
     strange.write_bytes(b"")
-    with engine.using(sqlite.database_at(f"sqlite:///{strange}")) as database:
+    with engine.using(factory.database_at(f"sqlite:///{strange}")) as database:
         with pytest.raises(engine.NotReady, match="never created"):
             schema.verify()
         database.close()
@@ -323,9 +335,8 @@ def test_what_cannot_be_written_is_503_and_not_half_written(
 
 def test_a_database_that_another_writer_holds_is_503_and_still_read(api, running):
     path = running()
-    engine.database.pragma("busy_timeout", 0)
-
     served = engine.database.obj
+    served.patience = 0
 
     def hold():
         served.connect(reuse_if_open=True)
@@ -399,7 +410,7 @@ def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
         assert error["message"].startswith("The database is damaged")
     assert api.get(path).status_code == 200
     with pytest.raises(engine.NotReady, match="damaged"):
-        schema.create(sqlite.database_at(app.config["DATABASE_URL"]), models.TABLES)
+        schema.create(factory.database_at(app.config["DATABASE_URL"]), models.TABLES)
 
 
 def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
@@ -431,9 +442,9 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
     turns.take(0)
 
     def late(seconds):
-        with pytest.raises(sqlite.Refused) as refused:
+        with pytest.raises(engine.Refused) as refused:
             turns.take(seconds)
-        return sqlite.trouble(refused.value), str(refused.value)
+        return sqlite.error_name(refused.value), str(refused.value)
 
     with ThreadPoolExecutor(2) as others:
         slow = others.submit(late, 0.2)
@@ -534,8 +545,8 @@ def test_creating_again_keeps_what_is_there(api, app, draft):
 def test_eight_that_create_at_once_make_one_database(tmp_path):
     url = f"sqlite:///{tmp_path / 'instance' / 'abacus.db'}"
     program = (
-        "import models, sys; from storage import schema, sqlite; "
-        "print(schema.create(sqlite.database_at(sys.argv[1]), models.TABLES))"
+        "import models, sys; from storage import factory, schema; "
+        "print(schema.create(factory.database_at(sys.argv[1]), models.TABLES))"
     )
     started = [
         subprocess.Popen(
@@ -550,7 +561,7 @@ def test_eight_that_create_at_once_make_one_database(tmp_path):
 
     assert [process.returncode for process in started] == [0] * 8
     assert sorted(told) == ["made"] + ["there"] * 7
-    with engine.using(sqlite.database_at(url)) as database:
+    with engine.using(factory.database_at(url)) as database:
         schema.verify()
         assert schema.Identity.select().count() == 1
         database.close()
@@ -760,7 +771,7 @@ def test_an_app_under_test_does_not_silence_one_that_serves(tmp_path):
 
 def created(path):
     """Create the database at this path, or migrate it; return which was done."""
-    return schema.create(sqlite.database_at(f"sqlite:///{path}"), models.TABLES)
+    return schema.create(factory.database_at(f"sqlite:///{path}"), models.TABLES)
 
 
 def of_schema(version, path):
@@ -820,7 +831,7 @@ def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, versi
 
     assert created(new) == "made"
     assert shape(old) == shape(new)
-    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(factory.database_at(f"sqlite:///{old}")) as database:
         assert schema.alterations(models.TABLES) == []
         database.close()
     assert created(old) == "there"
@@ -865,7 +876,7 @@ def test_a_migration_numbers_the_metrics_that_were_counted(tmp_path):
 
     created(old)
 
-    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(factory.database_at(f"sqlite:///{old}")) as database:
         id = Assignment.get().experiment_id
         rows = {row.name: (row.experiment_id, row.number) for row in Metric.select()}
         assert rows == {"conversion": (id, 1), "signup": (id, 2)}
@@ -905,7 +916,7 @@ def test_a_migration_keeps_more_metrics_than_an_experiment_may_have_now(tmp_path
 
     assert created(old) == "migrated"
 
-    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(factory.database_at(f"sqlite:///{old}")) as database:
         names = {row.name for row in Metric.select()}
         assert len(names) == 1_000
         assert "conversion" in names
@@ -918,7 +929,7 @@ def test_a_migration_keeps_more_metrics_than_an_experiment_may_have_now(tmp_path
 def test_a_service_does_not_serve_a_database_before_its_migration(tmp_path):
     old = tmp_path / "old.db"
     of_schema(1, old)
-    with engine.using(sqlite.database_at(f"sqlite:///{old}")) as database:
+    with engine.using(factory.database_at(f"sqlite:///{old}")) as database:
         with pytest.raises(engine.NotReady, match="schema 1"):
             schema.verify()
         database.close()

@@ -15,7 +15,7 @@ import pytest
 from conftest import Caller, assert_error, two_variants
 
 import models
-from storage import columns, engine, sqlite
+from storage import columns, engine
 
 
 def history(api, path):
@@ -388,7 +388,7 @@ def copied(api, running, enrolled, tmp_path):
     random.Random(1).shuffle(users)
     for some in range(0, 3_000, 500):
         enrolled(path, *users[some : some + 500])
-    assert sqlite.empty_log()
+    assert engine.database.obj.empty_log()
     users = [id for id, times in ids_in(tmp_path / "abacus.db").items() if times > 3]
     assert users
     return path, users

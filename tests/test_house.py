@@ -22,11 +22,11 @@ FLOORS = [
 # The modules of a package stand on floors of the same kind.
 PACKAGES = {
     "storage": [
-        {"columns", "migrations", "traffic"},
+        {"columns", "files", "migrations", "scratch", "traffic"},
         {"engine"},
-        {"sqlite"},
         {"paging", "shape", "table"},
-        {"schema"},
+        {"schema", "sqlite"},
+        {"factory"},
     ],
     "targeting": [{"assignment", "audience"}, {"decision"}],
     "ledger": [
@@ -44,7 +44,7 @@ PACKAGES = {
         {"openapi"},
     ],
     "views": [{"figures", "tables", "export"}, {"planning"}],
-    "operations": [{"backups", "importer"}],
+    "operations": [{"backups", "staging"}, {"importer"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "provenance", "rates", "splits"},
@@ -131,6 +131,15 @@ def test_inside_a_package_imports_only_look_down_too(package):
 def test_one_driver_opens_the_database():
     for module in set().union(*FLOORS):
         assert "sqlite3" not in heads_of(module), module
+
+
+def test_no_engine_is_named_above_the_storage():
+    above = set().union(*FLOORS) - {"storage"}
+    files = [file for module in above for file in files_of(module)]
+    for file in [*files, ROOT / "gunicorn.conf.py"]:
+        modules = set(imports_of(file))
+        assert not modules & {"storage.sqlite", "storage.shape"}, file
+        assert not re.findall(r"SQLITE_|(?i:pragma)|ATTACH", file.read_text()), file
 
 
 def test_the_pure_floor_knows_no_framework():

@@ -126,24 +126,22 @@ def test_no_caller_can_make_a_series_or_leave_an_id_in_one(api, anonymous, runni
     assert path.partition("/")[2] not in last
 
 
-def test_what_the_database_answers_is_counted_by_sqlite_s_own_name(
-    api, running, gained
-):
+def test_what_the_database_answers_is_counted_by_its_kind(api, running, gained):
     path = running()
     engine.database.pragma("query_only", 1)
     answer = api.post(f"{path}/assignments", {"userId": "u1"})
     engine.database.close()
 
     assert_error(answer, 503, "UNAVAILABLE")
-    assert gained("abacus_database_errors_total", "error") == {"SQLITE_READONLY": 1}
+    assert gained("abacus_database_errors_total", "error") == {"READ_ONLY": 1}
     assert gained("abacus_refusals_total", "code") == {"UNAVAILABLE": 1}
 
 
 def test_an_error_that_is_waited_for_is_there_before_it_happens(anonymous):
     now = samples(anonymous.get("/metrics").text)
 
-    for name in ("FULL", "IOERR", "CORRUPT"):
-        labels = ("error", f"SQLITE_{name}")
+    for name in ("FULL", "IO", "DAMAGED"):
+        labels = ("error", name)
         assert ("abacus_database_errors_total", labels) in now
 
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 import models
 from app import create_app
 from ledger import proof
-from storage import engine, schema, sqlite
+from storage import engine, factory, schema
 from web.logging import log
 
 USERS = ["ann", "bob", "用户42", "=cmd"]
@@ -176,7 +176,9 @@ class Service(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         log.setLevel(logging.WARNING)
-        database = app.extensions["database"] = sqlite.database_at("sqlite:///:memory:")
+        database = app.extensions["database"] = factory.database_at(
+            "sqlite:///:memory:"
+        )
         schema.create(database, models.TABLES)
         engine.enter(database)
         with app.app_context():

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import models
 from app import create_app
-from storage import schema, sqlite
+from storage import factory, schema
 from web import auth, keys
 
 NOW = datetime.now(timezone.utc)
@@ -373,7 +373,7 @@ def test_an_endpoint_has_the_scope_of_the_contract(app, rule, method, scope):
 @pytest.mark.parametrize("secret", ["short", "change-me-" * 5])
 def test_with_a_weak_secret_nothing_is_served(tmp_path, secret):
     url = f"sqlite:///{tmp_path / 'weak.db'}"
-    assert schema.create(sqlite.database_at(url), models.TABLES)
+    assert schema.create(factory.database_at(url), models.TABLES)
     app = create_app({"DATABASE_URL": url, "JWT_SECRET_KEY": secret})
     key = secret.ljust(32)
 

@@ -12,7 +12,8 @@ from marshmallow import ValidationError, fields
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from models import Conflict, Invalid
-from storage import engine, sqlite
+from storage import engine
+from storage.engine import Trouble
 from storage.paging import BadCursor
 from web import keys, metrics
 from web.fields import Answer
@@ -135,30 +136,32 @@ def answer_conflict(error: Conflict) -> Response:
 
 
 TROUBLES = {
-    "BUSY": "The database is busy with other writes; try again.",
-    "PROTOCOL": "The database is busy with other writes; try again.",
-    "FULL": "The disk of the database is full; nothing was written.",
-    "READONLY": "The database is read-only; nothing was written.",
-    "CANTOPEN": "The database cannot be opened.",
-    "CORRUPT": "The database is damaged; nothing is written to it any more.",
-    "NOTADB": "The database is damaged; nothing is written to it any more.",
-    "IOERR": "The disk of the database failed (I/O error); try again.",
+    Trouble.BUSY: "The database is busy with other writes; try again.",
+    Trouble.FULL: "The disk of the database is full; nothing was written.",
+    Trouble.READ_ONLY: "The database is read-only; nothing was written.",
+    Trouble.GONE: "The database cannot be opened.",
+    Trouble.DAMAGED: "The database is damaged; nothing is written to it any more.",
+    Trouble.IO: "The disk of the database failed (I/O error); try again.",
 }
 
 LEAVE = "abacus.leave"  # in a request's environ: another process would do better
 
 
 def answer_unavailable(error: Exception) -> Response:
-    name = sqlite.trouble(error) or type(error).__name__
-    kind = name.removeprefix("SQLITE_").partition("_")[0]
-    if kind in ("CORRUPT", "NOTADB"):
-        engine.database.obj.damaged = True
-    if kind == "IOERR" or (kind == "READONLY" and sqlite.can_be_written()):
+    database = engine.database.obj
+    trouble = database.trouble(error)
+    if trouble is Trouble.DAMAGED:
+        database.damaged = True
+    if trouble is Trouble.IO or (
+        trouble is Trouble.READ_ONLY and database.can_be_written()
+    ):
         request.environ[LEAVE] = True
-    metrics.database_errors.labels(name).inc()
+    name = type(error).__name__
+    metrics.database_errors.labels(trouble.name if trouble else name).inc()
+    name = database.error_name(error) or name
     log.error("database", extra={"error": f"{name}: {error}"})
-    told = TROUBLES.get(kind, "The database does not answer now; try again.")
-    return problem(503, told)
+    message = "The database does not answer now; try again."
+    return problem(503, TROUBLES.get(trouble, message) if trouble else message)
 
 
 def answer_keyless(error: Exception) -> Response:
@@ -167,8 +170,8 @@ def answer_keyless(error: Exception) -> Response:
 
 
 def answer_crash(error: Exception) -> Response:
-    if name := sqlite.trouble(error):
-        metrics.database_errors.labels(name).inc()
+    if trouble := engine.database.obj.trouble(error):
+        metrics.database_errors.labels(trouble.name).inc()
     log.exception("crash")
     return problem(500, "Something went wrong here, and it has been written down.")
 

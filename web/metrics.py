@@ -19,13 +19,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from storage.engine import Trouble
+from storage.files import log_of
+
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-# Those that an alert waits for are there from the start: a counter that first
-# appears as 1 has not increased.
-SQLITE_ERRORS = ("BUSY", "FULL", "READONLY", "IOERR", "CORRUPT", "NOTADB", "CANTOPEN")
 
 Answer = TypeVar("Answer", bound=Sequence[Any])
 
@@ -69,13 +68,14 @@ conversions = Counter(
 
 database_errors = Counter(
     "abacus_database_errors",
-    "Errors of the database, by SQLite's name for them.",
+    "Errors of the database, by kind.",
     ("error",),
     registry=own,
 )
 
-for _name in SQLITE_ERRORS:
-    database_errors.labels(f"SQLITE_{_name}")
+# They are there from the start: a counter that first appears as 1 has not increased.
+for _trouble in Trouble:
+    database_errors.labels(_trouble.name)
 
 
 def answered(
@@ -110,17 +110,13 @@ class Files(Collector):
         self.database = database
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        # Where the name is a link, the log lies beside the file, not the link.
-        real = self.database.resolve() if self.database else None
-        for name, suffix, told in (
-            ("abacus_database_bytes", "", "Size of the database's file."),
-            ("abacus_wal_bytes", "-wal", "Size of its write-ahead log."),
+        log = self.database and log_of(self.database)
+        for name, file, text in (
+            ("abacus_database_bytes", self.database, "Size of the database's file."),
+            ("abacus_wal_bytes", log, "Size of its write-ahead log."),
         ):
-            size = 0
-            if real is not None:
-                file = real.with_name(real.name + suffix)
-                size = file.stat().st_size if file.exists() else 0
-            yield GaugeMetricFamily(name, told, value=size)
+            size = file.stat().st_size if file and file.exists() else 0
+            yield GaugeMetricFamily(name, text, value=size)
 
 
 def exposition(database: Path | None) -> bytes:

@@ -233,8 +233,8 @@ def test_f10_a_damaged_or_missing_database_is_refused_and_not_made_anew(
 
 def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, thorough, figure):
     program = (
-        "import engine, models, sys; "
-        "print(models.create(engine.database_at(sys.argv[1])))"
+        "import models, sys; from storage import factory, schema; "
+        "print(schema.create(factory.database_at(sys.argv[1]), models.TABLES))"
     )
     boots = 5 * rounds
     for number in range(boots):

@@ -22,7 +22,7 @@ from typing import Any
 
 from ledger import proof
 from models import Assignment, Conversion, Refusal, Variant
-from storage import engine, schema, sqlite
+from storage import engine, factory, schema
 from targeting import assignment
 
 CALLERS = 8
@@ -134,7 +134,7 @@ class Traffic:
         self, experiment: Any, computed: Any, quality: Any
     ) -> Iterator[str]:
         schema.verify()
-        sqlite.examine("integrity_check")  # I5
+        engine.database.obj.examine()  # I5
         yield from (f"I4: {one}" for one in proof.discrepancies())
         seats = list(
             Assignment.select(Assignment.user_id, Assignment.variant)
@@ -189,7 +189,7 @@ class Traffic:
 def opened(service: Any) -> Iterator[None]:
     """Open the service's database file in this process, as `check` would."""
     url = f"sqlite:///{service.instance / 'abacus.db'}"
-    with engine.using(sqlite.database_at(url)) as database:
+    with engine.using(factory.database_at(url)) as database:
         database.open()
         try:
             yield
