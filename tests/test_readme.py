@@ -217,6 +217,18 @@ def test_every_metric_and_every_alert_is_in_its_table_and_no_other(anonymous):
     )
 
 
+def test_every_warning_of_the_table_is_one_that_is_given():
+    page = (real.ROOT / "docs" / "statistics.md").read_text()
+    table = page.partition("## The warnings")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if "| `" in line]
+    sources = "".join(file.read_text() for file in (real.ROOT / "stats").glob("*.py"))
+
+    codes = re.findall(r"`([A-Z_]+)`", " ".join(first))
+    assert len(codes) == 9
+    for code in codes:
+        assert f'"{code}"' in sources
+
+
 def test_the_lines_for_embedding_work():
     code = re.search(r"```python\n(.*?)```", API, re.DOTALL).group(1)
     scope = {}
