@@ -1,36 +1,52 @@
-"""The README promises nothing that is not so."""
+"""The documents promise nothing that is not so."""
 
 import json
 import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import service as real
 
 import app as application
+import cli
 from models import STATUSES
 from targeting import assignment
 from web import errors
 
 README = (real.ROOT / "README.md").read_text()
+API = (real.ROOT / "docs" / "api.md").read_text()
+OPERATING = (real.ROOT / "docs" / "operating.md").read_text()
+
+
+def commands(text):
+    """Return the shell lines of a document that a reader pastes."""
+    return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+
+
+def pasted(text, service, folder):
+    """Paste all commands of a document into a shell; return the script and its end."""
+    script = commands(text)
+    script = script.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+    script = script.replace(".venv/bin/flask", f"{real.sys.executable} -m flask")
+    script = script.replace("/tmp/abacus.json", str(folder / "abacus.json"))
+    script = script.replace("/backups/", f"{folder}/")
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=real.ROOT,
+        env=real.environment(service.instance),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return script, ended.stdout
 
 
 def test_every_curl_line_works_when_pasted_in_order(tmp_path):
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     with real.served(tmp_path / "instance") as service:
-        script = "\n".join(blocks)
-        script = script.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
-        script = script.replace(".venv/bin/flask", f"{real.sys.executable} -m flask")
-        script = script.replace("/tmp/abacus.json", str(tmp_path / "abacus.json"))
-        told = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=real.ROOT,
-            env=real.environment(service.instance),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        script, printed = pasted(API, service, tmp_path)
         routes = {
             (method, re.sub("<.*?>", "<>", rule.rule))
             for rule in application.create_app().url_map.iter_rules()
@@ -44,14 +60,84 @@ def test_every_curl_line_works_when_pasted_in_order(tmp_path):
             if line.get("route", "").startswith("/api")
         }
 
-    assert told.returncode == 0, told.stdout + told.stderr
     texts = script.count("Accept: text/") + script.count("/export?")
-    assert told.stdout.count('{"data": ') == script.count("\nask ") - texts
+    assert printed.count('{"data": ') == script.count("\nask ") - texts
     assert asked == routes, "an endpoint has no curl line"
 
 
-def test_the_first_example_comes_back_as_it_was_sent(api):
-    sent = json.loads(re.search(r"^ask \$API/experiments -d '(.*?)'", README, re.M)[1])
+def test_the_walk_of_the_front_page_works_when_pasted_in_order(tmp_path):
+    with real.served(tmp_path / "instance") as service:
+        script, printed = pasted(README, service, tmp_path)
+        counts = service.data("GET", "experiments/onboarding/results")
+
+    assert printed.count('{"data": ') == script.count("\nask ") - 1
+    assert "There is not enough data" in printed or "Keep running" in printed
+    assert sum(variant["participants"] for variant in counts["variants"]) == 3
+    assert counts["quality"]["counted"] == 1
+
+
+def test_the_front_page_is_read_in_five_minutes():
+    assert len(README.split()) < 900
+
+
+def test_the_commands_of_a_backup_work_while_the_service_runs(tmp_path):
+    with real.served(tmp_path / "instance") as service:
+        enrolled = service.running()
+        service("POST", f"{enrolled}/assignments", {"userId": "user-1"})
+        _, printed = pasted(OPERATING, service, tmp_path)
+
+    assert "Every count is what its rows say." in printed
+    assert len(re.findall(r"^ +1 assignment$", printed, re.MULTILINE)) == 2
+    assert [file.suffix for file in tmp_path.glob("abacus-*")] == [".db"]
+
+
+def test_the_table_of_endpoints_has_each_with_its_scope_and_no_other(app):
+    row = r"^\| `(\w+) (/api/\S+)` \| `(\w+)` \|"
+    written = {
+        (method, re.sub(r":\w+", "<>", path), scope)
+        for method, path, scope in re.findall(row, API, re.MULTILINE)
+    }
+    served = {
+        (
+            method,
+            re.sub("<.*?>", "<>", rule.rule),
+            app.view_functions[rule.endpoint].scope,
+        )
+        for rule in app.url_map.iter_rules()
+        if rule.rule.startswith("/api")
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+
+    assert written == served
+
+
+EXAMPLES = re.findall(
+    r"<!-- answer (\d+) of (\w+) (\S+) -->\n```json\n(.*?)```", API, re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("status", "method", "path", "example"), EXAMPLES)
+def test_an_example_of_an_answer_has_the_shape_of_the_answer(
+    anonymous, status, method, path, example
+):
+    document = anonymous.get("/openapi.json").json
+    answer = document["paths"][path][method.lower()]["responses"][status]
+    if "$ref" in answer:
+        answer = document["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+    schema = answer["content"]["application/json"]["schema"]
+
+    jsonschema.validate(
+        json.loads(example), {**schema, "components": document["components"]}
+    )
+
+
+def test_every_example_of_json_is_compared_with_the_service():
+    assert len(EXAMPLES) == API.count("```json") >= 8
+
+
+@pytest.mark.parametrize("text", [README, API], ids=["README", "api"])
+def test_the_first_example_comes_back_as_it_was_sent(api, text):
+    sent = json.loads(re.search(r"^ask \$API/experiments -d '(.*?)'", text, re.M)[1])
 
     made = api.post("experiments", sent).json["data"]
     read = api.get(f"experiments/{made['id']}").json["data"]
@@ -76,7 +162,7 @@ def test_the_first_example_comes_back_as_it_was_sent(api):
         assert made[name] == read[name] == sent[name]
 
 
-VECTORS = re.findall(r"\| `(exp_\w+)` \| `(.+?)` \| (\d+) \|", README)
+VECTORS = re.findall(r"\| `(exp_\w+)` \| `(.+?)` \| (\d+) \|", API)
 
 
 def test_the_manual_has_the_four_published_vectors():
@@ -89,14 +175,14 @@ def test_the_vectors_are_those_of_the_hash(salt, user_id, bucket):
 
 
 def test_the_receipt_s_shell_line_prints_the_published_bucket():
-    (line,) = re.findall(r"^    (printf %s .*)$", README, re.MULTILINE)
+    (line,) = re.findall(r"^    (printf %s .*)$", API, re.MULTILINE)
     told = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
 
     assert int(told.stdout) == int(VECTORS[0][2])
 
 
 def test_every_setting_that_is_read_is_in_the_table_and_no_other():
-    table = README.partition("| setting (environment)")[2].partition("\n\n")[0]
+    table = OPERATING.partition("| setting (environment)")[2].partition("\n\n")[0]
     first = [line.split("|")[1] for line in table.splitlines()[2:]]
     written = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
     sources = [(real.ROOT / name).read_text() for name in ("app.py", "web/auth.py")]
@@ -107,11 +193,44 @@ def test_every_setting_that_is_read_is_in_the_table_and_no_other():
 
 def test_every_code_and_every_state_is_in_the_manual():
     for word in (*errors.CODES.values(), *STATUSES):
-        assert word in README or word == "INTERNAL_ERROR", word
+        assert word in API or word == "INTERNAL_ERROR", word
+
+
+def test_every_command_of_the_operator_is_in_the_table_and_no_other(app):
+    table = OPERATING.partition("| command |")[2].partition("\n\n")[0]
+    written = re.findall(r"^\| `flask --app wsgi (\w+)", table, re.MULTILINE)
+
+    assert sorted(written) == sorted(cli.commands.cli.commands)
+
+
+def test_every_metric_and_every_alert_is_in_its_table_and_no_other(anonymous):
+    table = OPERATING.partition("| metric | by |")[2].partition("\n\n")[0]
+    first = [line.split("|")[1] for line in table.splitlines()[2:]]
+    written = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
+    served = re.findall(r"^# TYPE (\w+)", anonymous.get("/metrics").text, re.MULTILINE)
+    alerts = (real.ROOT / "deploy" / "alerts.yml").read_text()
+
+    ours = {name for name in served if name.startswith("abacus_")}
+    assert written == {name for name in ours if not name.endswith("_created")}
+    assert re.findall(r"^\| `(Abacus\w+)`", OPERATING, re.MULTILINE) == re.findall(
+        r"alert: (\w+)", alerts
+    )
+
+
+def test_every_warning_of_the_table_is_one_that_is_given():
+    page = (real.ROOT / "docs" / "statistics.md").read_text()
+    table = page.partition("## The warnings")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if "| `" in line]
+    sources = "".join(file.read_text() for file in (real.ROOT / "stats").glob("*.py"))
+
+    codes = re.findall(r"`([A-Z_]+)`", " ".join(first))
+    assert len(codes) == 9
+    for code in codes:
+        assert f'"{code}"' in sources
 
 
 def test_the_lines_for_embedding_work():
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    code = re.search(r"```python\n(.*?)```", API, re.DOTALL).group(1)
     scope = {}
 
     exec(code, scope)  # noqa: S102  (it is what the reader pastes)
@@ -120,7 +239,7 @@ def test_the_lines_for_embedding_work():
 
 
 def test_the_example_of_an_import_loads_and_loads_once(tmp_path):
-    example = re.search(r"```csv\n(.*?)```", README, re.DOTALL).group(1)
+    example = re.search(r"```csv\n(.*?)```", OPERATING, re.DOTALL).group(1)
     file = tmp_path / "example.csv"
     file.write_text(example)
     with real.served(tmp_path / "instance") as service:
