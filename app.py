@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import sys
-from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +18,6 @@ from flask import (
     request,
 )
 from flask_cors import CORS
-from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.exceptions import (
     NotFound,
 )
@@ -41,7 +34,7 @@ from storage.table import Row
 from targeting.decision import NEW, Decision, User, decide_each, explain
 from views import export, figures, planning, tables
 from views.tables import readable
-from web import auth, metrics
+from web import auth, metrics, settings
 from web.auth import requires
 from web.blueprint import (
     Blueprint,
@@ -55,8 +48,8 @@ from web.blueprint import (
 )
 from web.errors import ANSWERS
 from web.fields import OwnIds, camel_case
-from web.logging import Lines, log, note_arrival, note_departure, note_end
-from web.openapi import Api
+from web.logging import note_arrival, note_departure, note_end, write_lines
+from web.openapi import document
 from web.slots import Slots, costly
 
 ROOT = Path(__file__).parent
@@ -593,44 +586,21 @@ def measured() -> Response:
     return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
 
+FROM_BROWSERS = r"/api/(experiments/[^/]+/(assignments|conversions)|events).*"
+
+
 def create_app(config: dict[str, Any] | None = None) -> Flask:
-    """Return the service; *config* wins over the environment.
+    """Return the service; *config* takes precedence over the environment.
 
-    Opens no database. With TESTING, a short secret will do, and the tables of an
-    empty database are made on the spot.
+    Opens no database. With TESTING, a short secret is accepted, and the tables of an
+    empty database are created at once.
     """
-    given = config or {}
-
-    def setting(name: str, default: Any) -> Any:
-        return given[name] if name in given else os.environ.get(name) or default
-
-    instance = Path(setting("INSTANCE", ROOT / "instance"))
-    app = Flask(__name__, instance_path=str(instance.absolute()), static_folder=None)
+    values = settings.read(config or {}, ROOT)
+    app = Flask(__name__, instance_path=values["INSTANCE"], static_folder=None)
     app.json = Json(app)
-    app.config.update(
-        DATABASE_URL=f"sqlite:///{instance.absolute() / 'abacus.db'}",
-        SECRET_FILE=str(instance / "secret"),
-        PROPAGATE_EXCEPTIONS=False,
-        API_TITLE="Abacus",
-        API_VERSION=VERSION,
-        OPENAPI_VERSION="3.1.0",
-        OPENAPI_URL_PREFIX="/",
-    )
-    app.config.update(given)
-    app.config.update(auth.settings(setting))
-    app.config["DATABASE_URL"] = setting("DATABASE_URL", app.config["DATABASE_URL"])
-
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(Lines())
-        log.addHandler(handler)
-    # An app under test is silent, but it does not silence one that serves.
-    if not app.testing:
-        log.setLevel(logging.INFO)
-    elif log.level == logging.NOTSET:
-        log.setLevel(logging.WARNING)
-    log.propagate = False
-
+    app.config.update(PROPAGATE_EXCEPTIONS=False)
+    app.config.update(values)
+    write_lines(is_silent=app.testing)
     _attach(app, factory.database_at(app.config["DATABASE_URL"]))
     if app.testing:
         schema.create(app.extensions["database"], TABLES)
@@ -644,7 +614,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.teardown_request(note_end)
     for kind, answer in ANSWERS.items():
         app.register_error_handler(kind, answer)
-    _document(app)
+    document(app, api, VERSION)
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)
@@ -652,13 +622,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.add_url_rule("/", "home", lambda: redirect("/docs/"))
     # Werkzeug would name the host and the scheme that it sees, which the proxy sends.
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/", 308))
-    if origins := str(setting("CORS_ORIGINS", "")).split():
-        CORS(
-            app,
-            origins=[origin.strip(",") for origin in origins],
-            resources=r"/api/(experiments/[^/]+/(assignments|conversions)|events).*",
-            expose_headers=["ETag", "Retry-After"],
-        )
+    if app.config["CORS_ORIGINS"]:
+        CORS(app, resources=FROM_BROWSERS, expose_headers=["ETag", "Retry-After"])
     return app
 
 
@@ -675,38 +640,3 @@ def _enter_database(app: Flask) -> None:
 
 def _leave_database(app: Flask) -> None:
     engine.leave()
-
-
-def _document(app: Flask) -> None:
-    """Serve the API, its OpenAPI document, and the page that shows it."""
-    document = Api(
-        app,
-        spec_kwargs={
-            "info": {"description": "A/B tests whose counts are right."},
-            "security": [{"token": []}],
-        },
-    )
-    document.register_blueprint(api)
-    config = {
-        # A fixed address: or the page would repeat the Host header in its script.
-        "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
-        "validatorUrl": None,  # of another host, which would learn of this one
-    }
-    docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
-    docs.after_request(_guard_page)
-    app.register_blueprint(docs)
-
-
-def _guard_page(response: Response) -> Response:
-    """Let the page run its own files, and the one script that is written in it."""
-    if response.mimetype == "text/html" and not response.direct_passthrough:
-        scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
-        hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
-        allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-        response.headers["Content-Security-Policy"] = (
-            f"default-src 'none'; script-src 'self' {allowed}; "
-            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-            "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
-            "form-action 'self'"
-        )
-    return response

@@ -3,7 +3,7 @@
 import sys
 
 from app import create_app
-from web.auth import WrongSetting
+from web.settings import WrongSetting
 
 try:
     app = create_app()

@@ -37,7 +37,7 @@ PACKAGES = {
         {"erasure", "proof", "rows"},
     ],
     "web": [
-        {"csv", "json", "keys", "metrics"},
+        {"csv", "json", "keys", "metrics", "settings"},
         {"auth", "fields", "logging"},
         {"errors", "slots"},
         {"blueprint"},

@@ -16,6 +16,7 @@ import models
 from app import create_app
 from storage import factory, schema
 from web import auth, keys
+from web.settings import WrongSetting
 
 NOW = datetime.now(timezone.utc)
 GOOD = {"sub": "me", "exp": NOW + timedelta(hours=1)}
@@ -301,7 +302,7 @@ def test_a_token_that_has_just_ended_is_judged_by_the_leeway(tmp_path, leeway, s
     "leeway", ["1e9", 301, "-1", -0.5, "nan", "inf", "-inf", "ten", "10 s", True, []]
 )
 def test_a_leeway_that_is_not_0_to_300_seconds_is_refused(leeway):
-    with pytest.raises(auth.WrongSetting, match=r"JWT_LEEWAY must be .* from 0 to 300"):
+    with pytest.raises(WrongSetting, match=r"JWT_LEEWAY must be .* from 0 to 300"):
         create_app({"JWT_SECRET_KEY": SECRET, "JWT_LEEWAY": leeway})
 
 

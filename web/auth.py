@@ -1,16 +1,16 @@
-"""Who is asking: tokens verified, scopes required."""
+"""Authentication: a token is verified, and has the scope of the handler."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from flask import Flask, current_app, g, request
-from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
-from flask_jwt_extended.exceptions import JWTExtendedException, NoAuthorizationError
+from flask_jwt_extended import JWTManager, decode_token
+from flask_jwt_extended.exceptions import JWTExtendedException
+from flask_jwt_extended.internal_utils import verify_token_type
 from jwt import InvalidSignatureError, PyJWTError
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
@@ -19,8 +19,8 @@ from web.keys import Provider, _keys, _secret
 
 SCOPES = ("read", "write", "assign")
 
-# One token has one spelling: base64url without padding, whose last character has no
-# bits that nobody reads. The proxy counts by what is sent.
+# One scheme in any case (RFC 9110), and one spelling for each token: base64url without
+# padding, whose last character has no unused bits. The proxy counts by what is sent.
 BEARER = re.compile(
     r"(?i:bearer) +([\w-]+\.[\w-]+\."
     r"(?:[\w-]{4})*(?:[\w-][AQgw]|[\w-]{2}[AEIMQUYcgkosw048])?)",
@@ -28,10 +28,6 @@ BEARER = re.compile(
 )
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class WrongSetting(ValueError):
-    """A setting has a value that cannot be used; the message says which and why."""
 
 
 def requires(scope: str) -> Callable[[Handler], Handler]:
@@ -44,75 +40,87 @@ def requires(scope: str) -> Callable[[Handler], Handler]:
     return mark
 
 
+class Claims(NamedTuple):
+    """What a verified token says."""
+
+    subject: str
+    scopes: frozenset[str] | None
+    """The scopes that the token names; None if it names none at all."""
+
+
 def authenticate() -> None:
-    """Answer 401 without a valid token, 403 where it lacks the handler's scope."""
+    """Answer 401 without a valid token, 403 if it lacks the handler's scope."""
+    header = BEARER.fullmatch(request.headers.get("Authorization", ""))
+    if header is None:
+        raise _unauthorized("Send one header: Authorization: Bearer <token>.")
+    g.claims = claims(header[1])
+    handler: Any = current_app.view_functions[str(request.endpoint)]
+    if g.claims.scopes is not None and handler.scope not in g.claims.scopes:
+        raise Forbidden(f"The token has no {handler.scope!r} scope.")
+
+
+def claims(token: str) -> Claims:
+    """Return what a valid token says; answer 401 for any other."""
     try:
-        _verify()
+        decoded = _verified(token)
     except (JWTExtendedException, PyJWTError) as error:
         raise _unauthorized(str(error)) from error
     except (ValueError, ArithmeticError, RecursionError) as error:
         # A token is hostile input too: claims that no number or text can hold.
         raise _unauthorized("The token cannot be read.") from error
-    claims = get_jwt()
-    if problem := _problem(claims):
+    if problem := _problem(decoded):
         raise _unauthorized(problem)
-    handler: Any = current_app.view_functions[str(request.endpoint)]
-    scopes = _scopes(claims)
-    if scopes is not None and handler.scope not in scopes:
-        raise Forbidden(f"The token has no {handler.scope!r} scope.")
+    return Claims(decoded["sub"], _scopes(decoded))
 
 
-def _scopes(claims: dict[str, Any]) -> list[str] | None:
-    """Return the scopes that the token names, or None where it names none at all.
-
-    The standard claim is `scope`, one text (RFC 8693). Azure AD and Okta send
-    `scp`, a text or an array. Where both are there, the standard one counts.
-    """
-    for claim in ("scope", "scp"):
-        if claim in claims:
-            value = claims[claim]
-            return value.split(" ") if isinstance(value, str) else list(value)
-    return None
-
-
-def _verify() -> None:
-    # One scheme, in any case (RFC 9110), and one token. The library wants just one
-    # case, and looks for it among others behind commas.
-    given = BEARER.fullmatch(request.headers.get("Authorization", ""))
-    if given is None:
-        raise NoAuthorizationError("Send one header: Authorization: Bearer <token>.")
-    request.environ["HTTP_AUTHORIZATION"] = f"Bearer {given[1]}"
+def _verified(token: str) -> dict[str, Any]:
+    """Return the content of a token that one of our keys has signed."""
     g.use_previous_key = False
     try:
-        verify_jwt_in_request()
+        decoded = decode_token(token)
     except InvalidSignatureError:
         if not current_app.config["JWT_PREVIOUS_KEY"]:
             raise
         g.use_previous_key = True
-        verify_jwt_in_request()
+        decoded = decode_token(token)
+    verify_token_type(decoded, refresh=False)
+    return decoded
+
+
+def _scopes(decoded: dict[str, Any]) -> frozenset[str] | None:
+    """Return the scopes that the token names, or None if it names none at all.
+
+    The standard claim is `scope`, one text (RFC 8693). Azure AD and Okta send
+    `scp`, a text or an array. If both are there, the standard one counts.
+    """
+    for claim in ("scope", "scp"):
+        if claim in decoded:
+            value = decoded[claim]
+            return frozenset(value.split(" ") if isinstance(value, str) else value)
+    return None
 
 
 def subject() -> str:
-    """Return who the token speaks for."""
-    return str(get_jwt()["sub"])
+    """Return the subject of the request's token."""
+    return str(g.claims.subject)
 
 
 def _unauthorized(message: str) -> Unauthorized:
     return Unauthorized(message, www_authenticate=WWWAuthenticate("bearer"))
 
 
-def _problem(claims: dict[str, Any]) -> str | None:
-    """Return what the libraries let pass and we do not, or None."""
-    sub = claims.get("sub")
+def _problem(decoded: dict[str, Any]) -> str | None:
+    """Return why we refuse a token that the libraries accept, or None."""
+    sub = decoded.get("sub")
     if not isinstance(sub, str) or not 1 <= len(sub) <= 255:
         return "The token's sub must be a text of 1 to 255 characters."
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in sub):
         return "The token's sub holds control characters."
-    if "exp" not in claims:
+    if "exp" not in decoded:
         return "The token has no exp; one that never ends is refused."
-    if not isinstance(claims.get("scope", ""), str):
+    if not isinstance(decoded.get("scope", ""), str):
         return "The token's scope must be one text."
-    listed = claims.get("scp", "")
+    listed = decoded.get("scp", "")
     if not isinstance(listed, str) and not (
         isinstance(listed, list) and all(isinstance(one, str) for one in listed)
     ):
@@ -121,13 +129,13 @@ def _problem(claims: dict[str, Any]) -> str | None:
         ("iss", "JWT_DECODE_ISSUER"),
         ("aud", "JWT_DECODE_AUDIENCE"),
     ):
-        if claim in claims and not current_app.config[setting]:
+        if claim in decoded and not current_app.config[setting]:
             return f"The token has an {claim!r} that no setting names."
     return None
 
 
 def install(app: Flask) -> None:
-    """Teach the app to read and make tokens; keys are looked for at first use."""
+    """Make the app sign and verify tokens; the keys are read at first use."""
     manager = JWTManager(app)
 
     @manager.decode_key_loader
@@ -138,40 +146,3 @@ def install(app: Flask) -> None:
     @manager.encode_key_loader
     def _(identity: Any) -> str:
         return _secret(app)
-
-
-def settings(setting: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """Return flask-jwt-extended's settings from ours; *setting* reads one."""
-    algorithm = setting("JWT_ALGORITHM", "HS256")
-    issuer, audience = setting("JWT_ISSUER", None), setting("JWT_AUDIENCE", None)
-    return {
-        "JWT_ALGORITHM": algorithm,
-        "JWT_DECODE_ALGORITHMS": [algorithm],
-        "JWT_SECRET_KEY": setting("JWT_SECRET_KEY", None),
-        "JWT_PUBLIC_KEY": setting("JWT_PUBLIC_KEY", None),
-        "JWT_JWKS_URL": setting("JWT_JWKS_URL", None),
-        "JWT_PREVIOUS_KEY": setting("JWT_PREVIOUS_KEY", None),
-        "JWT_DECODE_ISSUER": issuer,
-        "JWT_ENCODE_ISSUER": issuer,
-        "JWT_DECODE_AUDIENCE": audience,
-        "JWT_ENCODE_AUDIENCE": audience,
-        "JWT_DECODE_LEEWAY": _leeway(setting("JWT_LEEWAY", 10)),
-        "JWT_TOKEN_LOCATION": ["headers"],
-    }
-
-
-MOST_LEEWAY = 300  # seconds; more would let ended tokens live on
-
-
-def _leeway(given: Any) -> timedelta:
-    """Return the leeway; raise WrongSetting unless it is a sensible number."""
-    try:
-        seconds = float(given)
-    except (TypeError, ValueError):
-        seconds = float("nan")
-    if not 0 <= seconds <= MOST_LEEWAY or isinstance(given, bool):  # NaN is not either
-        raise WrongSetting(
-            f"JWT_LEEWAY must be a number of seconds from 0 to {MOST_LEEWAY}, "
-            f"not {given!r}."
-        )
-    return timedelta(seconds=seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import time
 import traceback
 
@@ -14,6 +15,19 @@ from web import metrics
 from web.json import dumps, moment
 
 log = logging.getLogger("abacus")
+
+
+def write_lines(is_silent: bool) -> None:
+    """Write log lines to stderr; a silent app does not silence one that serves."""
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Lines())
+        log.addHandler(handler)
+    if not is_silent:
+        log.setLevel(logging.INFO)
+    elif log.level == logging.NOTSET:
+        log.setLevel(logging.WARNING)
+    log.propagate = False
 
 
 def note_arrival() -> None:

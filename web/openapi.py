@@ -1,15 +1,61 @@
-"""The OpenAPI document."""
+"""The OpenAPI document, and the page that shows it."""
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 
+from flask import Flask, Response
 from flask_smorest import Api as SmorestApi
+from flask_swagger_ui import get_swaggerui_blueprint
 
-from web.blueprint import Opaque
+from web.blueprint import Blueprint, Opaque
 from web.errors import REFUSALS, Error
 from web.fields import AN_ID, RULE_TREE, JsonText
+
+
+def document(app: Flask, api: Blueprint, version: str) -> None:
+    """Serve the API, its OpenAPI document, and the page that shows the document."""
+    app.config.update(
+        API_TITLE="Abacus",
+        API_VERSION=version,
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+    )
+    described = Api(
+        app,
+        spec_kwargs={
+            "info": {"description": "A/B tests whose counts are right."},
+            "security": [{"token": []}],
+        },
+    )
+    described.register_blueprint(api)
+    config = {
+        # A fixed address: or the page would repeat the Host header in its script.
+        "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
+        "validatorUrl": None,  # of another host, which would learn of this one
+    }
+    docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
+    docs.after_request(_guard_page)
+    app.register_blueprint(docs)
+
+
+def _guard_page(response: Response) -> Response:
+    """Let the page run its own files, and the one script that is written in it."""
+    if response.mimetype == "text/html" and not response.direct_passthrough:
+        scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
+        hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
+        allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self' {allowed}; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+            "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+            "form-action 'self'"
+        )
+    return response
 
 
 class Api(SmorestApi):
