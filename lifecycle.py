@@ -1,6 +1,6 @@
 """The life of an experiment: drafted, revised, started, stopped, completed, archived.
 
-Each move is one transaction that asks the stored state and writes down who did it.
+Each move is one transaction that checks the stored state and records who did it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def draft(
     action: str = "create",
     **fields: Any,
 ) -> Experiment:
-    """Create a draft; raise Conflict where its explicit key is taken."""
+    """Create a draft; raise Conflict if the requested key is taken."""
     now = utcnow()
     made = {"created_at": now, "updated_at": now, **fields}
     made["variants_made"] = len(variants)
@@ -78,7 +78,7 @@ def draft(
 
 
 def _free_key(name: str) -> str:
-    """Return a slug of the name, with a suffix where that is taken."""
+    """Return a slug of the name, with a number if the slug is taken."""
     kept = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower())
     slug = "-".join(kept.split())[:60].strip("-") or "experiment"
     is_free = slug not in NOT_IDS and Experiment.get_or_none(key=slug) is None
@@ -96,7 +96,7 @@ def _free_key(name: str) -> str:
 
 
 def duplicate(experiment: Experiment, by: str) -> Experiment:
-    """Create a draft like this one; its end and its outcome are not copied."""
+    """Create a draft like this one, without its end date and its outcome."""
     copied = (
         *("name", "description", "hypothesis", "type", "audience_id"),
         *("primary_metric", "plan", "traffic", "exclusion_group"),
@@ -118,10 +118,10 @@ def revise(
     check: Callable[[Items], Items],
     by: str,
 ) -> None:
-    """Write the changes to a draft, if it is still as it was when it was read.
+    """Write the changes to a draft, unless it has changed since it was read.
 
-    A variant in the changes that has a known id keeps what the change leaves out;
-    *check* raises where the whole list that results is not valid.
+    A variant in the changes that has a known id keeps the fields that the change
+    leaves out; *check* raises if the resulting list is not valid.
     """
     refuse_unless_draft(experiment)
     fields = {**changes}
@@ -136,7 +136,7 @@ def revise(
                 raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
         if variants is not None:
             fields["variants_made"] = _number(variants, experiment.variants_made)
-        # The clock may stand still; what was read must not look unchanged.
+        # Later than before, even if the clock stands still: readers compare it.
         fields["updated_at"] = max(utcnow(), read_at + MICROSECOND)
         unchanged = (
             (Experiment.status == DRAFT)
@@ -156,7 +156,7 @@ def revise(
 
 
 def _merged(experiment: Experiment, variants: Items) -> Items:
-    """Return the new whole list: an item with a known id keeps what it omits."""
+    """Return the whole new list: an item with a known id keeps omitted fields."""
     whole = []
     for position, item in enumerate(variants):
         known = {}
@@ -171,7 +171,7 @@ def _merged(experiment: Experiment, variants: Items) -> Items:
 
 
 def _number(variants: Items, made: int) -> int:
-    """Give an id to each new variant; return how many were ever made."""
+    """Give an id to each new variant; return how many ids were ever given."""
     for item in variants:
         if item.get("key") is None:
             made += 1
@@ -180,7 +180,7 @@ def _number(variants: Items, made: int) -> int:
 
 
 def refuse_unless_draft(experiment: Experiment) -> None:
-    """Raise InvalidState where the experiment is no draft any more."""
+    """Raise InvalidState unless the experiment is a draft."""
     if experiment.archived_at or experiment.state != DRAFT:
         raise InvalidState(experiment.state_or_archived, [DRAFT])
 
@@ -201,7 +201,7 @@ def _write_variants(experiment: Experiment, variants: Items) -> None:
 
 
 def _drop_overrides(experiment: Experiment, by: str) -> None:
-    """Remove those to a variant that the experiment has no more."""
+    """Remove the overrides whose variant does not exist any more."""
     kept = Variant.select(Variant.key).where(Variant.experiment == experiment.id)
     lost = Override.select(Override.user_id).where(
         Override.experiment == experiment.id, Override.variant.not_in(kept)
@@ -211,9 +211,9 @@ def _drop_overrides(experiment: Experiment, by: str) -> None:
 
 
 def start(experiment: Experiment, by: str) -> None:
-    """Open enrolment, by the audience's rules of this moment, from now on.
+    """Open enrolment, with the audience's rules frozen as they are now.
 
-    Only a draft can start. Raise NoRoom where its exclusion group is too full.
+    Only a draft can start. Raise NoRoom if its exclusion group is too full.
     """
     with _recorded(experiment, "start", by) as now:
         if (
@@ -239,11 +239,11 @@ def start(experiment: Experiment, by: str) -> None:
 
 
 def _take_share(experiment: Experiment) -> None:
-    """Give the experiment its share of its exclusion group, if it is in one.
+    """Take the experiment's share of its exclusion group, if it is in one.
 
-    The share that it gave back when it was archived it takes again, because its users
-    fall into it. Only an experiment without users takes another share instead. Raise
-    NoRoom where too little is left.
+    An experiment that released its share when it was archived takes the same share
+    again, because its users are in it. Without users, it may take another share.
+    Raise NoRoom if too little is left.
     """
     group, wanted = experiment.exclusion_group, experiment.traffic
     if group is None or GroupShare.is_held_by(experiment):
@@ -263,7 +263,7 @@ def _take_share(experiment: Experiment) -> None:
 
 
 def stop(experiment: Experiment, by: str) -> None:
-    """Close enrolment; who is enrolled keeps the variant, and still converts."""
+    """Close enrolment; participants keep their variants and still convert."""
     with _recorded(experiment, "stop", by) as now:
         end = _end(experiment, now)
         _move(experiment, now, [RUNNING], status=STOPPED, end_date=end)
@@ -272,7 +272,7 @@ def stop(experiment: Experiment, by: str) -> None:
 def resume(experiment: Experiment, by: str) -> None:
     """Open enrolment again, with the same hash and the same variants.
 
-    Raise NoRoom where an archiving gave its room in the group away.
+    Raise NoRoom if its share of the group was taken while it was archived.
     """
     with _recorded(experiment, "resume", by) as now:
         _move(experiment, now, [STOPPED], status=RUNNING, end_date=None)
@@ -286,7 +286,7 @@ def complete(
     note: str | None,
     by: str,
 ) -> None:
-    """Make the results final; with a winner, everyone is given it from now on."""
+    """Make the results final; a winner is given to every user from now on."""
     if winner_variant_id and not experiment.variant(winner_variant_id):
         message = f"The experiment has no variant {winner_variant_id!r}."
         raise Invalid("winnerVariantId", message)
@@ -308,7 +308,7 @@ def complete(
 
 
 def archive(experiment: Experiment, by: str) -> None:
-    """Hide from lists and refuse every other move; twice is once."""
+    """Hide it from lists and refuse every other move; idempotent."""
     with _recorded(experiment, "archive", by) as now:
         if experiment.archived_at:  # the second of two at once is no error
             return
@@ -317,9 +317,9 @@ def archive(experiment: Experiment, by: str) -> None:
 
 
 def unarchive(experiment: Experiment, by: str) -> None:
-    """Show in lists again, in the state that was archived; twice is once.
+    """Show it in lists again, in the state that it had; idempotent.
 
-    No room in a group is taken by that: a resume takes it.
+    This takes no share of a group; `resume` does.
     """
     with _recorded(experiment, "unarchive", by) as now:
         if experiment.archived_at:
@@ -330,9 +330,9 @@ def unarchive(experiment: Experiment, by: str) -> None:
 def override(
     experiment: Experiment, user_id: str, variant_id: str, by: str
 ) -> tuple[Override, bool]:
-    """Force a variant for a user, in any state; return it, and if it is new."""
+    """Force a variant for a user in any state; return it, and whether it is new."""
     with database.atomic():
-        _reload(experiment)  # a draft's variants may have been replaced meanwhile
+        _reload(experiment)  # another request may have replaced a draft's variants
         write_down_end(experiment, utcnow())
         if not experiment.variant(variant_id):
             message = f"The experiment has no variant {variant_id!r}."
@@ -360,7 +360,7 @@ def override(
 
 
 def remove_override(experiment: Experiment, user_id: str, by: str) -> Override | None:
-    """Let the hash decide for a user again; return what was forced, if it was."""
+    """Let the hash decide for a user again; return the removed override, if any."""
     with database.atomic():
         before = Override.of(experiment.id, [user_id]).get(user_id)
         if before is None:
@@ -381,12 +381,11 @@ def remove_override(experiment: Experiment, user_id: str, by: str) -> Override |
 
 
 def write_down_end(experiment: Experiment, now: datetime) -> None:
-    """Write down the stop of a running experiment whose end date has passed.
+    """Record the stop of a running experiment whose end date has passed.
 
-    Nobody does that at the end date itself, so everybody who writes to the
-    history does it first, and who reads the history does it too. The stored
-    status changes in the same transaction, and only a running experiment can be
-    stopped, so the entry is there once, whoever comes first.
+    There is no job that does so at the end date. Every writer and every reader of
+    the history calls this first. The stored status changes in the same transaction,
+    and only a running experiment can stop, so there is exactly one entry.
     """
     with database.atomic():
         ended = (
@@ -405,9 +404,9 @@ def write_down_end(experiment: Experiment, now: datetime) -> None:
 
 
 def notice_end(experiment: Experiment) -> None:
-    """Write down an end date that has passed, if the database can be written.
+    """Record an end date that has passed, if the database can be written.
 
-    Where it cannot, the history is read as it stands, without that entry.
+    If it cannot, the history is read without that entry.
     """
     if experiment.status != RUNNING or experiment.state != STOPPED:
         return
@@ -420,11 +419,11 @@ def notice_end(experiment: Experiment) -> None:
 
 @contextmanager
 def _recorded(experiment: Experiment, action: str, by: str) -> Iterator[datetime]:
-    """Write down who changes what, in the transaction that changes it.
+    """Record who changes what, in the transaction of the change.
 
-    The experiment is read anew first. Yield the moment of the change. An end date
-    that has passed by then is written down before the change, so that the entries
-    are in the order of the moves.
+    The experiment is read again first. Yield the time of the change. An end date
+    that has passed by then is recorded before the change, so that the entries are
+    in the order of the moves.
     """
     with database.atomic():
         now = utcnow()
@@ -497,12 +496,12 @@ def _running_with(
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Return what can be changed, as the columns keep it."""
-    untold = ("id", "created_at", "updated_at", "variants_made", "audience_rules")
+    """Return everything that can change, in the form that columns store."""
+    unrecorded = ("id", "created_at", "updated_at", "variants_made", "audience_rules")
     settings: dict[str, Any] = {
         name: field.db_value(experiment.__data__.get(name))
         for name, field in experiment._meta.fields.items()
-        if name not in untold
+        if name not in unrecorded
     }
     settings["variants"] = [
         {name: getattr(variant, name) for name in ("key", *Variant.GIVEN)}
@@ -521,8 +520,8 @@ def _move(
 ) -> None:
     """Write *fields* if the stored status is still one of *allowed*.
 
-    Compare and set in a single statement, so of two racing requests one
-    wins and the other is told so.
+    This compares and sets in a single statement, so that only one of two racing
+    requests succeeds.
     """
     still = Experiment.archived_at.is_null() & Experiment._status_at(now).in_(allowed)
     if not _written(experiment, {"updated_at": now, **fields}, still):
@@ -532,8 +531,8 @@ def _move(
 def _written(experiment: Experiment, fields: dict[str, Any], condition: Any) -> bool:
     """Write *fields* if the condition still holds; return whether it did.
 
-    The experiment has them then as a reader of the database would; where the
-    condition failed, it is read anew.
+    The object then has the values that a reader of the database sees; if the
+    condition failed, it is read again.
     """
     query = Experiment.update(**fields).where(Experiment.id == experiment.id, condition)
     if not query.execute():

@@ -1,4 +1,4 @@
-"""The tables, the rules that guard them, and the life of an experiment."""
+"""The tables: their columns, their constraints, and the queries of one table."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ from storage.table import Table, one_of
 from targeting import assignment, audience, decision
 from targeting.decision import COMPLETED, DRAFT, RUNNING, STATUSES, STOPPED, Definition
 
-SERVICE = "abacus"  # who made an entry of the history that nobody asked for
+SERVICE = "abacus"  # the actor of history entries that no request caused
 
 CONCLUSIONS = ("won", "lost", "inconclusive", "invalid")
 
-ID_PREFIX = "exp_"  # of an experiment's id, and of no key
+ID_PREFIX = "exp_"  # every experiment id has it, and no key may
 
-# What programs send where they have no id, in lower case.
+# What programs send by mistake when they have no id, in lower case.
 NOT_IDS = {"undefined", "null", "none", "nan", "[object object]"}
 
-FULL = 10_000  # hundredths of a percent, and the hash's buckets
+FULL = 10_000  # 100 % in hundredths of a percent, and the number of buckets
 
-MOST_METRICS = 1_000  # of an experiment
+MOST_METRICS = 1_000  # in one experiment
 
 
 class Conflict(Exception):
-    """What was asked for contradicts something that is stored.
+    """The request contradicts what is stored.
 
-    *current* is what is stored, or asked for; *allowed* what would do instead. Both
-    are values: a time is a datetime, and whoever answers writes it down.
+    *current* is the value that stands in the way, *allowed* lists the values that
+    would be accepted. Both are Python values (a time is a datetime); the answer
+    formats them.
     """
 
     code = "CONFLICT"
@@ -57,14 +58,14 @@ class Conflict(Exception):
 
 
 class InvalidState(Conflict):
-    """The move is not allowed now."""
+    """The move is not allowed in the present state."""
 
     code = "INVALID_STATE"
 
     def __init__(self, current: str, allowed: Iterable[str]) -> None:
         wanted = sorted(allowed, key=STATUSES.index)
-        told = f"The experiment is {current}; it must be {' or '.join(wanted)}."
-        super().__init__(told, current, wanted)
+        message = f"The experiment is {current}; it must be {' or '.join(wanted)}."
+        super().__init__(message, current, wanted)
 
 
 class Invalid(Exception):
@@ -111,8 +112,6 @@ class Experiment(Table):
             Check("(start_date IS NULL) = (status = 'draft')"),
         ]
 
-    # -- reading
-
     @classmethod
     def named(cls, name: str) -> Experiment | None:
         """Return the experiment with this id or this key, if there is one.
@@ -127,35 +126,35 @@ class Experiment(Table):
     def page(cls, page: Page, status: str | None, archived: bool) -> Listing:
         """Return a page of experiments, newest first.
 
-        A walk by cursor shows those that passed the filters when it began, each as
-        it is now.
+        A walk by cursor shows the experiments that matched the filters when the walk
+        began, each with its present values.
         """
 
         def query(fence: Fence | None) -> Any:
-            found = cls.select()
+            rows = cls.select()
             if fence:
-                found = found.where(~cls._was_made_after(fence))
+                rows = rows.where(~cls._was_made_after(fence))
             if status:
-                found = found.where(cls._status_as_of(fence) == status)
+                rows = rows.where(cls._status_as_of(fence) == status)
             if not archived:
-                found = found.where(cls._column_as_of(fence, cls.archived_at).is_null())
-            return found
+                rows = rows.where(cls._column_as_of(fence, cls.archived_at).is_null())
+            return rows
 
         order, listed = (cls.created_at, cls.id), ("experiments", status, archived)
-        found = page.of(query, order, listed, Change.fence)
-        of: dict[str, list[Variant]] = {row.id: [] for row in found.rows}
-        for variant in Variant.of(list(of)):
-            of[variant.experiment_id].append(variant)
-        for row in found.rows:
-            row._variants = of[row.id]
-        return found
+        listing = page.of(query, order, listed, Change.fence)
+        variants: dict[str, list[Variant]] = {row.id: [] for row in listing.rows}
+        for variant in Variant.of(list(variants)):
+            variants[variant.experiment_id].append(variant)
+        for row in listing.rows:
+            row._variants = variants[row.id]
+        return listing
 
     @classmethod
     def _was_made_after(cls, fence: Fence) -> Any:
-        """Tell of an experiment whether its history begins after the fence.
+        """Return the condition that an experiment's history begins after the fence.
 
-        The time of its making is not asked: two that are made at once may be
-        written in the other order, and a clock may be set back.
+        `created_at` cannot decide this: two experiments that are created at once may
+        be written in the other order, and a clock may be set back.
         """
         return fn.EXISTS(
             Change.select(SQL("1")).where(
@@ -167,9 +166,9 @@ class Experiment(Table):
 
     @classmethod
     def _column_as_of(cls, fence: Fence | None, column: Any) -> Any:
-        """Return a column as it was at the fence, by the history; without one, now.
+        """Return a column's value at the fence, from the history; or now without one.
 
-        The first change after the fence has the value of before.
+        The first change after the fence holds the value before it.
         """
         if fence is None:
             return column
@@ -184,7 +183,7 @@ class Experiment(Table):
             .order_by(Change.id)
             .limit(1)
         )
-        # A pair of before and after, or the one value that has not changed.
+        # A pair (before, after), or a single value if nothing has changed.
         return fn.json_extract(fn.COALESCE(changed, fn.json_array(column)), "$[0]")
 
     @classmethod
@@ -207,7 +206,7 @@ class Experiment(Table):
         return "archived" if self.archived_at else self.state
 
     def is_open_at(self, now: datetime) -> bool:
-        """Tell whether users are enrolled at this moment."""
+        """Tell whether new users are enrolled at this moment."""
         state = decision.state_at(now, self.status, self.end_date)
         return self.archived_at is None and state == RUNNING
 
@@ -221,7 +220,9 @@ class Experiment(Table):
             is_archived=self.archived_at is not None,
             end_date=self.end_date,
             variants=tuple(
-                decision.Variant(row.key, row.name, row.split, row.flow_id, row.config)
+                decision.DefinedVariant(
+                    row.key, row.name, row.split, row.flow_id, row.config
+                )
                 for row in self.variants
             ),
             traffic=self.traffic,
@@ -244,7 +245,7 @@ class Experiment(Table):
         return self._variants
 
     def forget_variants(self) -> None:
-        """Read the variants anew when they are asked for next."""
+        """Read the variants from the database again at the next use."""
         self.__dict__.pop("_variants", None)
 
     def variant(self, id: str) -> Variant | None:
@@ -253,12 +254,12 @@ class Experiment(Table):
 
     @property
     def participants(self) -> int:
-        """How many users are enrolled: exact, from the variants' tallies."""
+        """The number of enrolled users, from the exact tallies of the variants."""
         return sum(variant.participants for variant in self.variants)
 
 
 class Variant(Table):
-    """What some of the users get, and how many of them there are."""
+    """What a share of the users gets, and how many users have it."""
 
     GIVEN = ("name", "split", "flow_id", "config")
 
@@ -298,8 +299,8 @@ _VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
 def next_moment(column: Utc, condition: Any = True) -> datetime:
     """Return the time for a new row, later than that of every other row.
 
-    A walk through the list must not meet a row that is newer than the walk, also
-    where the clock was set back.
+    So a walk through the list never meets a row that is newer than the walk, even if
+    the clock was set back.
     """
     latest = column.model.select(fn.MAX(column)).where(condition).scalar()
     now = utcnow()
@@ -307,7 +308,7 @@ def next_moment(column: Utc, condition: Any = True) -> datetime:
 
 
 class Audience(Table):
-    """Whom an experiment is for: the rules that users are asked."""
+    """The rules that decide which users an experiment is for."""
 
     id = TextField(primary_key=True, default=new_id("aud"))
     name = TextField()
@@ -321,20 +322,20 @@ class Audience(Table):
     def page(cls, page: Page, search: str | None) -> Listing:
         """Return a page of audiences, newest first.
 
-        A search is for a part of the id, the name or the description, whatever its
-        case. A walk by cursor also shows what was written since it began, because
-        nobody knows any more whether that had the search in it then.
+        A search matches a part of the id, the name or the description, in any case. A
+        walk by cursor also shows audiences that were written after it began: whether
+        they matched at its beginning is not known any more.
         """
 
         def query(fence: Fence | None) -> Any:
-            found = cls.select()
+            rows = cls.select()
             if not search:
-                return found
+                return rows
             matches = cls.searched.contains(search.casefold())
             if fence:
                 began = Value(fence.microseconds, converter=False)
                 matches |= cls.updated_at >= began
-            return found.where(matches)
+            return rows.where(matches)
 
         order, listed = (cls.created_at, cls.id), ("audiences", search)
         return page.of(query, order, listed, Change.fence)
@@ -343,19 +344,19 @@ class Audience(Table):
     def define(
         cls, id: str, name: str, rule_tree: Any, description: str | None = None
     ) -> tuple[Audience, bool]:
-        """Write the audience with this id, whole; return it and whether it is new."""
+        """Create or replace the audience; return it, and whether it is new."""
         with database.atomic():
-            there = cls.get_or_none(id=id)
-            defined = there or cls(id=id)
+            existing = cls.get_or_none(id=id)
+            defined = existing or cls(id=id)
             defined._set(name=name, description=description, rule_tree=rule_tree)
-            if there is None:
+            if existing is None:
                 defined.created_at = next_moment(cls.created_at)
                 defined.updated_at = defined.created_at
-            defined.save(force_insert=there is None)
-        return defined, there is None
+            defined.save(force_insert=existing is None)
+        return defined, existing is None
 
     def revise(self, **fields: Any) -> None:
-        """Write the fields given; experiments that have started keep their rules."""
+        """Write these fields; experiments that have started keep their rules."""
         with database.atomic():
             self.__data__.update(Audience.get_by_id(self.id).__data__)
             self._set(**fields)
@@ -369,12 +370,12 @@ class Audience(Table):
         self.updated_at = utcnow()
 
     def tried(self, user_id: str | None, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Return whether somebody is meant, and the rules, each with its truth."""
+        """Return whether a user matches, and the rules, each with its result."""
         trace = audience.trace(self.rule_tree, user_id, attributes)
         return {"matches": trace["result"], "trace": trace}
 
     def remove(self) -> None:
-        """Delete the audience; raise Conflict while an experiment needs it."""
+        """Delete the audience; raise Conflict while an experiment uses it."""
         with database.atomic():
             using = Experiment.get_or_none(
                 Experiment.audience_id == self.id,
@@ -391,7 +392,7 @@ class Audience(Table):
 
 
 class Override(Table):
-    """A variant forced for one user, who is no participant by it."""
+    """A variant that is forced for one user, which counts nowhere."""
 
     experiment = ForeignKeyField(Experiment, index=False)
     user_id = TextField()
@@ -400,33 +401,33 @@ class Override(Table):
 
     class Meta:
         primary_key = CompositeKey("experiment", "user_id")
-        # Deferred: a draft's variants are written anew, and are there at the end.
+        # Deferred: a draft's variants are replaced, and exist again at the commit.
         constraints = [
             SQL(f"{_VARIANT_OF_THE_SAME_EXPERIMENT.sql} DEFERRABLE INITIALLY DEFERRED")
         ]
 
     @classmethod
     def of(cls, experiment_id: str, user_ids: Sequence[str]) -> dict[str, str]:
-        """Return the variant of each of these users who has one forced."""
-        found: Any = cls.select(cls.user_id, cls.variant).where(
+        """Return the forced variant of each of these users who has one."""
+        rows: Any = cls.select(cls.user_id, cls.variant).where(
             cls.experiment == experiment_id, one_of(cls.user_id, user_ids)
         )
-        return dict(found.tuples())
+        return dict(rows.tuples())
 
     @classmethod
     def page(cls, experiment: Experiment, page: Page) -> Listing:
         """Return a page of an experiment's overrides, newest first."""
-        found = cls.select().where(cls.experiment == experiment.id)
+        rows = cls.select().where(cls.experiment == experiment.id)
         order, listed = (cls.created_at, cls.user_id), ("overrides", experiment.id)
-        return page.of(lambda _: found, order, listed)
+        return page.of(lambda _: rows, order, listed)
 
 
 class GroupShare(Table):
     """A range of an exclusion group's buckets, and the experiment that has it.
 
     `held` is the group while the experiment holds the range, and null afterwards.
-    Every range begins where a gap begins, so two that overlap begin alike, and the
-    unique index refuses the second.
+    Every range begins where a gap begins, so two ranges that overlap have the same
+    first bucket, and the unique index refuses the second one.
     """
 
     experiment = ForeignKeyField(Experiment, index=False)
@@ -442,8 +443,8 @@ class GroupShare(Table):
     @classmethod
     def of(cls, experiment: Experiment) -> list[assignment.Range]:
         """Return the ranges that the experiment has, or had, in order."""
-        found = cls.select().where(cls.experiment == experiment.id).order_by(cls.first)
-        return [assignment.Range(row.first, row.last) for row in found]
+        rows = cls.select().where(cls.experiment == experiment.id).order_by(cls.first)
+        return [assignment.Range(row.first, row.last) for row in rows]
 
     @classmethod
     def others(cls, experiment_id: str, group: str | None) -> list[str]:
@@ -485,12 +486,12 @@ class GroupShare(Table):
 
     @classmethod
     def free(cls, experiment: Experiment) -> None:
-        """Give an experiment's room back; what it was can still be read."""
+        """Release the experiment's share; its ranges can still be read."""
         cls.update(held=None).where(cls.experiment == experiment.id).execute()
 
 
 class Change(Table):
-    """One thing that was done to an experiment: who did what, and when."""
+    """One entry of an experiment's history: who did what, and when."""
 
     id = BigAutoField()
     experiment = ForeignKeyField(Experiment)
@@ -511,9 +512,9 @@ class Change(Table):
         user_id: str | None = None,
         at: datetime | None = None,
     ) -> None:
-        """Write down what differs, [before, after], as the columns keep it.
+        """Record what differs as [before, after], in the form that columns store.
 
-        To be called within the transaction that does it.
+        Call it within the transaction of the change.
         """
         cls.create(
             experiment=experiment.id,
@@ -530,9 +531,9 @@ class Change(Table):
 
     @classmethod
     def page(cls, experiment: Experiment, page: Page) -> Listing:
-        """Return a page of what was done to an experiment, newest first."""
-        found = cls.select().where(cls.experiment == experiment.id)
-        return page.of(lambda _: found, (cls.id,), ("history", experiment.id))
+        """Return a page of an experiment's history, newest first."""
+        rows = cls.select().where(cls.experiment == experiment.id)
+        return page.of(lambda _: rows, (cls.id,), ("history", experiment.id))
 
     @classmethod
     def fence(cls) -> Fence:
@@ -542,7 +543,7 @@ class Change(Table):
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:
-        """What differs, (before, after), as an experiment has it."""
+        """The differences as (before, after), in the form that an experiment has."""
         columns = Experiment._meta.fields
 
         def read(name: str, value: Any) -> Any:
@@ -570,7 +571,7 @@ class Assignment(Table):
 
 
 class Conversion(Table):
-    """One thing that a participant did: every event is kept."""
+    """One event of a participant; every event is kept."""
 
     id = BigAutoField()
     experiment = ForeignKeyField(Experiment, index=False)
@@ -586,7 +587,7 @@ class Conversion(Table):
 
 
 class Outcome(Table):
-    """One participant's total in one metric: what makes a user count once."""
+    """One participant's total in one metric, so that each user counts once."""
 
     assignment = ForeignKeyField(Assignment, index=False)
     metric = TextField()
@@ -598,7 +599,7 @@ class Outcome(Table):
 
 
 class Tally(Table):
-    """What one variant has in one metric, kept with the rows that it counts."""
+    """The counts of one variant in one metric, updated with the rows they count."""
 
     experiment = ForeignKeyField(Experiment, index=False)
     variant = TextField()
@@ -621,11 +622,11 @@ class Tally(Table):
 
 
 class Metric(Table):
-    """One metric that an experiment has counted something in.
+    """One metric that an experiment has counted.
 
-    The numbers are what bounds the metrics, whoever writes at once: there are
-    MOST_METRICS of them, each given once. Number 0 is for the primary metric alone,
-    where so many others came first: they must not keep it out.
+    The unique number bounds the metrics however many writers there are: it is at
+    most MOST_METRICS. Number 0 is reserved for the primary metric, so that many
+    other metrics cannot keep it out.
     """
 
     experiment = ForeignKeyField(Experiment, index=False)
@@ -639,7 +640,7 @@ class Metric(Table):
 
 
 class Refusal(Table):
-    """One conversion that was received and not counted."""
+    """One conversion that was received and was not counted."""
 
     id = BigAutoField()
     experiment = ForeignKeyField(Experiment)

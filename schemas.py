@@ -44,7 +44,7 @@ from web.fields import (
     Items,
     JsonText,
     Key,
-    Level,
+    LevelText,
     Limit,
     MetricValue,
     Moment,
@@ -63,11 +63,11 @@ from web.json import dumps, plain
 
 
 class Nothing(Wire):
-    """A body that has nothing in it."""
+    """An empty body."""
 
 
 class PageQuery(Wire):
-    """Which page of a list: by its number, or by the cursor of the page before."""
+    """Which page of a list: by number, or by the cursor of the previous page."""
 
     page = Whole(load_default=1)
     limit = Limit(load_default=20)
@@ -91,7 +91,7 @@ class PageQuery(Wire):
 
 
 class ExperimentsQuery(PageQuery):
-    """Which page of the experiments, and which of them."""
+    """A page of the experiments, and filters."""
 
     status = fields.String(
         load_default=None, allow_none=False, validate=validate.OneOf(STATUSES)
@@ -106,7 +106,7 @@ def is_small(config: dict[str, Any]) -> None:
 
 
 class VariantSchema(Wire):
-    """What some of the users get."""
+    """What a share of the users gets."""
 
     id = Id(attribute="key", dump_only=True)
     name = Name(200, required=True)
@@ -116,7 +116,7 @@ class VariantSchema(Wire):
 
 
 class VariantChangeSchema(VariantSchema):
-    """A variant in a PATCH: one with a known id keeps what it leaves out."""
+    """A variant in a PATCH: with a known id, it keeps the fields left out."""
 
     id = Id(attribute="key")
     name = Name(200)
@@ -152,14 +152,15 @@ WHOLE_LIST = [
 
 
 def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the list if it can stand as a whole; raise ValidationError if not.
+    """Return the list if it is valid as a whole; else raise ValidationError.
 
-    What a PATCH leaves out is known only when it has met the stored list.
+    A PATCH may leave fields out, so its list is checked after it has been merged with
+    the stored one.
     """
     for place, variant in enumerate(variants):
-        for name, told in (("name", "name"), ("split", "splitPercentage")):
+        for name, wire_name in (("name", "name"), ("split", "splitPercentage")):
             if name not in variant:
-                missing = {told: ["Missing data for required field."]}
+                missing = {wire_name: ["Missing data for required field."]}
                 raise ValidationError({"variants": {place: missing}})
     for rule in (splits_sum_to_100, names_are_distinct):
         try:
@@ -170,7 +171,7 @@ def whole_variants(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class PlanSchema(Wire):
-    """What the experiment was planned to find."""
+    """The effect that the experiment is planned to detect."""
 
     baseline_rate = PlannedRate(required=True)
     minimum_effect = PlannedRate(required=True, metadata={"description": "absolute"})
@@ -184,7 +185,7 @@ class PlanSchema(Wire):
 
 
 class SizeSchema(Wire):
-    """What an experiment should find; its effect absolute or relative."""
+    """The effect that an experiment should detect, absolute or relative."""
 
     baseline_rate = PlannedRate(required=True)
     minimum_effect = PlannedRate(load_default=None)
@@ -225,7 +226,7 @@ class SizeSchema(Wire):
 
 
 class RehearsalSchema(Wire):
-    """What to rehearse a draft with; a run is one whole experiment."""
+    """What to simulate a draft with; a run is one whole experiment."""
 
     participants = Integer("2", "1000000", required=True)
     baseline_rate = Between("0", "1", required=True)
@@ -243,7 +244,7 @@ class RehearsalSchema(Wire):
 
 
 class AnalysisSchema(Wire):
-    """Which metric to analyse, how wide the intervals shown are, and as of when."""
+    """The metric to analyse, the confidence level of the intervals, and the time."""
 
     metric = Id(load_default=None, allow_none=True)
     confidence_level = ConfidenceLevel()
@@ -251,15 +252,15 @@ class AnalysisSchema(Wire):
 
 
 class AnalysisQuery(Wire):
-    """What an analysis is asked for where the request has no body."""
+    """The same as AnalysisSchema, for a request without a body."""
 
     metric = Id(load_default=None, allow_none=False)
-    confidence_level = Level(load_default=Decimal("0.95"))
+    confidence_level = LevelText(load_default=Decimal("0.95"))
     as_of = Moment(load_default=None, allow_none=False)
 
 
 class ResultsQuery(Wire):
-    """Which part of the counts, and as of when."""
+    """Which counts, and at which time."""
 
     metric = Id(load_default=None, allow_none=False)
     as_of = Moment(load_default=None, allow_none=False)
@@ -269,7 +270,7 @@ class ResultsQuery(Wire):
 
 
 def is_replay(query: dict[str, Any]) -> bool:
-    """Tell whether results need every row read again, and not the tallies alone."""
+    """Tell whether results need every row, and not only the tallies."""
     return bool(query.get("granularity") or query.get("as_of"))
 
 
@@ -321,7 +322,7 @@ class ExperimentSchema(Wire):
 
 
 class ExperimentChangeSchema(ExperimentSchema):
-    """What a PATCH may hold: only the fields given change."""
+    """The body of a PATCH: only the fields in it change."""
 
     name = Name(200)
     type = fields.String(validate=validate.OneOf(["ab_test"]))
@@ -337,7 +338,7 @@ class ExperimentChangeSchema(ExperimentSchema):
 
 
 class WarnedExperimentSchema(ExperimentSchema):
-    """An experiment with what its maker should know."""
+    """An experiment with warnings for whoever created or started it."""
 
     warnings = fields.Function(
         lambda experiment: [one._asdict() for one in lifecycle.warnings(experiment)],
@@ -365,21 +366,21 @@ class ConclusionSchema(Wire):
 
 
 class UserSchema(Wire):
-    """A user, and what the caller knows of them."""
+    """A user, and what the caller knows about them."""
 
     user_id = Id(required=True)
     attributes = fields.Dict(load_default=dict)
 
 
 class ExplainQuery(Wire):
-    """Whether to explain, and what is known of the user."""
+    """Whether to explain the decision, and what is known about the user."""
 
     explain = Flag(load_default=False)
     attributes = JsonText(load_default=dict)
 
 
 class UsersSchema(Batch):
-    """Users to enrol, in one transaction."""
+    """Users to enrol in one transaction."""
 
     users = Rows(UserSchema())
 
@@ -414,7 +415,7 @@ class DecisionSchema(Answer):
 class RangeSchema(Answer):
     """Consecutive buckets, both ends included, and the variant that has them."""
 
-    sometimes = ("variant_id",)  # what lets a user in deals no variant
+    sometimes = ("variant_id",)  # the entry draw assigns no variant
 
     first = fields.Integer()
     last = fields.Integer()
@@ -433,7 +434,7 @@ class DrawSchema(Answer):
 
 
 class ReceiptOfAssignmentSchema(DrawSchema):
-    """The draw that deals the variant, and before it what let the user in."""
+    """The draw of the variant, and the entry draw before it."""
 
     variant_id = fields.String()
     entry = fields.Nested(DrawSchema())
@@ -443,7 +444,7 @@ class ReceiptOfAssignmentSchema(DrawSchema):
 
 
 class ExplainedSchema(DecisionSchema):
-    """A decision, and where it was asked for its receipt."""
+    """A decision, and its receipt if it was asked for."""
 
     sometimes = ("receipt",)
 
@@ -451,7 +452,7 @@ class ExplainedSchema(DecisionSchema):
 
 
 def explained(experiment: Experiment, explanation: Explanation) -> SimpleNamespace:
-    """Return a decision with its receipt, as ExplainedSchema takes it."""
+    """Return a decision with its receipt, for ExplainedSchema."""
     entry, split = explanation.draws
     ids = [variant.id for variant in explanation.variants]
     ranges = [
@@ -499,7 +500,7 @@ class EventSchema(Wire):
 
 
 class ConversionsSchema(Batch):
-    """Conversions to book, in one transaction."""
+    """Conversions to book in one transaction."""
 
     conversions = Rows(EventSchema())
 
@@ -511,7 +512,7 @@ class EventsSchema(Batch):
 
 
 class ImportLineSchema(Schema):
-    """One line of an import: an assignment, and the conversion it may carry."""
+    """One line of an import: an assignment, and perhaps a conversion."""
 
     user_id = Id(required=True)
     variant = fields.String(required=True)
@@ -527,8 +528,8 @@ class ImportLineSchema(Schema):
         if converted_at is None:
             return
         if occurred(converted_at, line["timestamp"]) is None:
-            told = f"It is over {LEEWAY.seconds} seconds before the timestamp."
-            raise ValidationError(told, "converted_at")
+            message = f"It is over {LEEWAY.seconds} seconds before the timestamp."
+            raise ValidationError(message, "converted_at")
 
 
 REASONS = (
@@ -539,7 +540,7 @@ REASONS = (
 
 
 class ReceiptSchema(Answer):
-    """What became of an event in one experiment."""
+    """The outcome of an event in one experiment."""
 
     experiment_id = fields.String()
     status = fields.String(metadata={"enum": ["accepted", "duplicate", "rejected"]})
@@ -553,13 +554,13 @@ class ReceiptSchema(Answer):
 
 
 class BookedSchema(Answer):
-    """What became of each event of a batch, in each of its user's experiments."""
+    """The outcome of each event of a batch, in each experiment of its user."""
 
     data = fields.List(fields.List(fields.Nested(ReceiptSchema())))
 
 
 class AudienceSchema(Wire):
-    """Whom an experiment is for."""
+    """The rules that decide which users an experiment is for."""
 
     id = fields.String(dump_only=True)
     name = Name(200, required=True)
@@ -570,14 +571,14 @@ class AudienceSchema(Wire):
 
 
 class AudienceChangeSchema(AudienceSchema):
-    """What a PATCH of an audience may hold: only the fields given change."""
+    """The body of a PATCH of an audience: only the fields in it change."""
 
     name = Name(200)
     rule_tree = RuleTree()
 
 
 class AudiencesQuery(PageQuery):
-    """Which page of the audiences, and which of them."""
+    """A page of the audiences, and a search."""
 
     search = fields.String(
         load_default=None,
@@ -587,14 +588,14 @@ class AudiencesQuery(PageQuery):
 
 
 class TrialSchema(Wire):
-    """Somebody to try an audience on."""
+    """A user to test an audience with."""
 
     user_id = Id(load_default=None)
     attributes = fields.Dict(load_default=dict)
 
 
 class TrialResultSchema(Answer):
-    """Whether somebody is meant, and the truth of each rule."""
+    """Whether the user matches, and the result of each rule."""
 
     matches = fields.Boolean()
     trace = fields.Raw(metadata={"type": "object"})
@@ -609,7 +610,7 @@ class OverrideSchema(Wire):
 
 
 class ChangeSchema(Answer):
-    """One thing that was done to an experiment."""
+    """One entry of an experiment's history."""
 
     at = Moment()
     subject = fields.String(attribute="actor")
@@ -621,7 +622,7 @@ class ChangeSchema(Answer):
 
 
 class SettingsSchema(ExperimentSchema):
-    """What can be changed of an experiment, each as its answers have it."""
+    """The settings of an experiment that can change, as its answers have them."""
 
     class Meta:
         exclude = ("count",)
@@ -634,7 +635,7 @@ SETTINGS = SettingsSchema()
 
 
 def changes(change: Change) -> dict[str, dict[str, Any]]:
-    """Return what an entry of the history changed: `{"name": {"from", "to"}}`."""
+    """Return the changes of a history entry: `{"name": {"from", "to"}}`."""
     before, after = (
         SETTINGS.dump({name: pair[place] for name, pair in change.changes.items()})
         for place in (0, 1)
@@ -643,7 +644,7 @@ def changes(change: Change) -> dict[str, dict[str, Any]]:
 
 
 class CountedSchema(Answer):
-    """What an experiment counts in all."""
+    """The total counts of an experiment."""
 
     participants = fields.Integer()
     conversions = fields.Integer()
@@ -651,7 +652,7 @@ class CountedSchema(Answer):
 
 
 class ErasedSchema(Answer):
-    """What one experiment counted before a person was erased, and after."""
+    """The counts of one experiment before and after an erasure."""
 
     experiment_id = fields.String()
     before = fields.Nested(CountedSchema())
@@ -659,7 +660,7 @@ class ErasedSchema(Answer):
 
 
 class MentionSchema(Answer):
-    """A text that somebody wrote, and in which the id still stands."""
+    """A text that somebody wrote and that still contains the id."""
 
     resource = fields.String(metadata={"enum": ["audience", "experiment"]})
     id = fields.String()
@@ -667,7 +668,7 @@ class MentionSchema(Answer):
 
 
 class ErasureSchema(Answer):
-    """Where a person was erased, and, if anywhere, where the id still stands."""
+    """Where a person was erased, and which texts still contain the id."""
 
     sometimes = ("mentions",)
 
@@ -679,12 +680,14 @@ class ErasureSchema(Answer):
     log_emptied = fields.Boolean()
 
     @post_dump
-    def _leave_out_none(self, told: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {name: told[name] for name in told if name != "mentions" or told[name]}
+    def _leave_out_none(self, answer: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if not answer["mentions"]:
+            del answer["mentions"]
+        return answer
 
 
 class ExportQuery(Wire):
-    """The form of an export."""
+    """The format of an export."""
 
     format = fields.String(
         load_default="csv", validate=validate.OneOf(["csv", "ndjson"])

@@ -37,7 +37,7 @@ INVALID_STATE = "INVALID_STATE"
 
 LEEWAY = timedelta(seconds=10)
 
-MOST_PAIRS = 10_000  # of an event and an experiment that one call may book
+MOST_PAIRS = 10_000  # pairs of an event and an experiment in one call
 
 
 class NotEnrolled(Conflict):
@@ -53,7 +53,7 @@ class BeforeEnrollment(Conflict):
 
 
 class Event(NamedTuple):
-    """Something that a user did; what is None, the experiment or the clock says."""
+    """Something that a user did; the experiment and the clock fill in what is None."""
 
     user_id: str
     metric: str | None = None
@@ -79,10 +79,10 @@ class Receipt(NamedTuple):
 
 
 def refuse_rejected(receipt: Receipt) -> None:
-    """Raise what a single conversion that was rejected is answered with.
+    """Raise the error for a single conversion that was rejected.
 
-    NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict where its idempotency
-    key belongs to another body. The first two are counted as refused all the same.
+    NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict if its idempotency key
+    belongs to another body. The first two are still counted as refused.
     """
     if receipt.is_forced:
         message = "A variant is forced for the user, who is not counted meanwhile."
@@ -103,9 +103,9 @@ def refuse_rejected(receipt: Receipt) -> None:
 def credit(events: Sequence[Event]) -> list[list[Receipt]]:
     """Book each event in every experiment that its user is in.
 
-    Return, for each event in order, one receipt an experiment, oldest enrolment
+    Return, for each event in order, one receipt for each experiment, oldest enrolment
     first. Experiments that take no conversions any more answer INVALID_STATE. Raise
-    Invalid, before anything is written, where these are more than MOST_PAIRS.
+    Invalid, before anything is written, if there are more than MOST_PAIRS receipts.
     """
     memberships = _memberships(events)
     places: dict[str, list[int]] = {}
@@ -128,12 +128,12 @@ def credit(events: Sequence[Event]) -> list[list[Receipt]]:
 def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
     """Return the experiments of the users of these events, oldest enrolment first.
 
-    Raise Invalid where they make more than MOST_PAIRS with the events. This is read
-    before the write lock is taken, and no further than the bound.
+    Raise Invalid if they make more than MOST_PAIRS with the events. This reads before
+    the write lock is taken, and no more rows than the bound.
     """
     times = Counter(event.user_id for event in events)
     pairs = 0
-    found: dict[str, list[str]] = {}
+    experiments: dict[str, list[str]] = {}
     for some in chunked(times, CHUNK):
         rows: Any = (
             Assignment.select(Assignment.id, Assignment.user_id, Assignment.experiment)
@@ -142,7 +142,7 @@ def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
         )
         for _, user_id, experiment_id in sorted(rows.tuples()):
             pairs += times[user_id]
-            found.setdefault(user_id, []).append(experiment_id)
+            experiments.setdefault(user_id, []).append(experiment_id)
         if pairs > MOST_PAIRS:
             raise Invalid(
                 "events",
@@ -150,15 +150,15 @@ def _memberships(events: Sequence[Event]) -> dict[str, list[str]]:
                 "experiment that its user is in; these events make more. Send fewer "
                 "at once.",
             )
-    return found
+    return experiments
 
 
 def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     """Book events in one experiment, in one transaction; return their receipts.
 
-    Raise InvalidState where the experiment takes no conversions: in draft, when
-    completed, when archived. An event is counted, a duplicate, or refused, and
-    what is refused is counted as refused.
+    Raise InvalidState if the experiment takes no conversions: as a draft, when
+    completed, when archived. Each event is counted, is a duplicate, or is refused,
+    and refused events are counted as refused.
     """
     with database.atomic():
         current = Experiment.get_by_id(experiment.id)
@@ -271,7 +271,7 @@ def _receipt(
 
 
 def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | None, Any]:
-    """Return the conversions that these idempotency keys name already."""
+    """Return the stored conversions with these idempotency keys."""
     wanted = {key for key in keys if key is not None}
     return {
         row.idempotency_key: row
@@ -295,11 +295,11 @@ def _known(experiment: Experiment, keys: Iterable[str | None]) -> dict[str | Non
 def _same(
     earlier: Any, participant: Participant, event: Event, receipt: Receipt
 ) -> bool:
-    """Tell whether an event says what the one with its key said.
+    """Tell whether an event has the same content as the stored one with its key.
 
-    Times are compared as they are booked: a repetition without an occurredAt
-    occurred when the first was received, and one shortly before the enrolment at
-    the enrolment; see _occurred.
+    Times are compared as they are booked: a repetition without `occurredAt` occurred
+    when the first one was received, and an event shortly before the enrolment
+    occurred at the enrolment; see `_occurred`.
     """
     return (
         earlier.assignment_id == participant.id
@@ -310,10 +310,10 @@ def _same(
 
 
 def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
-    """Return the time as of which an event counts; None where it is too early.
+    """Return the time from which an event counts; None if it is too early.
 
-    Clocks differ, and many programs cut a time to the second: an event up to LEEWAY
-    before its user's enrolment counts as of the enrolment.
+    Clocks differ, and many programs truncate times to seconds: an event up to LEEWAY
+    before its user's enrolment counts from the enrolment.
     """
     if event_time < assigned_at - LEEWAY:
         return None
@@ -323,20 +323,20 @@ def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
 def _occurred(
     event: Event, received_at: datetime, participant: Participant | None
 ) -> datetime:
-    """Return when an event occurred: when it was received, where it does not say.
+    """Return when an event occurred; without a time of its own, when it was received.
 
-    For an enrolled user this is the time as of which the event counts, or, where
-    that is too early, the event's own time.
+    For an enrolled user this is the time from which the event counts, or, if that is
+    too early, the event's own time.
     """
     if participant is None:
         return event.occurred_at or received_at
-    if event.occurred_at is None:  # not before the enrolment: a clock may be set back
+    if event.occurred_at is None:  # the clock may be set back since the enrolment
         return max(received_at, participant.assigned_at)
     return occurred(event.occurred_at, participant.assigned_at) or event.occurred_at
 
 
 def refuse_unless_open(experiment: Experiment) -> None:
-    """Raise InvalidState where the experiment takes no conversions."""
+    """Raise InvalidState if the experiment takes no conversions."""
     if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
         raise InvalidState(experiment.state_or_archived, [RUNNING, STOPPED])
 

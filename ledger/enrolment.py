@@ -55,7 +55,7 @@ def enrol(definition: Definition, proposed: Sequence[Decision]) -> list[Decision
         answer = stored.get(one.user_id)
         if answer is None and one.reason == NEW:
             answer = written[one.user_id]
-            # The user may stand in this call again, and is enrolled by then.
+            # If the same user is in this call again, they are enrolled by then.
             again = EXISTING if answer.reason == NEW else answer.reason
             stored[one.user_id] = answer._replace(reason=again)
         decisions.append(answer or one)
@@ -177,7 +177,7 @@ def _assigned(
 def write_assignments(rows: list[dict[str, Any]]) -> set[str]:
     """Write assignments of one experiment with their tally; return the new users.
 
-    To be called within a transaction. A user who is enrolled already keeps their row.
+    Call it within a transaction. A user who is enrolled already keeps their row.
     """
     variants: dict[str, str] = {row["user_id"]: row["variant"] for row in rows}
     written: set[str] = set()

@@ -20,12 +20,12 @@ from models import (
 )
 from storage.table import CHUNK, one_of
 
-# Room for the square of any total; what would not fit raises and is not rounded.
+# Enough digits for the square of any total; a result that does not fit raises.
 exact = Context(prec=1_000, traps=[Inexact])
 
 
 class TooManyMetrics(Conflict):
-    """The experiment has as many metrics as one may have, and this is another."""
+    """The experiment has the largest number of metrics already."""
 
     code = "TOO_MANY_METRICS"
 
@@ -51,20 +51,20 @@ class Booking(NamedTuple):
 
 
 class Total(NamedTuple):
-    """What one participant did in one metric; *total* is None without any value."""
+    """One participant's events in one metric; *total* is None without any value."""
 
     events: int = 0
     total: Decimal | None = None
 
 
 class Metrics:
-    """The metrics of an experiment: those that it has, and room for more.
+    """The metrics of an experiment, and whether it has room for more.
 
-    To be used within a transaction.
+    Use it within a transaction.
     """
 
     def __init__(self, experiment: Experiment, names: Iterable[str]) -> None:
-        """Look up *names*; no others can be asked for."""
+        """Look up *names*; `admit` takes only these."""
         self._experiment = experiment
         self._admitted = _metrics_among(experiment.id, dict.fromkeys(names))
         self._taken: int | None = None
@@ -73,8 +73,8 @@ class Metrics:
     def admit(self, name: str) -> bool:
         """Return whether the experiment has this metric, or has room for it.
 
-        The primary metric is always admitted: a thousand others must not be able
-        to keep the experiment from ever being decided.
+        The primary metric is always admitted: a thousand other metrics must not make
+        a verdict impossible.
         """
         if name in self._admitted:
             return True
@@ -116,7 +116,7 @@ def metrics_of(experiment_id: str) -> list[str]:
 
 
 def _numbers_taken(experiment_id: str) -> int:
-    """Return how many numbers are taken, at the same cost for few and many."""
+    """Return how many numbers are taken, without counting them."""
     last = Metric.select(fn.MAX(Metric.number)).where(
         Metric.experiment == experiment_id
     )
@@ -126,9 +126,8 @@ def _numbers_taken(experiment_id: str) -> int:
 def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
     """Write conversions with the totals and the tallies that count them.
 
-    To be called within a transaction, with rows whose keys are new. Raise
-    TooManyMetrics, having written nothing, where the experiment has no room for one
-    of their metrics.
+    Call it within a transaction, with rows whose keys are new. Raise TooManyMetrics,
+    having written nothing, if the experiment has no room for one of their metrics.
     """
     metrics = Metrics(experiment, [row.metric for row in rows])
     for row in rows:
@@ -139,7 +138,7 @@ def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
 
 
 def write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
-    """Write conversions whose metrics are there, with what counts them.
+    """Write conversions whose metrics exist, with their totals and tallies.
 
     Only the totals and tallies that these rows change are read and written.
     """
@@ -174,35 +173,35 @@ def write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
 
 
 def _totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
-    """Return the totals so far of the participants in the metrics of these rows."""
+    """Return the present totals of these rows' participants in their metrics."""
     participants: dict[str, set[int]] = {}
     for row in rows:
         participants.setdefault(row.metric, set()).add(row.assignment_id)
-    found = {}
+    present = {}
     for metric, ids in participants.items():
         for some in chunked(ids, CHUNK):
             stored: Any = Outcome.select(
                 Outcome.assignment, Outcome.events, Outcome.total
             ).where(one_of(Outcome.assignment, some), Outcome.metric == metric)
             for id, *total in stored.tuples():
-                found[id, metric] = Total(*total)
-    return found
+                present[id, metric] = Total(*total)
+    return present
 
 
 def _tallies(
     experiment: Experiment, rows: Iterable[Booking]
 ) -> dict[tuple[str, str], Tally]:
-    """Return the tallies so far of the variants in the metrics of these rows."""
+    """Return the present tallies of these rows' variants in their metrics."""
     variants = {row.variant for row in rows}
-    found = {}
+    present = {}
     for some in chunked({row.metric for row in rows}, CHUNK):
         for tally in Tally.select().where(
             Tally.experiment == experiment.id,
             Tally.variant.in_(variants),
             one_of(Tally.metric, some),
         ):
-            found[tally.variant, tally.metric] = tally
-    return found
+            present[tally.variant, tally.metric] = tally
+    return present
 
 
 def count(
@@ -236,7 +235,7 @@ def count(
 
 
 def _empty_tally(row: Any) -> Tally:
-    """Return the tally of the conversion's variant and metric before the first."""
+    """Return an empty tally of the conversion's variant and metric."""
     return Tally(
         experiment=row.experiment_id,
         variant=row.variant,

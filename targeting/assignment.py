@@ -1,9 +1,9 @@
-"""Which variant they get: the published hash, and the ranges it falls into (pure).
+"""The published hash, and the ranges of buckets it falls into (pure).
 
-Changing one line of this file re-deals every running experiment.
+Changing the hash would move the users of every running experiment.
 
 Every draw is the same: SHA-256 of ``salt:userId`` in UTF-8, of which the first 13 hex
-digits (52 bits) are scaled to 10,000 buckets. What differs is the salt:
+digits (52 bits) are scaled to 10,000 buckets. Only the salt differs:
 
     the variant         <experiment id>
     the traffic         <experiment id>:traffic
@@ -32,10 +32,9 @@ class Range(NamedTuple):
 
 
 def bucket(salt: str, user_id: str) -> int:
-    """Return the bucket, 0 to 9,999, that *salt* deals to this user.
+    """Return the bucket, 0 to 9,999, of this user under a salt.
 
-    The product takes 66 bits: where integers have 64, ``(digits * 625) >> 48`` is the
-    same.
+    The product needs 66 bits; with 64-bit integers, ``(digits * 625) >> 48`` is equal.
     """
     return int(_digest(salt, user_id)[:13], 16) * BUCKETS // 16**13
 
@@ -45,7 +44,7 @@ def _digest(salt: str, user_id: str) -> str:
 
 
 def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
-    """Return the position, in *splits*, of the variant dealt to this user.
+    """Return the position, in *splits*, of this user's variant.
 
     Each split is a number of buckets; together they are 10,000. Variants take
     consecutive ranges in the order given.
@@ -59,7 +58,7 @@ def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
 
 
 def dealer(splits: Sequence[int]) -> Callable[[str, str], int]:
-    """Return `dealt` for these splits, about twice as fast, to deal to millions."""
+    """Return `dealt` for these splits, about twice as fast, for simulations."""
     ends = list(accumulate(splits))
 
     def deal(experiment_id: str, user_id: str) -> int:
@@ -73,7 +72,7 @@ def dealer(splits: Sequence[int]) -> Callable[[str, str], int]:
 def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
     """Tell whether the user is in the first *traffic* buckets of the traffic draw.
 
-    The draw has a salt of its own, so that it says nothing about the variant.
+    The draw has its own salt, so that it is independent of the variant.
     """
     return bucket(_traffic_salt(experiment_id), user_id) < traffic
 
@@ -94,7 +93,7 @@ def room(share: Iterable[tuple[int, int]]) -> int:
 
 
 def overlap(share: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> int:
-    """Return how many buckets of a share are taken; neither overlaps itself."""
+    """Return how many buckets of a share are taken; the ranges of each are disjoint."""
     others = list(taken)
     return sum(
         max(0, min(last, end) - max(first, start) + 1)
@@ -104,11 +103,11 @@ def overlap(share: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) 
 
 
 def allotted(taken: Iterable[tuple[int, int]], width: int) -> list[Range]:
-    """Return the share of a group that a newcomer of this width takes.
+    """Return the share of a group that a new experiment of this width takes.
 
-    It is one range, in the first gap that is wide enough; where the free room lies in
-    pieces it is several, from the first gap on. So nothing that others took moves, and
-    a newcomer is refused, with a ValueError, only when less room is left than it asks.
+    It is one range in the first gap that is wide enough, or else several ranges from
+    the first gap on. So no other share moves. Raise ValueError only if less room is
+    left than *width*.
     """
     gaps = _gaps(taken)
     if not 1 <= width <= room(gaps):
@@ -124,7 +123,7 @@ def allotted(taken: Iterable[tuple[int, int]], width: int) -> list[Range]:
 
 
 def _gaps(taken: Iterable[tuple[int, int]]) -> list[Range]:
-    """Return the ranges that are free between those taken, in order."""
+    """Return the free ranges between those that are taken, in order."""
     gaps, start = [], 0
     for first, last in sorted(taken):
         if start < first:
@@ -140,20 +139,20 @@ def _group_salt(group: str) -> str:
 
 
 class Draw(NamedTuple):
-    """One draw, with all that anyone needs to repeat it."""
+    """One draw, with everything that is needed to repeat it."""
 
     salt: str
     sha256: str
     bucket: int
     ranges: list[Range]
     position: int | None
-    """Of the range that holds the bucket, among the ranges; None if none does."""
+    """The position of the range that contains the bucket, or None."""
     command: str
-    """A line for a shell that prints the bucket."""
+    """A shell command that prints the bucket."""
 
 
 class Draws(NamedTuple):
-    """Why a user is in, or not, and with which variant."""
+    """The draw that admits a user or not, and the draw of the variant."""
 
     entry: Draw
     split: Draw
@@ -167,9 +166,9 @@ def draws(
     group: str | None = None,
     share: Iterable[tuple[int, int]] = (),
 ) -> Draws:
-    """Return both draws: whether the hash lets the user in, and the variant it deals.
+    """Return both draws: whether the hash admits the user, and which variant it gives.
 
-    In a group the share takes the place of the traffic draw; there is no second one.
+    In a group, the share replaces the traffic draw.
     """
     if group is None:
         entry = _draw(_traffic_salt(experiment_id), user_id, [(0, traffic - 1)])
@@ -199,11 +198,11 @@ def _draw(salt: str, user_id: str, pairs: Iterable[tuple[int, int]]) -> Draw:
 
 
 def _command(salt: str, user_id: str) -> str:
-    """Return the line that prints the bucket in any POSIX shell with 64-bit numbers.
+    """Return the command that prints the bucket in any POSIX shell with 64-bit numbers.
 
-    The 52 bits times 10,000 would overflow 64, hence times 625 and 48 places down:
-    both numbers divided by 16. The brackets are for zsh, where ``>>`` binds tighter
-    than ``*``; and a Mac may have shasum only.
+    52 bits times 10,000 would overflow 64 bits, so both numbers are divided by 16:
+    times 625, shifted by 48. The brackets are for zsh, where ``>>`` binds tighter than
+    ``*``. A Mac may have only shasum.
     """
     text = shlex.quote(f"{salt}:{user_id}")
     return (

@@ -1,4 +1,4 @@
-"""Who is meant: rule trees, checked when written and answered for each user (pure).
+"""Audiences: rule trees, checked when written, evaluated for each user (pure).
 
 A tree is a leaf ``{"field", "operator", "value"}`` or a group ``{"logicalOperator":
 "AND" | "OR", "rules": [...]}``. It holds at most 200 leaves, and groups stand at most
@@ -66,19 +66,20 @@ DEPTH = 10
 
 RULES = 200
 
-PROBLEMS = 100  # that are named; after them no more are looked for
+PROBLEMS = 100  # at most so many are reported
 
 FIELD_LENGTH = 255
 
 PATTERN_LENGTH = 256
 
-# Linear is not yet cheap: a character can cost as much as the programs that the
-# patterns compile to are long, and 256 characters can spell one of 36,000 steps. This
-# many serve 200 ordinary patterns (most have under 50; \pL has 1,200), and hold the
-# worst tree known to 0.1 milliseconds a byte of text: see bench/rules.py.
+# Steps of the compiled patterns of one tree. Linear time is not cheap by itself: each
+# character can cost as much as the program is long, and a pattern of 256 characters can
+# compile to 36,000 steps. This many are enough for 200 ordinary patterns (most have
+# under 50; \pL has 1,200), and limit the worst known tree to 0.1 milliseconds for each
+# byte of text: see bench/rules.py.
 STEPS = 10_000
 
-SEARCHED = 65_536  # characters; a longer text holds no pattern
+SEARCHED = 65_536  # characters; a longer text matches no pattern
 
 Entry = TypeVar("Entry")
 
@@ -125,7 +126,7 @@ def _same_scalar(left: Any, right: Any) -> bool:
 
 
 def _number(value: Any) -> int | Decimal | None:
-    """Return the value if it is a finite number, and None for all else.
+    """Return the value if it is a finite number, else None.
 
     A float stands for the shortest decimal that it prints as, which is what the JSON
     said; comparing its binary digits would make 0.1 two different numbers.
@@ -142,7 +143,7 @@ def _number(value: Any) -> int | Decimal | None:
 
 
 class Indexed(list[Any]):
-    """A list that is asked many times whether it has a value."""
+    """A list with an index, for many membership tests."""
 
     def __init__(self, items: list[Any]) -> None:
         super().__init__(items)
@@ -150,13 +151,13 @@ class Indexed(list[Any]):
 
 
 def _key(value: Any) -> Any:
-    """Return what is equal for the same JSON values, and for no others.
+    """Return a hashable key that is equal for the same JSON values, and no others.
 
-    It is asked of what the reader let through, which is at most 64 deep.
+    The JSON reader has bounded the depth of the value to 64.
     """
     number = _number(value)
     if number is not None:
-        # As text: anybody can choose numbers that all have the same hash.
+        # As text: a caller could choose numbers that all have the same hash.
         sign, digits, exponent = Decimal(number).as_tuple()
         text = "".join(map(str, digits)).lstrip("0")
         kept = text.rstrip("0")
@@ -168,7 +169,7 @@ def _key(value: Any) -> Any:
         return "object", frozenset((name, _key(item)) for name, item in value.items())
     if value is None or isinstance(value, (str, bool)):
         return type(value), value
-    return object()  # what is no JSON, such as NaN, is not even itself
+    return object()  # a value that is not JSON, such as NaN, equals nothing
 
 
 def _is_one_of(actual: Any, items: Any) -> bool:
@@ -177,7 +178,7 @@ def _is_one_of(actual: Any, items: Any) -> bool:
     if not isinstance(items, list):
         return False
     if isinstance(actual, str):
-        return actual in items  # thousands of ids at the speed of C
+        return actual in items  # fast for thousands of ids
     return any(_same(actual, item) for item in items)
 
 
@@ -211,7 +212,7 @@ def _not(test: Test) -> Test:
     return lambda actual, wanted: not test(actual, wanted)
 
 
-# Each of the cached patterns may fill its memory in the worst case: 128 MiB together.
+# In the worst case the cached patterns need 128 MiB together.
 OPTIONS = re2.Options()
 
 OPTIONS.max_mem = 512 * 1024
@@ -223,7 +224,7 @@ OPTIONS.never_capture = True
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> Any:
-    """Return the pattern ready to search, or raise ValueError with what is wrong."""
+    """Return the compiled pattern; raise ValueError with what is wrong with it."""
     try:
         return re2.compile(_bytes(pattern), OPTIONS)
     except re2.error as error:
@@ -234,7 +235,7 @@ def _compiled(pattern: str) -> Any:
         ) from error
 
 
-def _found(text: str, pattern: str) -> bool:
+def _matches_pattern(text: str, pattern: str) -> bool:
     if len(text) > SEARCHED:
         return False
     try:
@@ -282,11 +283,11 @@ def _a_pattern(value: Any) -> str | None:
 
 
 class Operator(NamedTuple):
-    """What a leaf asks of its field, and what is wrong with a value to ask it with."""
+    """The test of a leaf, and the check of its value when it is written."""
 
     holds: Test
     problem: Callable[[Any], str | None] | None
-    """None where the operator takes no value."""
+    """None if the operator takes no value."""
 
 
 OPERATORS = {
@@ -302,25 +303,25 @@ OPERATORS = {
     "not_in": Operator(_not(_is_one_of), _a_list),
     "exists": Operator(_exists, None),
     "not_exists": Operator(_not(_exists), None),
-    "regex": Operator(_text_is(_found), _a_pattern),
+    "regex": Operator(_text_is(_matches_pattern), _a_pattern),
     "starts_with": Operator(_text_is(str.startswith), _a_text),
     "ends_with": Operator(_text_is(str.endswith), _a_text),
 }
 
 
 def matches(tree: Any, user_id: str | None, attributes: Any = None) -> bool:
-    """Tell whether the user is meant.
+    """Tell whether the user matches.
 
-    Nothing raises, not even for a tree that `problems` refuses, though what is
-    answered then is no promise.
+    This never raises, not even for a tree that `problems` refuses; the answer is then
+    undefined.
     """
     return _holds(tree, _facts(user_id, attributes), DEPTH)
 
 
 def indexed(tree: Any) -> Any:
-    """Return a tree that is the same, and faster for many users.
+    """Return an equivalent tree that is faster for many users.
 
-    The work for a user no longer grows with the lists of `in` and `not_in`.
+    The work for one user does not grow with the lists of `in` and `not_in`.
     """
     return _indexed(tree, DEPTH)
 
@@ -337,7 +338,7 @@ def _indexed(node: Any, room: int) -> Any:
 
 
 def trace(tree: Any, user_id: str | None, attributes: Any = None) -> dict[str, Any]:
-    """Return the tree with each node's own truth beside it, as ``result``."""
+    """Return the tree with the result of each node in it, as ``result``."""
     return _traced(tree, _facts(user_id, attributes), DEPTH)
 
 
@@ -369,7 +370,7 @@ def _traced(node: Any, facts: dict[str, Any], room: int) -> dict[str, Any]:
 
 
 def _group(node: Any, room: int) -> tuple[Join, list[Any]] | None:
-    """Return how a sound group joins its rules, and the rules; None for all else."""
+    """Return how a valid group joins its rules, and the rules; else None."""
     if not isinstance(node, dict) or "rules" not in node or not room:
         return None
     join, rules = _named(JOINS, node.get("logicalOperator")), node["rules"]
@@ -389,7 +390,7 @@ def _leaf_holds(node: Any, facts: dict[str, Any]) -> bool:
 
 
 def _reached(facts: Any, path: str) -> Any:
-    """Return what the path leads to, or MISSING."""
+    """Return the value at the path, or MISSING."""
     while isinstance(facts, dict):
         if path in facts:
             return facts[path]
@@ -404,11 +405,11 @@ def _named(table: dict[str, Entry], name: Any) -> Entry | None:
 
 
 def without(tree: Any, user_id: str, tombstone: str) -> Any:
-    """Return the tree with *tombstone* in each place of a value that is this user id.
+    """Return the tree with *tombstone* in place of each value that is this user id.
 
-    A place is a rule's value, or a text at any depth in it: an item of a list, a
-    member of an object, or the name of one. The same object comes back if there is
-    none.
+    Values are a rule's value and the texts at any depth in it: an item of a list, a
+    member of an object, or the name of a member. Without any, the same object is
+    returned.
     """
     return _without(tree, user_id, tombstone, DEPTH)
 
@@ -427,7 +428,7 @@ def _without(node: Any, user_id: str, tombstone: str, room: int) -> Any:
 
 
 def _replaced(value: Any, user_id: str, tombstone: str) -> Any:
-    """Return a JSON value with another text wherever *user_id* stands in it."""
+    """Return a JSON value with *tombstone* in place of each *user_id* in it."""
     if isinstance(value, str):
         return tombstone if value == user_id else value
     if isinstance(value, list):
@@ -456,8 +457,8 @@ class Problem(NamedTuple):
 def problems(tree: Any) -> list[Problem]:
     """Return everything that is wrong with a tree, whatever JSON it is.
 
-    Past the 200th rule and the 10,000th step of its patterns nothing more is looked
-    at, so that asking is bounded too; nor past the 100th problem.
+    The check stops at the 200th rule, at the 10,000th step of the patterns and at the
+    100th problem, so that its own cost is bounded.
     """
     found = []
     rules = steps = 0
@@ -482,7 +483,7 @@ def problems(tree: Any) -> list[Problem]:
 
 
 def _nodes(tree: Any) -> Iterator[tuple[str, Any, int]]:
-    """Yield each node in reading order, with its path's beginning and its depth."""
+    """Yield each node in reading order, with the prefix of its path and its depth."""
     waiting = [("", tree, 1)]
     enough = RULES + 1
     while waiting:
@@ -560,7 +561,7 @@ def _unknown_keys(node: dict[str, Any], known: set[str]) -> Iterator[tuple[str, 
 
 
 def _steps(node: Any) -> int:
-    """Return how long a program a rule's pattern compiles to; 0 where none does."""
+    """Return the length of a rule's compiled pattern, 0 without one."""
     if not isinstance(node, dict) or node.get("operator") != "regex":
         return 0
     pattern = node.get("value")

@@ -36,7 +36,7 @@ class User(NamedTuple):
     attributes: dict[str, Any] = {}
 
 
-class Variant(NamedTuple):
+class DefinedVariant(NamedTuple):
     """What a share of the users gets; *split* is in hundredths of a percent."""
 
     id: str
@@ -55,7 +55,7 @@ class Definition(NamedTuple):
     is_archived: bool
     end_date: datetime | None
     """When a running experiment stops by itself."""
-    variants: tuple[Variant, ...]
+    variants: tuple[DefinedVariant, ...]
     traffic: int
     rules: dict[str, Any] | None
     """The audience's rules, frozen at the start; None admits everyone."""
@@ -64,7 +64,7 @@ class Definition(NamedTuple):
     """The buckets of the exclusion group that the experiment has."""
     winner: str | None
 
-    def variant(self, id: str | None) -> Variant | None:
+    def variant(self, id: str | None) -> DefinedVariant | None:
         """Return the variant with this id, if the experiment has it."""
         return next((one for one in self.variants if one.id == id), None)
 
@@ -80,7 +80,7 @@ class Decision(NamedTuple):
     experiment_id: str
     user_id: str
     reason: str
-    variant: Variant | None = None
+    variant: DefinedVariant | None = None
     assigned_at: datetime | None = None
 
 
@@ -148,7 +148,7 @@ class Explanation(NamedTuple):
 
     decision: Decision
     draws: assignment.Draws
-    variants: tuple[Variant, ...]
+    variants: tuple[DefinedVariant, ...]
     rules: dict[str, Any] | None
     """The frozen rules, each with its result; None if there are no rules."""
 

@@ -384,7 +384,7 @@ class Integer(Between):
         return int(number)
 
 
-class Level(Told):
+class LevelText(Told):
     """A confidence level that arrives in a query, as 0.9."""
 
     form = re.compile(r"0\.([5-8][0-9]{0,15}|9([0-8][0-9]{0,14}|90{0,14})?)")
