@@ -10,7 +10,7 @@ import service as real
 # What a power cut must show, and a kill cannot.
 FLUSHES_LATE = [
     ("storage/sqlite.py", '"synchronous": "full"', '"synchronous": "normal"'),
-    ("storage/schema.py", "or synchronous != 2:", "or synchronous != 1:"),
+    ("storage/sqlite.py", "and synchronous == 2:", "and synchronous == 1:"),
 ]
 MUTANTS = {
     "acknowledge before commit": [
