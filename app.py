@@ -38,12 +38,12 @@ from web import auth, metrics, settings
 from web.auth import requires
 from web.blueprint import (
     Blueprint,
-    Json,
+    ExactJson,
     Listed,
     Opaque,
     page,
-    refuse_odd_path,
-    refuse_odd_query,
+    refuse_undecodable_path,
+    refuse_unknown_query,
     streamed_list,
 )
 from web.errors import ANSWERS
@@ -78,13 +78,13 @@ OWN_IDS = OwnIds()
 
 @api.before_request
 def guard() -> None:
-    """Know who asks, refuse queries and ids that cannot be, open the database."""
-    if request.method == "OPTIONS":  # a preflight carries no token, and asks nothing
+    """Verify the token, refuse impossible queries and ids, open the database."""
+    if request.method == "OPTIONS":  # a preflight request has no token
         return
     auth.authenticate()
     handler: Any = current_app.view_functions[str(request.endpoint)]
-    refuse_odd_path()
-    refuse_odd_query(handler.reads)
+    refuse_undecodable_path()
+    refuse_unknown_query(handler.reads)
     ids = request.view_args or {}
     OWN_IDS.load({camel_case(name): id for name, id in ids.items()})
     engine.connect()
@@ -569,19 +569,19 @@ def simulate(body, id):
 
 
 def alive() -> dict[str, str]:
-    """Say that the process answers."""
+    """Answer while the process lives."""
     return {"status": "ok"}
 
 
 def ready() -> dict[str, str]:
-    """Say that the database answers and takes a write; 503 where it does not."""
+    """Answer if the database can be read and written; else 503."""
     schema.verify()
     schema.probe()
     return {"status": "ok"}
 
 
 def measured() -> Response:
-    """Tell Prometheus what was counted, and how large the files are."""
+    """Return the metrics for Prometheus."""
     file = current_app.extensions["database"].file
     return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
 
@@ -597,7 +597,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     """
     values = settings.read(config or {}, ROOT)
     app = Flask(__name__, instance_path=values["INSTANCE"], static_folder=None)
-    app.json = Json(app)
+    app.json = ExactJson(app)
     app.config.update(PROPAGATE_EXCEPTIONS=False)
     app.config.update(values)
     write_lines(is_silent=app.testing)
@@ -628,7 +628,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
 
 
 def _attach(app: Flask, database: engine.Engine) -> None:
-    """Give the app its database: inside its contexts, the tables are in that one."""
+    """Give the app its database: inside the app's contexts, the tables use it."""
     app.extensions["database"] = database
     appcontext_pushed.connect(_enter_database, app)
     appcontext_popped.connect(_leave_database, app)

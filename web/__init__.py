@@ -1,1 +1,1 @@
-"""HTTP plumbing: requests read, answers and errors shaped, tokens verified."""
+"""HTTP plumbing: reading requests, shaping answers and errors, verifying tokens."""

@@ -1,4 +1,4 @@
-"""How a request is read, and an answer wrapped."""
+"""Reading requests and wrapping answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEBIBYTE = 1024 * 1024
 
 
 class Parser(FlaskParser):
-    """Reads JSON once, strictly; unknown query parameters are errors too."""
+    """Read JSON once, strictly; refuse unknown query parameters."""
 
     DEFAULT_VALIDATION_STATUS = 400
     DEFAULT_UNKNOWN_BY_LOCATION = {
@@ -43,20 +43,20 @@ class Parser(FlaskParser):
         return loads(body, rows)
 
     def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> Any:
-        # Without the location that webargs puts before every path.
+        # Without the location that webargs prepends to every path.
         raise ValidationError(*error.messages_dict.values())
 
 
 def read_body(limit: int) -> bytes:
-    """Return the body; answer 413 over *limit* bytes, 400 where it is cut off."""
+    """Return the body; answer 413 above *limit* bytes, 400 if it is cut off."""
     declared = request.content_length
     if declared is not None and declared > limit:
         raise RequestEntityTooLarge(f"A body has at most {limit} bytes.")
     stream = request.environ["wsgi.input"]
     try:
-        # One byte more than is allowed tells a chunked body that is too long.
+        # One byte more than allowed detects a chunked body that is too long.
         body = bytes(stream.read(limit + 1 if declared is None else declared))
-    except Exception as error:  # each server has its own for a broken body
+    except Exception as error:  # each server raises its own for a broken body
         raise BadRequest("The body could not be read.") from error
     if len(body) > limit:
         raise RequestEntityTooLarge(f"A body has at most {limit} bytes.")
@@ -66,7 +66,7 @@ def read_body(limit: int) -> bytes:
 
 
 class Blueprint(SmorestBlueprint):
-    """flask-smorest's, with answers in `{"data": …}` and every refusal documented."""
+    """flask-smorest's, with `{"data": …}` answers and all refusals documented."""
 
     ARGUMENTS_PARSER = Parser()
 
@@ -80,12 +80,12 @@ class Blueprint(SmorestBlueprint):
         return schema if whole else envelope(schema)
 
     def arguments(self, schema: Schema, **options: Any) -> Any:
-        """Read a body, which may be absent where nothing is required, or a query."""
+        """Read a query, or a body that may be absent if no field is required."""
         required = any(field.required for field in schema.fields.values())
         return super().arguments(schema, required=required, **options)
 
     def also_as(self, forms: Iterable[str]) -> Callable[[Any], Any]:
-        """Document that a handler also answers with text of these content types."""
+        """Document that a handler can also answer text of these content types."""
 
         def mark(handler: Any) -> Any:
             for form in forms:
@@ -99,9 +99,9 @@ class Blueprint(SmorestBlueprint):
     def add_url_rule(
         self, rule: str, endpoint: Any = None, view_func: Any = None, **options: Any
     ) -> None:
-        """Note what a handler reads, and what any of its kind may be refused with."""
-        taken = view_func._apidoc.get("arguments", {}).get("parameters", [])
-        view_func.reads = {each["in"] for each in taken}
+        """Note what a handler reads, and document the refusals that follow from it."""
+        parameters = view_func._apidoc.get("arguments", {}).get("parameters", [])
+        view_func.reads = {each["in"] for each in parameters}
         statuses = [400, 401, 403, 503]
         if "<" in rule:
             statuses.append(404)
@@ -123,18 +123,18 @@ EXPERIMENT_ID = {
 }
 
 
-def refuse_odd_path() -> None:
-    """Raise ValidationError for a path that is not UTF-8, or holds NUL.
+def refuse_undecodable_path() -> None:
+    """Raise ValidationError for a path that is not UTF-8, or contains NUL.
 
-    Werkzeug reads what it cannot as U+FFFD, and two users would be one.
+    Werkzeug replaces undecodable bytes by U+FFFD, which would make two users one.
     """
     path = request.environ.get("PATH_INFO", "").encode("latin-1", "replace")
     if b"\0" in path or path.decode(errors="replace").encode() != path:
         raise ValidationError({"path": ["It must be UTF-8, without NUL."]})
 
 
-def refuse_odd_query(reads: set[str]) -> None:
-    """Raise ValidationError for a parameter that stands twice, or that nobody reads."""
+def refuse_unknown_query(reads: set[str]) -> None:
+    """Raise ValidationError for a parameter that is repeated, or not known."""
     wrong = {}
     for name, values in request.args.lists():
         if "query" not in reads:
@@ -149,7 +149,7 @@ _envelopes: dict[tuple[type, bool], type[Schema]] = {}
 
 
 def envelope(schema: Schema) -> type[Schema]:
-    """Return the schema of `{"data": …}`, one for each schema that it holds."""
+    """Return the schema of `{"data": …}`, always the same for the same schema."""
     many = bool(schema.many)
     if (type(schema), many) not in _envelopes:
         name = type(schema).__name__.removesuffix("Schema") + "Envelope"
@@ -160,14 +160,14 @@ def envelope(schema: Schema) -> type[Schema]:
 
 
 class Opaque(PathConverter):
-    """An id in a path: any characters, slashes and line feeds (not `.`) among them."""
+    """An id in a path: any characters, including slashes and line feeds."""
 
     regex = r"[\s\S]+?"
     part_isolating = False
 
 
 class Meta(Answer):
-    """Where a page stands in its list."""
+    """The position of a page in its list."""
 
     total = fields.Integer()
     page = fields.Integer()
@@ -184,7 +184,7 @@ def Listed(schema: Schema) -> Schema:
 
 
 def page(rows: Listing) -> dict[str, Any]:
-    """Return a page of a list with its meta."""
+    """Return a page of a list with its `meta`."""
     meta = {
         "total": rows.total,
         "page": rows.number,
@@ -196,10 +196,10 @@ def page(rows: Listing) -> dict[str, Any]:
 
 
 def streamed_list(schema: Schema, rows: Iterable[Any]) -> Response:
-    """Return the answer `{"data": [...]}` whose rows are written as they are sent.
+    """Return the answer `{"data": [...]}`, with rows that are written while it is sent.
 
-    The rows are values that were committed before: 10,000 of them, each with a
-    config of 16 KiB, are 160 MB of JSON, which no process has to hold at once.
+    The rows were committed before. 10,000 of them, each with a config of 16 KiB, are
+    160 MB of JSON, which no process has to hold at once.
     """
     return Response(_pieces(schema, rows), mimetype="application/json")
 
@@ -217,8 +217,8 @@ def _pieces(schema: Schema, rows: Iterable[Any]) -> Iterator[str]:
     yield "".join([*texts, "]}"])
 
 
-class Json(JSONProvider):
-    """Answers with numbers that nobody rounds; bodies are read by the Parser."""
+class ExactJson(JSONProvider):
+    """Write numbers exactly; bodies are read by the Parser."""
 
     def dumps(self, obj: Any, **options: Any) -> str:
         return dumps(obj)

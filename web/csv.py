@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet opens without running a formula."""
+"""CSV in which a spreadsheet finds no formula to run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-# Where a spreadsheet may begin a formula: at the start of a text, and after what
-# separates cells in some countries or files.
+# Where a spreadsheet may begin a formula: at the start of a text, and after the cell
+# separators of some countries or files.
 FORMULA = re.compile(
     r"\A(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])|(?<=[;\t\r\n])(?=[=+\-@\uff1d\uff0b\uff0d\uff20])"
 )
 
-FORMULAS = tuple("=+-@\t\r'")  # what a text begins with that is given an apostrophe
+FORMULAS = tuple("=+-@\t\r'")  # a text that begins so gets an apostrophe
 
 
 def _guarded(value: Any) -> Any:
@@ -26,8 +26,8 @@ def _guarded(value: Any) -> Any:
 def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a CSV file line by line.
 
-    A text that a spreadsheet would take for a formula has an apostrophe before it,
-    and so has one that begins with an apostrophe: `unguarded` takes it off again.
+    A text that a spreadsheet would read as a formula gets an apostrophe before it,
+    and so does one that begins with an apostrophe; `unguarded` removes it again.
     """
     yield _csv_line(names)
     for row in rows:
@@ -49,5 +49,5 @@ def _cell(value: Any) -> Any:
 
 
 def unguarded(cell: str) -> str:
-    """Return the text that stands in a cell of a CSV, as it was before `csv_lines`."""
+    """Return the text of a CSV cell as it was before `csv_lines`."""
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell

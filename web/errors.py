@@ -1,4 +1,4 @@
-"""Every error in one shape, made here."""
+"""All errors: their codes, their messages, and their one shape."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def flattened(messages: Any, path: tuple[str, ...] = ()) -> Iterator[dict[str, s
 
 
 def sentence(details: Iterable[dict[str, str]]) -> str:
-    """Return these messages in one line, each behind its path."""
+    """Return these messages in one line, each after its path."""
     return "; ".join(
         f"{one['path']}: {one['message']}" if one["path"] else one["message"]
         for one in details
@@ -57,7 +57,7 @@ CODES = {
 
 
 class ErrorDetail(Answer):
-    """A field that is wrong, or what is and what would be allowed."""
+    """A field that is wrong, or the present value and the allowed ones."""
 
     sometimes = ("path", "message", "current", "allowed")
 
@@ -85,7 +85,7 @@ def problem(
     code: str | None = None,
     details: list[dict[str, Any]] | None = None,
 ) -> Response:
-    """Return an answer in the one shape of every error."""
+    """Return an error answer in the common shape."""
     g.code = (
         code or CODES.get(status) or ("BAD_REQUEST" if status < 500 else CODES[500])
     )
@@ -144,7 +144,7 @@ TROUBLES = {
     Trouble.IO: "The disk of the database failed (I/O error); try again.",
 }
 
-LEAVE = "abacus.leave"  # in a request's environ: another process would do better
+LEAVE = "abacus.leave"  # in a request's environ: this worker should be replaced
 
 
 def answer_unavailable(error: Exception) -> Response:
@@ -195,7 +195,7 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     InternalServerError: answer_http,
 }
 
-# What the document says of each refusal, and the headers that come with it.
+# The description of each refusal in the OpenAPI document, and its headers.
 REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     400: ("Not understood: `details` has every field that is wrong.", {}),
     401: (

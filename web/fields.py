@@ -1,4 +1,4 @@
-"""Marshmallow fields that say in OpenAPI what they take."""
+"""Marshmallow fields that document what they accept in OpenAPI."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from web.json import (
 
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
 
-# Of a page: of so many digits, times 100, no database's offset overflows.
+# A page number: with so many digits, times 100, no database's offset overflows.
 WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
 LIMIT = re.compile(r"[1-9][0-9]?|100", re.ASCII)
 
-# What OpenAPI says of them. Blanks are written out: each dialect has its own `\s`.
+# For OpenAPI. Blanks are listed, because each regex dialect has its own `\s`.
 BLANKS = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 VISIBLE = f"[^{BLANKS}]"
@@ -54,7 +54,7 @@ def is_storable(text: str) -> None:
 
 
 def is_an_id(text: str) -> None:
-    is_storable(text)  # what is not JSON may hold it: a query, a line of an import
+    is_storable(text)  # not every text comes as JSON: queries, lines of an import
     if not text.strip() or text.strip().casefold() in NOT_IDS:
         raise ValidationError(
             f"{quoted(text)} is not an id but the mark of a missing one."
@@ -76,7 +76,7 @@ def is_a_slug(text: str) -> None:
 
 
 def Name(length: int, **options: Any) -> fields.String:
-    """Return a field for a text that people read, and that is not blank."""
+    """Return a field for a text for people, which is not blank."""
     return fields.String(
         validate=[validate.Length(1, length), is_not_blank],
         metadata={"pattern": VISIBLE},
@@ -94,7 +94,7 @@ def Id(**options: Any) -> fields.String:
 
 
 def Key(**options: Any) -> fields.String:
-    """Return a field for an experiment's slug, which stands wherever its id does."""
+    """Return a field for an experiment's key, which may replace its id anywhere."""
     refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
     return fields.String(
         validate=is_a_slug,
@@ -110,8 +110,8 @@ def Text(length: int, **options: Any) -> fields.String:
     )
 
 
-class Told(fields.Field[Any]):
-    """A field that says in OpenAPI what it takes, and what it answers."""
+class Documented(fields.Field[Any]):
+    """A field with its JSON Schema for OpenAPI."""
 
     shape: Mapping[str, Any] = {}
 
@@ -123,7 +123,7 @@ class Told(fields.Field[Any]):
 class Items(fields.List):
     """A list whose length is checked before its items are.
 
-    No more than 100 items that are wrong are named.
+    At most 100 wrong items are reported.
     """
 
     def _deserialize(
@@ -148,8 +148,8 @@ class Items(fields.List):
         return items
 
 
-class Number(Told):
-    """A JSON number, exact; neither a text nor true."""
+class Number(Documented):
+    """A JSON number, read exactly; neither a text nor a boolean."""
 
     shape = {"type": "number"}
 
@@ -167,7 +167,7 @@ class Number(Told):
         return value if value is None else plain(Decimal(value))
 
 
-DECIMALS = 340  # what it takes to write any double exactly as it is printed
+DECIMALS = 340  # enough for any double as it is printed
 
 
 class MetricValue(Number):
@@ -187,7 +187,7 @@ class MetricValue(Number):
 
 
 class Percentage(Number):
-    """A number above 0, at most 100, with at most 2 decimals; kept in hundredths."""
+    """A number above 0, at most 100, with at most 2 decimals; stored in hundredths."""
 
     shape = {
         "type": "number",
@@ -208,8 +208,8 @@ class Percentage(Number):
         return value if value is None else plain(Decimal(value) / 100)
 
 
-class Moment(Told):
-    """ISO-8601 with an offset; UTC inside, and with a Z on the wire."""
+class Moment(Documented):
+    """A time in ISO-8601 with an offset; UTC in Python, written with a Z."""
 
     shape = {"type": "string", "format": "date-time"}
 
@@ -222,12 +222,12 @@ class Moment(Told):
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, **_: Any
     ) -> datetime:
-        found = self.FORM.fullmatch(value) if isinstance(value, str) else None
-        if not found or (found[4] and not found[3]):
+        match = self.FORM.fullmatch(value) if isinstance(value, str) else None
+        if not match or (match[4] and not match[3]):
             raise ValidationError(
                 "Not a time in ISO-8601 with an offset, as 2025-02-01T00:00:00Z."
             )
-        day, minute, second, fraction, offset = found.groups()
+        day, minute, second, fraction, offset = match.groups()
         offset = "+00:00" if offset in "Zz" else f"{offset[:3]}:{offset[-2:]}"
         text = f"{day}T{minute}{second or ':00'}.{(fraction or '0')[:6]:0<6}{offset}"
         try:
@@ -239,8 +239,8 @@ class Moment(Told):
         return value and moment(value)
 
 
-class Whole(Told):
-    """A whole number above 0 that arrives as a string of digits."""
+class Whole(Documented):
+    """A whole number above 0 in a query string."""
 
     form, refused = WHOLE, "Not a whole number from 1 on, of at most 16 digits."
     shape = {"type": "string", "pattern": f"^({form.pattern})$"}
@@ -255,14 +255,14 @@ class Whole(Told):
 
 
 class Limit(Whole):
-    """How many rows a page has at most."""
+    """The largest number of rows of a page."""
 
     form, refused = LIMIT, "Not a whole number from 1 to 100."
     shape = {"type": "string", "pattern": f"^({form.pattern})$"}
 
 
-class Flag(Told):
-    """True or false, spelled so."""
+class Flag(Documented):
+    """`true` or `false` in a query string."""
 
     shape = {"type": "string", "enum": ["true", "false"]}
 
@@ -275,8 +275,8 @@ class Flag(Told):
         return bool(value == "true")
 
 
-class JsonText(Told):
-    """A JSON object that arrives as text."""
+class JsonText(Documented):
+    """A JSON object in a query string."""
 
     shape = {"type": "object"}
 
@@ -298,7 +298,7 @@ def camel_case(name: str) -> str:
 
 
 class Wire(Schema):
-    """Snake case inside, camel case on the wire; an unknown key is an error."""
+    """Snake case in Python, camel case on the wire; an unknown key is an error."""
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         if field_obj.data_key is None:
@@ -306,7 +306,7 @@ class Wire(Schema):
 
     @pre_load
     def _refuse_many_keys(self, data: Any, **_: Any) -> Any:
-        """Name 100 unknown keys where there are more, and look at nothing else."""
+        """If more than 100 keys are unknown, report 100 of them and nothing else."""
         if isinstance(data, dict) and len(data) > len(self.fields) + ERRORS:
             known = {field.data_key for field in self.fields.values()}
             unknown = (key for key in data if key not in known)
@@ -316,7 +316,7 @@ class Wire(Schema):
 
 
 class Answer(Wire):
-    """What only goes out: every field is there, but for those named in `sometimes`."""
+    """An answer: it always has all fields, except those in `sometimes`."""
 
     sometimes: tuple[str, ...] = ()
 
@@ -326,7 +326,7 @@ class Answer(Wire):
 
 
 class OwnIds(Wire):
-    """Those ids in a path that callers make themselves."""
+    """The ids in a path that callers choose themselves."""
 
     class Meta:
         unknown = EXCLUDE
@@ -336,7 +336,7 @@ class OwnIds(Wire):
 
 
 class Between(Number):
-    """A number from one bound to another, both included."""
+    """A number between two bounds, both included."""
 
     def __init__(self, low: str, high: str, **options: Any) -> None:
         self.low, self.high = Decimal(low), Decimal(high)
@@ -353,27 +353,27 @@ class Between(Number):
         return number
 
 
-# Beyond these, sizes leave the numbers that a float holds.
+# Beyond these, the planned sizes exceed the range of a float.
 SMALLEST_RATE, LARGEST_RATE = "0.000001", "0.999999"
 
 
 def PlannedRate(**options: Any) -> Between:
-    """Return a field for a rate, or an effect on one, that can be planned with."""
+    """Return a field for a rate, or an effect on a rate, of a plan."""
     return Between(SMALLEST_RATE, LARGEST_RATE, **options)
 
 
 def Power(**options: Any) -> Between:
-    """Return a field for how surely an effect that is there is found."""
+    """Return a field for the statistical power: how likely an effect is found."""
     return Between("0.01", "0.999", load_default=Decimal("0.8"), **options)
 
 
 def ConfidenceLevel(**options: Any) -> Between:
-    """Return a field for what an interval holds: 1 minus the false alarms."""
+    """Return a field for a confidence level: 1 minus the rate of false alarms."""
     return Between("0.5", "0.99", load_default=Decimal("0.95"), **options)
 
 
 class Integer(Between):
-    """A whole number between bounds, however it is written: 20, 20.0 or 2e1."""
+    """A whole number between bounds, in any notation: 20, 20.0 or 2e1."""
 
     shape = {"type": "integer"}
 
@@ -384,8 +384,8 @@ class Integer(Between):
         return int(number)
 
 
-class LevelText(Told):
-    """A confidence level that arrives in a query, as 0.9."""
+class LevelText(Documented):
+    """A confidence level in a query string, such as 0.9."""
 
     form = re.compile(r"0\.([5-8][0-9]{0,15}|9([0-8][0-9]{0,14}|90{0,14})?)")
     shape = {"type": "string", "pattern": f"^({form.pattern})$"}
@@ -409,22 +409,22 @@ def Rows(schema: Schema) -> Items:
 
 
 class Batch(Wire):
-    """A list of rows, and nothing beside it; its body may have 10 MiB."""
+    """A body with one list of rows, of up to 10 MiB."""
 
     @property
     def rows(self) -> str:
-        """Return what the list is named on the wire."""
+        """Return the name of the list on the wire."""
         (name,) = (str(field.data_key) for field in self.fields.values())
         return name
 
 
 def is_a_rule_tree(tree: Any) -> None:
-    """Raise ValidationError with all that is wrong with a tree, each with its path."""
-    found: dict[str, Any] = {}
+    """Raise ValidationError with all problems of a tree, each with its path."""
+    problems: dict[str, Any] = {}
     for path, message in audience.problems(tree):
-        found.setdefault(path or "_schema", []).append(message)
-    if found:
-        raise ValidationError(found)
+        problems.setdefault(path or "_schema", []).append(message)
+    if problems:
+        raise ValidationError(problems)
 
 
 def _leaves(operators: list[str], value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""JSON read strictly, and written digit for digit."""
+"""JSON: read strictly, and written with exact numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from marshmallow import ValidationError
 
 DEPTH = 64
 
-ERRORS = 100  # that a refusal names; after them no more are looked for
+ERRORS = 100  # the most that one refusal reports
 
-PIECE = 65_536  # bytes of a body that are looked through at a time
+PIECE = 65_536  # bytes of a body that are scanned at a time
 
-ROWS = 10_000  # of a batch
+ROWS = 10_000  # the most in a batch
 
-ROWS_DEPTH = 2  # where they stand: an object holds a list that holds them
+ROWS_DEPTH = 2  # of rows: they are in a list in an object
 
 MARKS = b"[]{},"
 
@@ -29,7 +29,7 @@ NO_MARKS = bytes(set(range(256)) - set(MARKS))
 
 STEPS_OF_DEPTH = bytes.maketrans(MARKS, b"\x01\xff\x01\xff\0")  # 1, -1 or 0
 
-# Of JSON whose escaped backslashes are taken out: NUL, or half a surrogate pair.
+# In JSON without escaped backslashes: NUL, or half a surrogate pair.
 UNSTORABLE = re.compile(
     rb"\\u0000"
     rb"|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])"
@@ -42,22 +42,22 @@ REFUSED_TEXT = "A text may hold neither NUL nor half a surrogate pair."
 
 
 class InvalidJson(Exception):
-    """A text is not JSON that every reader reads alike: a body, a query, a line."""
+    """A text is not JSON, or not JSON that every parser reads in the same way."""
 
 
 def loads(body: bytes, rows: str | None = None) -> Any:
-    """Return what strict JSON in UTF-8 says; numbers are int or Decimal.
+    """Return the value of strict JSON in UTF-8; numbers are int or Decimal.
 
-    With *rows*, the name of the one list that a batch has, raise ValidationError
-    for more than 10,000 items in it before any of them is read.
+    With *rows*, the name of a batch's list, raise ValidationError if the list has more
+    than 10,000 items, before any of them is read.
 
-    Raise InvalidJson for anything that two readers may read differently: duplicate
-    keys, NaN, other encodings, depth over 64; ValidationError, with its path, for
-    a text that holds NUL or half a surrogate pair.
+    Raise InvalidJson for anything that two parsers may read differently: duplicate
+    keys, NaN, other encodings, a depth over 64. Raise ValidationError, with its path,
+    for a text that contains NUL or half a surrogate pair.
     """
-    if body.startswith(BOM_UTF8):  # simplejson would pass over it
+    if body.startswith(BOM_UTF8):  # simplejson would ignore it
         raise InvalidJson("The text begins with a byte order mark.")
-    # The first backslash of a pair is no escape of what follows the pair.
+    # A pair of backslashes does not escape the character after it.
     plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
     _refuse_size(plain_body, rows)
     try:
@@ -79,8 +79,8 @@ def loads(body: bytes, rows: str | None = None) -> Any:
 def _refuse_size(plain_body: bytes, rows: str | None) -> None:
     """Raise InvalidJson for brackets over 64 deep, ValidationError for too many rows.
 
-    The body is looked through in pieces and never matched as a whole: a pattern for
-    a text with escapes needs a hundred times the memory of the text.
+    The body is scanned in pieces. A regular expression for a text with escapes would
+    need a hundred times the memory of the text.
     """
     depth = commas = 0
     for marks in _marks(plain_body):
@@ -92,22 +92,22 @@ def _refuse_size(plain_body: bytes, rows: str | None) -> None:
             if max(depths) > DEPTH:
                 raise InvalidJson(f"The JSON is nested over {DEPTH} deep.")
             if has_commas and ROWS_DEPTH in depths:
-                # A comma repeats the depth that it stands at.
+                # A comma repeats the depth at its place.
                 repeated = _depths(marks.translate(STEPS_OF_DEPTH), depth)
                 commas += repeated.count(ROWS_DEPTH) - depths.count(ROWS_DEPTH)
                 if rows is not None and commas >= ROWS:
-                    told = f"A batch has at most {ROWS:,} rows."
-                    raise ValidationError({rows: [told]})
+                    message = f"A batch has at most {ROWS:,} rows."
+                    raise ValidationError({rows: [message]})
         depth += 2 * opened - len(brackets)
 
 
 def _depths(steps: bytes, depth: int) -> list[int]:
-    """Return the depth, and how deep each of these steps leads from it."""
+    """Return the depth, and the depth after each of these steps."""
     return list(accumulate(memoryview(steps).cast("b"), initial=depth))
 
 
 def _marks(plain_body: bytes) -> Iterator[bytes]:
-    """Yield brackets and commas that stand outside of texts, a piece at a time."""
+    """Yield the brackets and commas outside of texts, a piece at a time."""
     if b"\\" in plain_body:
         plain_body = plain_body.replace(b'\\"', b"..")
     is_quoted = False
@@ -143,7 +143,7 @@ def _refuse_forbidden(document: Any) -> None:
 
 
 def _forbidden(document: Any) -> list[str] | None:
-    """Return the steps to the first text that no database keeps, the last one first."""
+    """Return the path to the first text that cannot be stored, or None."""
     if isinstance(document, str):
         return [] if FORBIDDEN.search(document) else None
     if isinstance(document, dict):
@@ -163,7 +163,7 @@ def _forbidden(document: Any) -> list[str] | None:
 
 
 def cut(text: str, most: int = 255) -> str:
-    """Return a text, or its beginning: what was sent is not sent back whole."""
+    """Return at most the beginning of a text that a client sent."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -173,21 +173,21 @@ def quoted(text: str) -> str:
 
 
 def dumps(value: Any, **_: Any) -> str:
-    """Return JSON text; Decimals are written digit for digit."""
+    """Return JSON text; Decimals are written exactly."""
     return simplejson.dumps(
         value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=as_text
     )
 
 
 def as_text(value: Any) -> str:
-    """Return a value as text: a time and a number as the wire has them everywhere."""
+    """Return a value as text, with times and numbers as on the wire."""
     if isinstance(value, datetime):
         return moment(value)
     return str(plain(value) if isinstance(value, Decimal) else value)
 
 
 def plain(number: Decimal) -> int | Decimal:
-    """Return the same number, to the digit, and a whole one as an int."""
+    """Return the same number, as an int if it is whole."""
     whole = number.to_integral_value()
     return int(whole) if number == whole else number
 

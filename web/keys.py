@@ -1,4 +1,4 @@
-"""The keys that tokens are verified with."""
+"""The keys that verify tokens."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ PUBLIC = ("RS256", "ES256", "EdDSA")
 
 SECRET_BYTES = 32
 
-# Secrets that stand in tutorials, padded or repeated to any length.
+# Secrets from tutorials, which are refused also padded or repeated.
 KNOWN_WORDS = ("secret", "change-me", "changeme", "password", "test", "dev", "abacus")
 
 log = logging.getLogger("abacus")
 
 
 class WeakSecret(Exception):
-    """A key is missing, or could be guessed, or does not fit; the message says."""
+    """A key is missing, weak, or not one of its algorithm; the message says which."""
 
 
 class Unreachable(Exception):
-    """The identity provider gives no keys now, so nobody can say who asks."""
+    """The identity provider gives no keys now, so no token can be verified."""
 
 
 def check_secret(secret: str) -> None:
-    """Raise WeakSecret where a guess or a search would find the secret."""
+    """Raise WeakSecret if the secret could be guessed or searched."""
     if len(secret.encode()) < SECRET_BYTES:
         raise WeakSecret(f"JWT_SECRET_KEY must have at least {SECRET_BYTES} bytes.")
     letters = "".join(c for c in secret.lower() if c.isalnum())
@@ -55,7 +55,7 @@ def check_secret(secret: str) -> None:
 
 
 def check_public_key(pem: str, algorithm: str) -> None:
-    """Raise WeakSecret unless this is a PEM key that is strong and fits."""
+    """Raise WeakSecret unless this is a strong PEM key for the algorithm."""
     method = get_algorithm_by_name(algorithm)
     try:
         key = method.prepare_key(pem)
@@ -72,11 +72,11 @@ def key_weakness(key: Any, algorithm: str) -> str | None:
 
 
 class _Download:
-    """One download of a URL, which is cut off when its time is over.
+    """One download of a URL with a bound on its whole time.
 
-    A timeout of a socket bounds a single wait: a server that sends a byte a second
-    never reaches it. So a thread downloads, and whoever waits for it shuts its
-    sockets when the time is over, which ends the thread too.
+    The timeout of a socket bounds a single read, so a server that sends a byte a
+    second never exceeds it. Therefore a thread downloads, and the caller shuts down
+    its sockets when the time is over, which also ends the thread.
     """
 
     def __init__(self, url: str, headers: dict[str, str], seconds: float) -> None:
@@ -93,8 +93,8 @@ class _Download:
         except Empty:
             self._is_over.set()
             self._shut()
-            told = f"The download took more than {self._seconds} seconds."
-            raise TimeoutError(told) from None
+            message = f"The download took more than {self._seconds} seconds."
+            raise TimeoutError(message) from None
         if isinstance(result, Exception):
             raise result
         return result
@@ -102,7 +102,7 @@ class _Download:
     def _run(self, limit: int) -> None:
         try:
             self._result.put(self._read(limit))
-        except Exception as error:  # it is raised where the body is waited for
+        except Exception as error:  # `body` raises it
             self._result.put(error)
 
     def _read(self, limit: int) -> bytes:
@@ -111,14 +111,14 @@ class _Download:
             with opener.open(self._request, timeout=self._seconds) as response:
                 body = bytes(response.read(limit + 1))
         except HTTPError as error:
-            error.close()  # it holds the connection
+            error.close()  # it keeps the connection open
             raise
         if len(body) > limit:
             raise ValueError(f"The answer has more than {limit} bytes.")
         return body
 
     def _handlers(self) -> tuple[HTTPHandler, HTTPSHandler]:
-        """Return urllib's handlers, with connections that can be shut from here."""
+        """Return urllib's handlers, with connections that `_shut` can end."""
         download = self
 
         class Connection(HTTPConnection):
@@ -148,13 +148,13 @@ class _Download:
 
     def _shut(self) -> None:
         for connected in list(self._sockets):
-            with suppress(OSError):  # it has been closed
-                # Not SSLSocket's own, which takes the reader's state away.
+            with suppress(OSError):  # it is closed already
+                # Not SSLSocket.shutdown, which would break the reading thread.
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """Follows no redirect: keys come from the address that the settings name."""
+    """Follow no redirect: keys come only from the configured address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -173,13 +173,13 @@ class _KeySetClient(PyJWKClient):
 class Provider:
     """An identity provider's public keys, each under its kid.
 
-    They are fetched when a kid is unknown and when they are old, but seldom,
-    whoever asks for what; fetched ones keep working while the provider is down.
+    They are fetched when a kid is unknown and when they are old, but rarely, whatever
+    the requests are. Fetched keys keep working while the provider is down.
     """
 
-    OLD = 300  # seconds until a key that was withdrawn is no longer taken
-    FETCHES, PERIOD = 3, 30  # so many in so many seconds, in each worker
-    TIMEOUT = 3  # seconds for a whole fetch, from the name's lookup to the last byte
+    OLD = 300  # seconds after which a withdrawn key is refused
+    FETCHES, PERIOD = 3, 30  # at most so many in so many seconds, in each worker
+    TIMEOUT = 3  # seconds for a whole fetch, from the DNS lookup to the last byte
 
     def __init__(self, url: str, algorithm: str) -> None:
         try:
@@ -198,7 +198,7 @@ class Provider:
         if not isinstance(kid, str):
             raise InvalidTokenError("The token does not name its key (kid).")
         key = self._keys.get(kid)
-        # Who has a key does not wait for another who fetches.
+        # A request with a known key does not wait for another that fetches.
         wait = self.TIMEOUT if key is None else 0
         if (key is None or self._old) and self._lock.acquire(timeout=wait):
             try:
@@ -218,20 +218,20 @@ class Provider:
         return time.monotonic() - self._fetched > self.OLD
 
     def fetch(self) -> None:
-        """Read the provider's keys, unless that was done too often lately."""
+        """Read the provider's keys, unless there were too many recent tries."""
         now = time.monotonic()
         if len(self._tried) == self.FETCHES and now - self._tried[0] < self.PERIOD:
             return
         self._tried.append(now)
         try:
-            found = self._client.get_signing_keys()
-        except Exception as error:  # whatever it answered, it was no key
+            fetched = self._client.get_signing_keys()
+        except Exception as error:  # any failure means that there are no keys
             self._down = True
-            told = f"{type(error).__name__}: {error}"
-            log.error("identity provider", extra={"error": told})
+            message = f"{type(error).__name__}: {error}"
+            log.error("identity provider", extra={"error": message})
             return
         self._keys = {
-            str(one.key_id): one.key for one in found if self._is_trusted(one)
+            str(one.key_id): one.key for one in fetched if self._is_trusted(one)
         }
         self._fetched, self._down = now, False
 
@@ -241,21 +241,21 @@ class Provider:
             return False
         weakness = key_weakness(one.key, self._algorithm)
         if weakness:
-            told = f"The key {str(one.key_id)[:40]!r} is left out: {weakness}"
-            log.error("identity provider", extra={"error": told})
+            message = f"The key {str(one.key_id)[:40]!r} is left out: {weakness}"
+            log.error("identity provider", extra={"error": message})
         return weakness is None
 
 
 def needs_secret(app: Flask) -> bool:
-    """Tell whether tokens are made and verified with a secret of our own."""
+    """Tell whether tokens are signed and verified with our own secret."""
     return bool(app.config["JWT_ALGORITHM"] == "HS256")
 
 
 def keys_are_ready(app: Flask) -> None:
-    """Raise WeakSecret unless the app has keys that it may trust.
+    """Raise WeakSecret unless the app has strong keys.
 
-    An identity provider that is down stops no start: until it is back, whoever
-    asks is told to try again.
+    An identity provider that is down does not prevent the start: until it is back,
+    requests get 503.
     """
     key, *_ = _keys(app)
     if isinstance(key, Provider):
@@ -263,7 +263,7 @@ def keys_are_ready(app: Flask) -> None:
 
 
 def _keys(app: Flask) -> list[Any]:
-    """Return what tokens are verified with, the newest first."""
+    """Return the keys that verify tokens, the newest first."""
     if "abacus_keys" not in app.extensions:
         app.extensions.setdefault("abacus_keys", _checked_keys(app))
     return list(app.extensions["abacus_keys"])
@@ -281,8 +281,10 @@ def _checked_keys(app: Flask) -> list[Any]:
     if algorithm not in PUBLIC:
         raise WeakSecret(f"JWT_ALGORITHM is HS256 or one of {PUBLIC}.")
     if bool(public) == bool(url):
-        told = "needs JWT_PUBLIC_KEY or JWT_JWKS_URL, and not both"
-        raise WeakSecret(f"JWT_ALGORITHM {algorithm} {told}.")
+        raise WeakSecret(
+            f"JWT_ALGORITHM {algorithm} needs JWT_PUBLIC_KEY or JWT_JWKS_URL, and not "
+            "both."
+        )
     if url:
         if previous:
             raise WeakSecret("With JWT_JWKS_URL the provider rotates the keys.")
@@ -293,7 +295,7 @@ def _checked_keys(app: Flask) -> list[Any]:
 
 
 def _secret(app: Flask) -> str:
-    """Return the secret, from the settings or from the file that init makes."""
+    """Return the secret from the settings, or from the file that `init` creates."""
     if not needs_secret(app):
         raise WeakSecret("Tokens are made by whoever has the private key.")
     if not app.config["JWT_SECRET_KEY"]:

@@ -1,4 +1,4 @@
-"""What is written down of a request."""
+"""The log lines: what was requested, never by whom or about whom."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def write_lines(is_silent: bool) -> None:
 
 
 def note_arrival() -> None:
-    """Give the request its id and its clock, and count it as a quick one."""
+    """Give the request an id and a start time, and count it as a quick one."""
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
     traffic.traffic.enter()
     g.is_quick = True
 
 
 def note_end(_: BaseException | None = None) -> None:
-    """Count the request out, however it ended."""
+    """Stop counting the request as a quick one."""
     if g.pop("is_quick", False):
         traffic.traffic.leave()
 
@@ -48,21 +48,21 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",  # a path names users
+    "Referrer-Policy": "no-referrer",  # a path may contain a user id
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
 
 def note_departure(response: Response) -> Response:
-    """Write the log line: what was asked, never by whom or about whom."""
+    """Set the common headers, count the request, and write its log line."""
     response.headers["X-Request-ID"] = g.request_id
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     seconds = time.perf_counter() - g.started
     route = request.url_rule.rule if request.url_rule else None
     code = g.get("code")
-    # Any word can be sent as a method; the log and the counts have none that is sent.
+    # A client can send any word as the method, so unknown ones are not logged.
     method = request.method if request.method in METHODS else "other"
     metrics.answered(method, route, response.status_code, code, seconds)
     log.info(
@@ -80,7 +80,7 @@ def note_departure(response: Response) -> Response:
 
 
 class Lines(logging.Formatter):
-    """One JSON object a line."""
+    """Format a record as one line of JSON."""
 
     KEPT = ("requestId", "method", "route", "status", "code", "ms", "error")
 
@@ -91,7 +91,7 @@ class Lines(logging.Formatter):
             name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
         }
         if record.exc_info and record.exc_info[0]:
-            # Without the message, in which there may be a user's id.
+            # Without the message, which may contain a user id.
             kind, _, trace = record.exc_info
             line["error"] = kind.__name__
             line["traceback"] = "".join(traceback.format_tb(trace))

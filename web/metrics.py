@@ -1,9 +1,9 @@
-"""What Prometheus is told: how much was asked, how it went, and how the file does.
+"""Prometheus metrics: request counts, latency, database size.
 
-A label is a word that this program knows, never one that a caller sent: a route's
-rule and not a path, so that nobody can make series without end, or read an id here.
-Under gunicorn each worker counts in a file of its own, and any of them answers for
-all (`gunicorn.conf.py` makes the folder).
+A label is always one of this program's own words and never sent by a caller: the rule
+of a route, not its path. So no caller can create endless series, and no metric contains
+an id. Under gunicorn each worker counts in its own file, and any worker can answer for
+all (`gunicorn.conf.py` creates the folder).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ for _trouble in Trouble:
 def answered(
     method: str, route: str | None, status: int, code: str | None, seconds: float
 ) -> None:
-    """Count a request; *route* is the rule that it matched, None where none did."""
+    """Count a request; *route* is the rule that it matched, if any."""
     route = route or "unmatched"
     requests.labels(method, route, status).inc()
     latency.labels(route).observe(seconds)
@@ -97,14 +97,14 @@ def enrolled(decisions: Answer) -> Answer:
 
 
 def converted(receipts: Answer) -> Answer:
-    """Count the receipts by what they say, and return them."""
+    """Count the receipts by status and reason, and return them."""
     for receipt in receipts:
         conversions.labels(receipt.status, receipt.reason or "").inc()
     return receipts
 
 
 class Files(Collector):
-    """The sizes of the database's files, as they are when somebody asks."""
+    """The present sizes of the database's files."""
 
     def __init__(self, database: Path | None) -> None:
         self.database = database
@@ -120,7 +120,7 @@ class Files(Collector):
 
 
 def exposition(database: Path | None) -> bytes:
-    """Return all counts of all workers, in Prometheus's text format."""
+    """Return the metrics of all workers in Prometheus's text format."""
     registry = CollectorRegistry()
     counts: Iterable[Collector] = [own]
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

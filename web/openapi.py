@@ -34,9 +34,9 @@ def document(app: Flask, api: Blueprint, version: str) -> None:
     )
     described.register_blueprint(api)
     config = {
-        # A fixed address: or the page would repeat the Host header in its script.
+        # A fixed address, or else the page would repeat the Host header in its script.
         "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
-        "validatorUrl": None,  # of another host, which would learn of this one
+        "validatorUrl": None,  # another host, which would learn about this one
     }
     docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
     docs.after_request(_guard_page)
@@ -44,7 +44,7 @@ def document(app: Flask, api: Blueprint, version: str) -> None:
 
 
 def _guard_page(response: Response) -> Response:
-    """Let the page run its own files, and the one script that is written in it."""
+    """Allow the page its own files, and the one inline script that it has."""
     if response.mimetype == "text/html" and not response.direct_passthrough:
         scripts = re.findall(rb"<script>(.*?)</script>", response.get_data(), re.DOTALL)
         hashes = [b64encode(sha256(one).digest()).decode() for one in scripts]
@@ -59,9 +59,9 @@ def _guard_page(response: Response) -> Response:
 
 
 class Api(SmorestApi):
-    """flask-smorest's, with our errors and our fields in its document."""
+    """flask-smorest's Api, with our errors and our fields in the document."""
 
-    DEFAULT_ERROR_RESPONSE_NAME = None  # every status that is answered is named
+    DEFAULT_ERROR_RESPONSE_NAME = None  # each status is listed by itself
 
     def _init_spec(self, **options: Any) -> None:
         super()._init_spec(**options)
@@ -74,30 +74,34 @@ class Api(SmorestApi):
         self.register_converter(Opaque, lambda _: OWN_ID)
 
     def _register_responses(self) -> None:
-        for status, (told, headers) in REFUSALS.items():
+        for status, (description, headers) in REFUSALS.items():
             content = {"application/json": {"schema": Error}}
-            said = {"description": told, "content": content, "headers": headers}
-            self.spec.components.response(HTTPStatus(status).name, said, lazy=True)
+            response = {
+                "description": description,
+                "content": content,
+                "headers": headers,
+            }
+            self.spec.components.response(HTTPStatus(status).name, response, lazy=True)
 
     def _register_pagination_header(self) -> None:
-        """Have none: `meta` says where a page stands."""
+        """Register nothing: `meta` has the position of a page."""
 
     def _register_error_handlers(self) -> None:
-        """Leave the errors to ANSWERS."""
+        """Register nothing: ANSWERS has the handlers."""
 
 
 OWN_ID = {"type": "string", "minLength": 1, "maxLength": 255, **AN_ID}
 
 
 def _without_null(converter: Any, field: Any, ret: Any) -> dict[str, Any]:
-    """Leave out the default of a field that may be absent but never null."""
+    """Remove a null default from a field that may be absent but never null."""
     if ret.get("default", ...) is None and not field.allow_none:
         del ret["default"]
     return {}
 
 
 def _as_json(converter: Any, field: Any, ret: Any) -> dict[str, Any]:
-    """Say of a JSON text in a query what is in it."""
+    """Describe a JSON text in a query by its content."""
     if not isinstance(field, JsonText):
         return {}
     return {"content": {"application/json": {"schema": ret.pop("schema")}}}

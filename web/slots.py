@@ -1,4 +1,4 @@
-"""Work that takes seconds, and how much of it runs at once."""
+"""Slots for requests that take seconds: how many of them run at once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from web.logging import note_end
 
 
 class Slots:
-    """How many pieces of costly work run at once in this process, and whose.
+    """The slots of this process for costly requests, and who holds them.
 
-    An export holds a thread for as long as its reader likes. A token has one slot, so
-    that one caller cannot keep all of them. Of those that have a slot, one works at a
-    time: two would be no sooner done, and take the interpreter from all other requests
-    twice as often.
+    An export occupies a thread for as long as its client reads. Each token has at most
+    one slot, so that one caller cannot hold all of them. Only one of the requests with
+    a slot works at a time: two would not finish sooner, and would take the interpreter
+    from all other requests twice as often.
     """
 
     MOST = 2
-    RETRY_AFTER = 5  # seconds; about as long as such work takes
+    RETRY_AFTER = 5  # seconds, about as long as such a request takes
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Slots:
         self.turn = threading.Lock()
 
     def take(self, owner: str) -> Slot:
-        """Return a slot, or answer 429 where none is free for this owner."""
+        """Return a slot, or answer 429 if none is free for this owner."""
         with self._lock:
             if self._held[owner] or self._held.total() >= self.MOST:
                 raise TooManyRequests(
@@ -45,14 +45,14 @@ class Slots:
         return Slot(self, owner)
 
     def give(self, owner: str) -> None:
-        """Let others have the owner's slot."""
+        """Release the owner's slot."""
         with self._lock:
             self._held[owner] -= 1
             self._held += Counter()  # forget owners without a slot
 
 
 class Slot:
-    """A place among the costly work, until it is given back."""
+    """One slot, until it is released."""
 
     def __init__(self, slots: Slots, owner: str) -> None:
         self._slots, self._owner = slots, owner
@@ -60,13 +60,13 @@ class Slot:
         self._is_held.acquire()
 
     def give(self) -> None:
-        """Give the slot back; a second time changes nothing."""
-        with suppress(RuntimeError):  # given back already
+        """Release the slot; a second call changes nothing."""
+        with suppress(RuntimeError):  # released already
             self._is_held.release()
             self._slots.give(self._owner)
 
     def over(self, chunks: Iterable[Any]) -> Iterator[Any]:
-        """Yield the chunks, each made in its turn; give the slot back at the end."""
+        """Yield the chunks, each computed in its turn; release the slot at the end."""
         following, end = iter(chunks), object()
         try:
             while True:
@@ -80,15 +80,15 @@ class Slot:
 
 
 def always(_: Any) -> bool:
-    """Hold for whatever is asked."""
+    """Return True for any request."""
     return True
 
 
 def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
-    """Mark a handler as one that takes seconds: it runs in a slot, or answers 429.
+    """Mark a handler as costly: it runs in a slot, or answers 429.
 
-    *when* tells, of what the handler reads, whether this request is a costly one. A
-    stream keeps its slot until it is closed, also where the reader has gone away.
+    *when* tells from the parsed request whether this one is costly. A stream keeps its
+    slot until it is closed, also if the client has gone.
     """
 
     def mark(handler: Any) -> Any:
@@ -98,7 +98,7 @@ def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
                 return handler(*read, **ids)
             slots: Slots = current_app.extensions["abacus_slots"]
             slot = slots.take(auth.subject())
-            note_end()  # it is no quick one
+            note_end()  # it is not a quick one
             try:
                 with slots.turn:
                     answer = handler(*read, **ids)
@@ -107,7 +107,7 @@ def costly(when: Callable[[Any], bool] = always) -> Callable[[Any], Any]:
                 raise
             if isinstance(answer, Response) and answer.is_streamed:
                 answer.response = slot.over(answer.response)
-                # A stream that nobody began to read is closed without its `finally`.
+                # The `finally` of a generator that was never started does not run.
                 answer.call_on_close(slot.give)
             else:
                 slot.give()
