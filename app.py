@@ -461,7 +461,7 @@ def record_events_batch(body):
 
 @api.get("/experiments/<id>/results")
 @api.arguments(schemas.ResultsQuery(), location="query")
-@api.response(200, figures.Results())
+@api.response(200, figures.RESULTS)
 @api.also_as(tables.FORMS)
 @requires("read")
 @costly(schemas.is_replay)
@@ -552,7 +552,7 @@ def plan_sample_size(body):
 
 @api.post("/experiments/<id>/simulate")
 @api.arguments(schemas.RehearsalSchema())
-@api.response(200, planning.REHEARSED)
+@api.response(200, planning.SIMULATED)
 @api.alt_response(409, "CONFLICT")
 @requires("write")
 @costly()
@@ -560,7 +560,7 @@ def simulate(body, id):
     """Rehearse a draft: false alarms and power, by the production hash and test."""
     experiment = find(Experiment, id)
     lifecycle.refuse_unless_draft(experiment)
-    return planning.rehearsed(experiment, **body)
+    return planning.simulated(experiment, **body)
 
 
 # ----------------------------------------------------------------------------

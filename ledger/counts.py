@@ -1,4 +1,4 @@
-"""What was counted: from the tallies, or replayed from the rows."""
+"""The counts of an experiment: from the tallies, or replayed from the rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from storage.columns import utcnow
 from storage.engine import database
 from storage.traffic import giving_way
 
-FEW = 20  # rows, which take about a third of a millisecond to read
+FEW = 20  # rows; reading them takes about a third of a millisecond
 
 
-class Day(NamedTuple):
-    """What one variant gained in one metric on one day of occurrence, in UTC.
+class DayTally(NamedTuple):
+    """The counts of one variant in one metric on one day of occurrence, in UTC.
 
     A user counts on the day of the first conversion, so that the days of a metric
     sum to its total.
@@ -34,26 +34,26 @@ class Day(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What an experiment has counted, all of one moment."""
+    """The counts of an experiment at one moment."""
 
     experiment: Experiment
     participants: dict[str, int]
     tallies: dict[tuple[str, str], Tally]
     refusals: dict[str, int]
     enrolled_on: dict[tuple[str, date], int] | None = None
-    """New participants of a variant on a day; None where no days were asked for."""
-    days: dict[tuple[str, date, str], Day] | None = None
+    """New participants of a variant on a day; None without days."""
+    days: dict[tuple[str, date, str], DayTally] | None = None
     as_of: datetime | None = None
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that somebody converted in, the primary one first."""
+        """The metrics that have conversions, the primary one first."""
         primary = self.experiment.primary_metric
-        found = {metric for _, metric in self.tallies}
-        return sorted(found, key=lambda metric: (metric != primary, metric))
+        metrics = {metric for _, metric in self.tallies}
+        return sorted(metrics, key=lambda metric: (metric != primary, metric))
 
     def has_values(self, metric: str) -> bool:
-        """Tell whether anybody's conversion in the metric had a value."""
+        """Tell whether any conversion in the metric has a value."""
         return any(
             tally.value_users
             for tally in self.tallies.values()
@@ -62,8 +62,8 @@ class Counts(NamedTuple):
 
 
 def counted(experiment: Experiment) -> Counts:
-    """Return an experiment's tallies: as many rows at 10 users as at 10 million."""
-    with database.transaction("DEFERRED"):  # one snapshot, and no lock on writers
+    """Return the present counts, at the same cost for any number of users."""
+    with database.transaction("DEFERRED"):  # one snapshot that blocks no writer
         current = Experiment.get_by_id(experiment.id)
         participants = {one.key: one.participants for one in current.variants}
         tallies = {
@@ -76,13 +76,13 @@ def counted(experiment: Experiment) -> Counts:
 
 
 def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
-    """Return the counts of what had been received by *as_of*, day by day.
+    """Return the counts of everything received by *as_of*, day by day.
 
-    Every row is read, where `counted` reads a tally.
+    This reads every row, while `counted` reads tallies.
     """
     until = as_of or utcnow()
     tallies: dict[tuple[str, str], Tally] = {}
-    days: dict[tuple[str, date, str], Day] = {}
+    days: dict[tuple[str, date, str], DayTally] = {}
     with database.transaction("DEFERRED"):
         current = Experiment.get_by_id(experiment.id)
         enrolled = Assignment.select(Assignment.variant, Assignment.assigned_at).where(
@@ -95,7 +95,7 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
         participants = {variant.key: 0 for variant in current.variants}
         for (variant, _), number in enrolled_on.items():
             participants[variant] += number
-        rows = _conversions(
+        rows = conversions(
             Conversion.experiment == current.id, Conversion.received_at <= until
         )
         rows = giving_way(rows, FEW)
@@ -104,7 +104,7 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
             for row in mine:
                 before = totals.get((row.assignment_id, row.metric))
                 key = row.variant, row.occurred_at.date(), row.metric
-                days[key] = _grown(days.get(key, Day()), row, before)
+                days[key] = _grown(days.get(key, DayTally()), row, before)
                 count(row, totals, tallies)
         refused: Any = Refusal.select(Refusal.reason, fn.COUNT(Refusal.id)).where(
             Refusal.experiment == current.id, Refusal.received_at <= until
@@ -114,15 +114,15 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
 
 
 def at(experiment: Experiment, as_of: datetime | None) -> Counts:
-    """Return the counts of a moment: of now from the tallies, else from the rows."""
+    """Return the counts at a moment: now from the tallies, else from the rows."""
     return counted(experiment) if as_of is None else replayed(experiment, as_of)
 
 
-def _grown(day: Day, row: Any, before: Total | None) -> Day:
-    """Return the day with one more conversion; *before* is its user's total so far."""
+def _grown(day: DayTally, row: Any, before: Total | None) -> DayTally:
+    """Return the day with one more conversion; *before* is its user's earlier total."""
     if row.value is None:
         return day._replace(users=day.users + (before is None), events=day.events + 1)
-    return Day(
+    return DayTally(
         day.users + (before is None),
         day.events + 1,
         day.value_users + (before is None or before.total is None),
@@ -130,8 +130,8 @@ def _grown(day: Day, row: Any, before: Total | None) -> Day:
     )
 
 
-def _conversions(*conditions: Any) -> Iterator[Any]:
-    """Yield conversions with their variants, one participant's after another's."""
+def conversions(*conditions: Any) -> Iterator[Any]:
+    """Yield conversions with their variants, grouped by participant."""
     query = (
         Conversion.select(
             Conversion.experiment.alias("experiment_id"),

@@ -1,4 +1,4 @@
-"""A person erased everywhere, and no result moved by it."""
+"""The erasure of a person, which changes no result."""
 
 from __future__ import annotations
 
@@ -25,16 +25,24 @@ from storage.engine import database
 from targeting import audience
 
 
+class Totals(NamedTuple):
+    """The counts of an experiment, or of several, over all metrics."""
+
+    participants: int
+    conversions: int
+    events: int
+
+
 class Erased(NamedTuple):
-    """What one experiment counted before a person was erased, and after."""
+    """The totals of one experiment before a person was erased, and after."""
 
     experiment_id: str
-    before: dict[str, int]
-    after: dict[str, int]
+    before: Totals
+    after: Totals
 
 
 class Mention(NamedTuple):
-    """A text that somebody wrote, and in which the id still stands."""
+    """A text that somebody wrote and that still contains the id."""
 
     resource: str
     id: str
@@ -42,10 +50,10 @@ class Mention(NamedTuple):
 
 
 class Erasure(NamedTuple):
-    """What was done, and if the file, and its log, hold no copy of the id."""
+    """The result of an erasure, and whether the file and its log are clean."""
 
-    before: dict[str, int]
-    after: dict[str, int]
+    before: Totals
+    after: Totals
     experiments: list[Erased]
     mentions: list[Mention]
     file_rewritten: bool
@@ -53,13 +61,12 @@ class Erasure(NamedTuple):
 
 
 def erase(user_id: str, by: str) -> Erasure:
-    """Put a tombstone in the place of a user id, everywhere, in one transaction.
+    """Replace a user id by a tombstone everywhere, in one transaction.
 
-    Rows and tallies stay as they are, so nothing that was counted changes. Their
-    idempotency keys go with the person, who may be named in them, and so do
-    overrides. Texts that somebody wrote stay as they are, and are named. Erasing
-    twice, or somebody unknown, erases nothing more, and empties the write-ahead log
-    again.
+    Rows and tallies stay, so no count changes. Their idempotency keys are removed,
+    because they may contain the id, and so are overrides. Texts that somebody wrote
+    stay as they are, and the answer lists them. Erasing again, or an unknown user,
+    changes nothing and empties the write-ahead log again.
     """
     tombstone = f"erased_{secrets.token_hex(10)}"
     with database.atomic():
@@ -97,13 +104,13 @@ def _erase_rows(user_id: str, tombstone: str) -> None:
 
 
 def _erase_rules(user_id: str, tombstone: str) -> set[str]:
-    """Take a user id out of the rules that name it; return the experiments that did."""
+    """Remove a user id from all rules; return the experiments whose rules had it."""
     experiments = set()
     for table, column in (
         (Audience, Audience.rule_tree),
         (Experiment, Experiment.audience_rules),
     ):
-        # The rules are kept as text; only those that have the id in it are read.
+        # Rules are stored as text; only those that contain the id are read.
         named = table.select().where(database.obj.contains(column, _quoted(user_id)))
         for row in named:
             before = getattr(row, column.name)
@@ -122,7 +129,7 @@ def _quoted(user_id: str) -> Any:
 
 MENTIONS = 100
 
-# Where people write what they like: the column, and its name on the wire.
+# Free texts: the resource, its id, the column, and the name on the wire.
 WRITTEN: list[tuple[str, Any, Any, str]] = [
     ("audience", Audience.id, Audience.id, "id"),
     ("audience", Audience.id, Audience.name, "name"),
@@ -146,12 +153,13 @@ WRITTEN: list[tuple[str, Any, Any, str]] = [
 
 
 def _mentions(user_id: str) -> Iterator[Mention]:
-    """Yield where the id still stands in a text that somebody wrote.
+    """Yield the texts that somebody wrote and that still contain the id.
 
-    Other users' idempotency keys are not searched: that would read every conversion.
+    The idempotency keys of other users are not searched, because that would read every
+    conversion.
     """
     for resource, id, column, field in WRITTEN:
-        # JSON is kept as text, in which some letters are escaped.
+        # JSON is stored as text, in which some letters are escaped.
         wanted = _quoted(user_id)[1:-1] if isinstance(column, Json) else user_id
         query: Any = column.model.select(id).where(
             database.obj.contains(column, wanted)
@@ -160,24 +168,24 @@ def _mentions(user_id: str) -> Iterator[Mention]:
             yield Mention(resource, row, field)
 
 
-COUNTS = ("participants", "conversions", "events")
+def _sum(totals: Iterable[Totals]) -> Totals:
+    rows = list(totals)
+    return Totals(
+        sum(row.participants for row in rows),
+        sum(row.conversions for row in rows),
+        sum(row.events for row in rows),
+    )
 
 
-def _sum(counted: Iterable[dict[str, int]]) -> dict[str, int]:
-    rows = list(counted)
-    return {name: sum(row[name] for row in rows) for name in COUNTS}
-
-
-def _counted(experiment_ids: Iterable[str]) -> dict[Experiment, dict[str, int]]:
-    """Return what each experiment counts, from its tallies and rows."""
-    told = {}
+def _counted(experiment_ids: Iterable[str]) -> dict[Experiment, Totals]:
+    """Return the totals of each experiment, from its tallies."""
+    totals = {}
     for id in experiment_ids:
-        its = counted(Experiment.get_by_id(id))
-        tallies = its.tallies.values()
-        figures = (
-            sum(its.participants.values()),
+        counts = counted(Experiment.get_by_id(id))
+        tallies = counts.tallies.values()
+        totals[counts.experiment] = Totals(
+            sum(counts.participants.values()),
             sum(tally.users for tally in tallies),
             sum(tally.events for tally in tallies),
         )
-        told[its.experiment] = dict(zip(COUNTS, figures, strict=True))
-    return told
+    return totals

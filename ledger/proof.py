@@ -1,4 +1,4 @@
-"""The proof that every tally is what its rows say."""
+"""The proof that every tally agrees with its rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from peewee import fn
 
-from ledger.counts import _conversions
+from ledger.counts import conversions
 from ledger.tallies import Total, count
 from models import (
     MOST_METRICS,
@@ -26,9 +26,9 @@ from storage.engine import database
 
 
 def discrepancies() -> Iterator[str]:
-    """Yield a sentence for each tally or total that its rows do not prove.
+    """Yield a sentence for each tally or total that does not agree with its rows.
 
-    All of one moment, whatever is written meanwhile, and in bounded memory.
+    All of it is read at one moment, whatever is written meanwhile, in bounded memory.
     """
     with database.transaction("DEFERRED"):
         yield from _differences(
@@ -48,33 +48,32 @@ def discrepancies() -> Iterator[str]:
             _grouped(Refusal, Refusal.reason),
         )
         tallies: dict[str, dict[tuple[str, str], Tally]] = {}
-        for id, conversions, outcomes in _by_participant():
-            counted: dict[tuple[int, str], Total] = {}
-            for row in conversions:
-                its = tallies.setdefault(row.experiment_id, {})
-                count(row, counted, its)
-            stored = {row._pk: Total(row.events, row.total) for row in outcomes}
-            yield from _differences("total", {id: stored}, {id: counted})
-        yield from _differences(
-            "tally",
-            _figures(Tally.select()),
-            _figures(row for its in tallies.values() for row in its.values()),
-        )
-        yield from _differences(
-            "metrics",
-            *_metrics(
-                {id: {metric for _, metric in its} for id, its in tallies.items()}
-            ),
-        )
+        yield from _wrong_totals(tallies)
+        counted = (row for each in tallies.values() for row in each.values())
+        yield from _differences("tally", _figures(Tally.select()), _figures(counted))
+        metrics = {id: {name for _, name in each} for id, each in tallies.items()}
+        yield from _differences("metrics", *_metrics(metrics))
+
+
+def _wrong_totals(
+    tallies: dict[str, dict[tuple[str, str], Tally]],
+) -> Iterator[str]:
+    """Yield the wrong totals of participants; count all conversions in *tallies*."""
+    for id, conversions_of, outcomes in _by_participant():
+        counted: dict[tuple[int, str], Total] = {}
+        for row in conversions_of:
+            count(row, counted, tallies.setdefault(row.experiment_id, {}))
+        stored = {row._pk: Total(row.events, row.total) for row in outcomes}
+        yield from _differences("total", {id: stored}, {id: counted})
 
 
 def _metrics(
     counted: dict[str, set[str]],
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return each experiment's metrics, those stored and those counted, to compare.
+    """Return each experiment's stored metrics and counted metrics, for comparison.
 
-    A database of schema 2 may have counted more metrics than an experiment may have:
-    then only those that are stored are compared.
+    A database of schema 2 may have counted more metrics than an experiment may have
+    now. Then only the stored ones are compared.
     """
     stored: dict[str, set[str]] = {}
     rows: Any = Metric.select(Metric.experiment, Metric.name).tuples()
@@ -90,14 +89,14 @@ def _metrics(
 
 
 def _by_participant() -> Iterator[tuple[int, list[Any], list[Outcome]]]:
-    """Yield each participant's conversions and stored totals, from one pass of each."""
+    """Yield each participant's conversions and stored totals, in one pass of both."""
     stored = Outcome.select().order_by(Outcome.assignment).iterator()
-    both = heapq.merge(_conversions(), stored, key=attrgetter("assignment_id"))
+    both = heapq.merge(conversions(), stored, key=attrgetter("assignment_id"))
     for id, rows in groupby(both, key=attrgetter("assignment_id")):
-        mine: tuple[list[Any], list[Outcome]] = [], []
+        parts: tuple[list[Any], list[Outcome]] = [], []
         for row in rows:
-            mine[isinstance(row, Outcome)].append(row)
-        yield id, *mine
+            parts[isinstance(row, Outcome)].append(row)
+        yield id, *parts
 
 
 def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:

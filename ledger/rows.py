@@ -35,46 +35,46 @@ class Line(NamedTuple):
     assigned_at: datetime
     event: Event | None
     number: int | None = None
-    """Of an event without a key of its own: 1 for the first that says the same."""
+    """For an event without its own key: its place among those with equal content."""
 
 
 def content_key(
     user_id: str, metric: str, occurred_at: datetime, value: Decimal | None
 ) -> str:
-    """Return the key of an imported event that has none: a digest of what it says."""
+    """Return the key for an imported event without one: a digest of its content."""
     number = None
     if value is not None:
         number = format(abs(value) if value == 0 else value, "f")
         if "." in number:
             number = number.rstrip("0").rstrip(".")
-    said = repr((user_id, metric, occurred_at.isoformat(), number))
-    return f"{IMPORTED}{sha256(said.encode()).hexdigest()[:40]}"
+    content = repr((user_id, metric, occurred_at.isoformat(), number))
+    return f"{IMPORTED}{sha256(content.encode()).hexdigest()[:40]}"
 
 
 IMPORTED = "import:"
 
 
-def is_content_key(key: str | None, user_id: str, *said: Any) -> bool:
-    """Tell whether an import made this key for an event that says this.
+def is_content_key(key: str | None, user_id: str, *content: Any) -> bool:
+    """Tell whether an import made this key for an event with this content.
 
-    The arguments after the key are those of `content_key`. The first event that says
-    so has that key, the second one `:2` behind it, and so on.
+    The arguments after the key are those of `content_key`. The first event with the
+    content has that key, the second one has `:2` after it, and so on.
     """
     if key is None or not key.startswith(IMPORTED):
         return False
-    content, separator, number = key[len(IMPORTED) :].partition(":")
-    return IMPORTED + content == content_key(user_id, *said) and (
+    digest, separator, number = key[len(IMPORTED) :].partition(":")
+    return IMPORTED + digest == content_key(user_id, *content) and (
         not separator or (number.isascii() and number.isdecimal())
     )
 
 
 def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
-    """Write imported lines in one transaction; what is there already stays.
+    """Write imported lines in one transaction; existing rows stay as they are.
 
-    Return how many users were enrolled and how many conversions were counted. An
-    event is there already where its key is. One without a key of its own, the n-th
-    of its file that says the same, is there where n such events are stored, whether
-    by the API without a key or by an import. So lines must come in their order.
+    Return how many users were enrolled and how many conversions were counted. An event
+    exists already if its key is stored. An event without its own key, the n-th of its
+    file with this content, exists if n such events are stored, by the API without a key
+    or by an import. So lines must come in their order.
     """
     with database.atomic():
         now = utcnow()
@@ -98,7 +98,7 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
 
 
 def _enrol(experiment: Experiment, lines: Sequence[Line], now: datetime) -> set[str]:
-    """Write a row for each user of the lines who has none; return those users."""
+    """Enrol the users of the lines who are not enrolled; return them."""
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
@@ -158,7 +158,7 @@ def _booking(
     key: str | None,
     now: datetime,
 ) -> Booking:
-    """Return the booking of a line's event, as of the enrolment where it is before."""
+    """Return the booking of a line's event, not earlier than the enrolment."""
     event = line.event or Event(line.user_id)
     return Booking(
         experiment.id,
@@ -175,14 +175,14 @@ def _booking(
 def _anonymous(
     participants: Iterable[Participant], times: Iterable[datetime | None]
 ) -> Counter[tuple[Any, ...]]:
-    """Count the events of these participants and times without a key of their own.
+    """Count the events of these participants at these times that have no own key.
 
-    The key of a count is what the events say. Only these times are read: a user may
+    They are counted by their content. Only these times are read, because a user may
     have any number of events.
     """
-    of = {participant.id: participant.user_id for participant in participants}
-    found: Counter[tuple[Any, ...]] = Counter()
-    for ids in chunked(of, CHUNK):
+    user_ids = {one.id: one.user_id for one in participants}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for ids in chunked(user_ids, CHUNK):
         for moments in chunked(times, CHUNK):
             rows: Any = Conversion.select(
                 Conversion.assignment,
@@ -191,35 +191,61 @@ def _anonymous(
                 Conversion.value,
                 Conversion.idempotency_key,
             ).where(Conversion.assignment.in_(ids), Conversion.occurred_at.in_(moments))
-            for id, *said, key in rows.tuples().iterator():
-                if key is None or is_content_key(key, of[id], *said):
-                    found.update([(id, *said)])
-    return found
+            for id, *content, key in rows.tuples().iterator():
+                if key is None or is_content_key(key, user_ids[id], *content):
+                    counts.update([(id, *content)])
+    return counts
 
 
 PAGE = 2_000
 
-EXPORTED = (
-    *("user_id", "variant", "timestamp"),
-    *("converted_at", "metric", "value", "idempotency_key"),
-)
 
-SAID = ("user_id", "metric", "converted_at", "value")
+class ExportedRow(NamedTuple):
+    """One line of an export, with the columns of an import."""
+
+    user_id: str
+    variant: str
+    timestamp: datetime
+    converted_at: datetime | None
+    metric: str | None
+    value: Decimal | None
+    idempotency_key: str | None
 
 
-def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
+def exported(experiment: Experiment) -> Iterator[ExportedRow]:
     """Yield a row for each conversion, and one for each participant without any.
 
-    The rows are those of one moment, oldest enrolment first, as an import takes
-    them, whatever is written meanwhile: rows are only ever added, and those that
-    came later are left out. They are read a page at a time, so neither memory nor
-    the write-ahead log grows with them. The keys that an import made are left out: the
-    next import makes them again.
+    The rows are those of one moment, oldest enrolment first, in the form that an
+    import reads. Rows are only ever added, so later ones are simply left out. They
+    are read a page at a time, so neither memory nor the write-ahead log grows with
+    them. Keys that an import made are left out: the next import makes them again.
     """
+    query, number = _exported_columns(experiment)
+    last_user = last_event = 0
+    while True:
+        page = query.where(
+            Assignment.id >= last_user,
+            (Assignment.id > last_user) | (number > last_event),
+        )
+        rows: list[Any] = list(page.tuples())
+        for _, _, *cells in giving_way(rows, FEW):
+            row = ExportedRow(*cells)
+            content = row.user_id, row.metric, row.converted_at, row.value
+            if row.metric and is_content_key(row.idempotency_key, *content):
+                row = row._replace(idempotency_key=None)
+            yield row
+        if len(rows) < PAGE:
+            return
+        last_user, last_event, *_ = rows[-1]
+
+
+def _exported_columns(experiment: Experiment) -> tuple[Any, Any]:
+    """Return the query of all rows up to now, and its column of the event's number."""
     with database.transaction("DEFERRED"):
         last_assignment = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
         last_conversion = Conversion.select(fn.MAX(Conversion.id)).scalar() or 0
     number = fn.COALESCE(Conversion.id, 0)
+    until = Conversion.id <= last_conversion
     query = (
         Assignment.select(
             Assignment.id,
@@ -235,26 +261,10 @@ def exported(experiment: Experiment) -> Iterator[dict[str, Any]]:
         .join(
             Conversion,
             JOIN.LEFT_OUTER,
-            on=(Conversion.assignment == Assignment.id)
-            & (Conversion.id <= last_conversion),
+            on=(Conversion.assignment == Assignment.id) & until,
         )
         .where(Assignment.experiment == experiment.id, Assignment.id <= last_assignment)
         .order_by(Assignment.id, Conversion.id)
         .limit(PAGE)
     )
-    last_user = last_event = 0
-    while True:
-        page = query.where(
-            Assignment.id >= last_user,
-            (Assignment.id > last_user) | (number > last_event),
-        )
-        rows: list[Any] = list(page.tuples())
-        for _, _, *cells in giving_way(rows, FEW):
-            row = dict(zip(EXPORTED, cells, strict=True))
-            said = [row[name] for name in SAID]
-            if row["metric"] and is_content_key(row["idempotency_key"], *said):
-                row["idempotency_key"] = None
-            yield row
-        if len(rows) < PAGE:
-            return
-        last_user, last_event, *_ = rows[-1]
+    return query, number

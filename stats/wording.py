@@ -1,6 +1,6 @@
-"""Numbers in words: as many digits as it takes to see the difference that is said.
+"""Numbers for sentences: enough digits to see the difference that is stated.
 
-Nothing here has an exponent, and no two different numbers of one call look alike.
+No number has an exponent, and two different numbers of one call never look equal.
 """
 
 from __future__ import annotations
@@ -23,44 +23,39 @@ def percent_decimals(shares: Iterable[float | None]) -> int:
     known = sorted({100 * float(share) for share in shares if share is not None})
     ends = [min(abs(one), abs(100 - one)) for one in known]
     return max(
-        _decimals(max(map(abs, known), default=0.0), 3),
-        *(_decimals(one, 2) for one in ends),
-        *(_decimals(high - low, 2) for low, high in pairwise(known)),
-        0,
+        decimals(max(map(abs, known), default=0.0), 3),
+        *(decimals(one, 2) for one in ends),
+        decimals_apart(known),
     )
 
 
 def percentages(shares: Sequence[float]) -> list[str]:
     """Return the shares in percent for a sentence, without trailing zeros."""
-    decimals = percent_decimals(shares)
-    return [f"{_plain(100 * float(share), decimals)} %" for share in shares]
+    places = percent_decimals(shares)
+    return [f"{_plain(100 * float(share), places)} %" for share in shares]
 
 
 def points(differences: Sequence[float]) -> list[str]:
     """Return differences of rates as bare numbers of percentage points."""
-    found = sorted({100 * float(one) for one in differences})
-    decimals = max(
-        *(_decimals(one, 2) for one in found),
-        *(_decimals(high - low, 2) for low, high in pairwise(found)),
-        0,
-    )
-    return [_plain(100 * float(one), decimals) for one in differences]
+    known = [100 * float(one) for one in differences]
+    places = max(*(decimals(one, 2) for one in known), decimals_apart(known))
+    return [_plain(one, places) for one in known]
 
 
 def brief(number: float) -> str:
-    """Return a number to two digits, or all that a larger whole one has."""
-    return _plain(number, _decimals(number, 2))
+    """Return a number to two digits, or a larger one as a whole number."""
+    return _plain(number, decimals(number, 2))
 
 
 def amounts(numbers: Sequence[float]) -> list[str]:
     """Return mean values for a sentence, to four digits of the largest or more."""
-    known = sorted({float(number) for number in numbers})
-    decimals = max(
-        _decimals(max(map(abs, known)), 4),
-        *(_decimals(one, 2) for one in known),
-        *(_decimals(high - low, 2) for low, high in pairwise(known)),
+    known = [float(number) for number in numbers]
+    places = max(
+        decimals(max(map(abs, known)), 4),
+        *(decimals(one, 2) for one in known),
+        decimals_apart(known),
     )
-    return [_plain(float(number), decimals) for number in numbers]
+    return [_plain(number, places) for number in known]
 
 
 def change(lift: float) -> str:
@@ -78,16 +73,25 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
-def _decimals(number: float, digits: int) -> int:
-    """Return the decimals that show so many digits of a number; 0 for 0."""
+def decimals(number: float, digits: int, noise: float = 10**-MOST_DECIMALS) -> int:
+    """Return the decimals that show so many digits of a number.
+
+    0 for 0, and for a number that is so small that it is the noise of a float.
+    """
     size = abs(number)
-    if size < 10**-MOST_DECIMALS:
+    if size < noise:
         return 0
     return min(max(digits - 1 - floor(log10(size)), 0), MOST_DECIMALS)
 
 
-def _plain(number: float, decimals: int) -> str:
-    text = f"{number:,.{decimals}f}"
+def decimals_apart(numbers: Iterable[float], noise: float = 10**-MOST_DECIMALS) -> int:
+    """Return the decimals that show two digits of each difference of neighbours."""
+    gaps = [high - low for low, high in pairwise(sorted(set(numbers)))]
+    return max((decimals(gap, 2, noise) for gap in gaps), default=0)
+
+
+def _plain(number: float, places: int) -> str:
+    text = f"{number:,.{places}f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text

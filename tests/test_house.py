@@ -43,7 +43,7 @@ PACKAGES = {
         {"blueprint"},
         {"openapi"},
     ],
-    "views": [{"figures", "tables", "export"}, {"planning"}],
+    "views": [{"figures"}, {"export", "planning", "tables"}],
     "operations": [{"backups", "staging"}, {"importer"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},

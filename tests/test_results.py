@@ -715,17 +715,17 @@ def test_every_plan_that_is_taken_has_a_size(baseline, effect, power, level, var
             schemas.SizeSchema().load(body)
         return
 
-    told = planning.sample_sizes(**schemas.SizeSchema().load(body))
+    planned = planning.sample_sizes(**schemas.SizeSchema().load(body))
 
-    fixed, always = told["fixedHorizon"], told["alwaysValid"]
+    fixed, always = planned.fixed_horizon, planned.always_valid
     for size in [fixed, always or fixed]:
-        assert all(users >= 1 for users in size["usersPerVariant"])
-        assert size["total"] == sum(size["usersPerVariant"])
+        assert all(users >= 1 for users in size.users_per_variant)
+        assert size.total == sum(size.users_per_variant)
     if always is None:
         low, high = (float(rate) for rate in (baseline, baseline + effect))
         assert math.log(high / (1 - high) * (1 - low) / low) < 0.0026
     else:
-        assert always["total"] >= fixed["total"]
+        assert always.total >= fixed.total
 
 
 def test_an_effect_too_small_for_any_look_has_no_size_for_it(api):

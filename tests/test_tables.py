@@ -2,6 +2,7 @@
 
 import csv
 import io
+from datetime import datetime, timezone
 from decimal import Decimal
 
 import pytest
@@ -17,7 +18,7 @@ NAMES = st.text(min_size=1, max_size=200).filter(str.strip)
 
 @st.composite
 def analyses(draw):
-    """Return the wire's computed result of two or three variants."""
+    """Return the computed result of two or three variants."""
     names = draw(st.lists(NAMES, min_size=2, max_size=3))
     arms = []
     for place, name in enumerate(names):
@@ -27,7 +28,7 @@ def analyses(draw):
         value = stats.ValueSums(conversions, total, total * total)
         split = Decimal(100) / len(names)
         arms.append(stats.Arm(f"v{place}", name, split, size, conversions, value))
-    return figures.camel(stats.analyse(arms))
+    return figures.Computed("exp_1", stats.analyse(arms))
 
 
 @given(NAMES, analyses())
@@ -40,39 +41,20 @@ def test_a_computed_result_fits_a_terminal(name, result):
         assert wcswidth(line) <= 80 or " " not in line.strip()
 
 
-def counted(**row):
-    whole = {
-        "metric": "conversion",
-        "primary": True,
-        "conversions": 10_000_000,
-        "events": 99_999_999,
-        "value": {"count": 10_000_000, "sum": Decimal("-1e19"), "sumSquares": 1},
-        "firstAt": "2025-02-01T00:00:00Z",
-        "lastAt": "2025-02-01T00:00:00Z",
-        **row,
-    }
-    return {
-        "status": "running",
-        "variants": [
-            {
-                "variantId": "v1",
-                "variantName": "Control of a very long name",
-                "splitPercentage": 100,
-                "participants": 10_000_000,
-                "results": [whole],
-                "series": [
-                    {
-                        "date": "2025-02-01",
-                        "participants": 10_000_000,
-                        "results": [whole],
-                    }
-                ],
-            }
-        ],
-        "quality": dict.fromkeys(
-            ("received", "counted", "duplicates", "beforeEnrollment", "notEnrolled"), 1
-        ),
-    }
+def counted(metric="conversion"):
+    """Return raw counts as large as they get, of one variant on one day."""
+    name, most = "Control of a very long name", 10_000_000
+    events = 99_999_999
+    value = figures.Value(most, Decimal("-1e19"), Decimal(1))
+    moment = datetime(2025, 2, 1, tzinfo=timezone.utc)
+    row = figures.VariantsMetric(metric, True, most, events, value, moment, moment)
+    gained = figures.DaysMetric(metric, most, events, value)
+    day = figures.Day(moment.date(), most, [gained])
+    variant = figures.VariantsCounts("v1", name, Decimal(100), most, [row], [day])
+    quality = figures.Quality(1, 1, 1, 1, 1)
+    return figures.Results(
+        "exp_1", "Onboarding", "running", None, None, [variant], quality
+    )
 
 
 def test_the_largest_counts_fit_a_terminal():
@@ -113,15 +95,15 @@ def test_every_figure_stands_in_the_csv_as_it_is():
         stats.Arm("v1", "Control", Decimal(50), 250, 45),
         stats.Arm("v2", "Detailed", Decimal(50), 250, 67),
     ]
-    result = figures.camel(stats.analyse(arms))
+    result = figures.Computed("exp_1", stats.analyse(arms))
     text = tables.comma_separated(tables.analysis("Onboarding", result))
 
     control, detailed = csv.DictReader(io.StringIO(text, newline=""))
 
     assert (control["conversions"], detailed["conversionRate"]) == ("45", "0.268")
     assert control["comparison.lift"] == ""
-    told = result["variants"][1]["comparison"]["sequential"]
-    assert detailed["comparison.sequential.pValue"] == str(told["pValue"])
+    sequential = result.analysis.variants[1].comparison.sequential
+    assert detailed["comparison.sequential.pValue"] == str(sequential.p_value)
     assert detailed["comparison.sequential.isSignificant"] == "false"
     assert "comparison" not in control
     assert text.endswith("\r\n")
@@ -138,7 +120,7 @@ def analysed(*arms, **options):
         stats.Arm(f"v{place}", name, Decimal(50), *figures_of)
         for place, (name, *figures_of) in enumerate(arms, 1)
     ]
-    result = figures.camel(stats.analyse(arms, **options))
+    result = figures.Computed("exp_1", stats.analyse(arms, **options))
     return tables.plain(tables.analysis("Onboarding", result)).splitlines()
 
 
@@ -198,21 +180,17 @@ def test_what_rounds_to_0_has_no_sign(total, decimals, shown):
 
 def counts_of(*sums):
     result = counted()
-    (variant,) = result["variants"]
-    del variant["series"]
-    result["variants"] = [
-        {
-            **variant,
-            "variantName": f"V{place}",
-            "results": [
-                {
-                    **variant["results"][0],
-                    "value": {"count": 1, "sum": Decimal(total), "sumSquares": 1},
-                }
-            ],
-        }
+    (variant,) = result.variants
+    (row,) = variant.results
+    variants = [
+        variant._replace(
+            variant_name=f"V{place}",
+            results=[row._replace(value=figures.Value(1, Decimal(total), Decimal(1)))],
+            series=None,
+        )
         for place, total in enumerate(sums)
     ]
+    result = result._replace(variants=variants)
     text = tables.plain(tables.counts("Onboarding", result)).splitlines()
     last = [line for line in text if line.startswith("V")][-len(sums) :]
     return [line.split()[-1] for line in last]

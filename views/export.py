@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from ledger.rows import EXPORTED
+from ledger.rows import ExportedRow
+from views.figures import on_the_wire
 from web import csv
-from web.json import dumps, moment, plain
+from web.json import dumps
 
 
-def csv_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+def csv_lines(rows: Iterable[ExportedRow]) -> Iterator[str]:
     """Yield exported rows as CSV, with a header line."""
-    return csv.csv_lines(EXPORTED, map(_exported, rows))
+    return csv.csv_lines(ExportedRow._fields, (map(on_the_wire, row) for row in rows))
 
 
-def json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield exported rows as JSON, an object a line."""
-    return (f"{dumps(_exported(row))}\n" for row in rows)
-
-
-def _exported(row: dict[str, Any]) -> dict[str, Any]:
-    times = {name: row[name] and moment(row[name]) for name in TIMES}
-    value = row["value"]
-    return {**row, **times, "value": value if value is None else plain(value)}
-
-
-TIMES = ("timestamp", "converted_at")
+def json_lines(rows: Iterable[ExportedRow]) -> Iterator[str]:
+    """Yield exported rows as JSON, one object on each line."""
+    for row in rows:
+        cells = dict(zip(ExportedRow._fields, map(on_the_wire, row), strict=True))
+        yield f"{dumps(cells)}\n"

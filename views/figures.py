@@ -1,202 +1,210 @@
-"""Results as JSON."""
+"""Results as named tuples, and their JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from marshmallow import fields
 
 import stats
-from models import STATUSES, Variant
+from ledger.counts import Counts
+from models import Variant
 from storage.columns import utcnow
-from web.fields import Answer, camel_case
+from targeting.decision import STATUSES
+from web.fields import Answer
 from web.json import moment, plain
 
-
-def Count() -> fields.Field[Any]:
-    """Return a field for how many there are."""
-    return fields.Raw(metadata={"type": "integer", "minimum": 0})
+Count = Annotated[int, {"minimum": 0}]
+Status = Annotated[str, {"enum": STATUSES}]
 
 
-def Figure(type: str = "number", **options: Any) -> fields.Field[Any]:
-    """Return a field for what stands in an answer as it is."""
-    return fields.Raw(metadata={"type": type, **options.pop("metadata", {})}, **options)
+class Value(NamedTuple):
+    """The values of some users together."""
+
+    count: Count  # type: ignore[assignment]  # tuple has a method of this name
+    sum: Decimal
+    sum_squares: Decimal | None = None
+    """None for a day: the squares of days do not sum to those of the whole."""
 
 
-TIME = {"format": "date-time"}
-
-
-class Value(Answer):
-    """What the users with a value have together."""
-
-    sometimes = ("sumSquares",)  # a day's would not sum to the whole's
-
-    count = Count()
-    sum = Figure()
-    sumSquares = Figure()
-
-
-class DaysMetric(Answer):
+class DaysMetric(NamedTuple):
     """What a variant gained in one metric on one day."""
 
-    metric = Figure("string")
-    conversions = Count()
-    events = Count()
-    value = fields.Nested(Value())
+    metric: str
+    conversions: Count
+    events: Count
+    value: Value
 
 
-class Day(Answer):
+class Day(NamedTuple):
     """What a variant gained on one day, in UTC."""
 
-    date = Figure("string", metadata={"format": "date"})
-    participants = Count()
-    results = fields.List(fields.Nested(DaysMetric()))
+    date: date
+    participants: Count
+    results: list[DaysMetric]
 
 
-class VariantsMetric(DaysMetric):
-    """What a variant has in one metric."""
+class VariantsMetric(NamedTuple):
+    """The counts of a variant in one metric."""
 
-    primary = Figure("boolean")
-    firstAt = Figure("string", metadata=TIME)
-    lastAt = Figure("string", metadata=TIME)
-
-
-class VariantsCounts(Answer):
-    """What a variant has; day by day where that was asked for."""
-
-    sometimes = ("series",)
-
-    variantId = Figure("string")
-    variantName = Figure("string")
-    splitPercentage = Figure()
-    participants = Count()
-    results = fields.List(fields.Nested(VariantsMetric()))
-    series = fields.List(fields.Nested(Day()))
+    metric: str
+    primary: bool
+    conversions: Count
+    events: Count
+    value: Value
+    first_at: datetime
+    last_at: datetime
 
 
-class Quality(Answer):
-    """What was received, and what became of it."""
+class VariantsCounts(NamedTuple):
+    """The counts of a variant, day by day if that was asked for."""
 
-    received = Count()
-    counted = Count()
-    duplicates = Count()
-    beforeEnrollment = Count()
-    notEnrolled = Count()
+    variant_id: str
+    variant_name: str
+    split_percentage: Decimal
+    participants: Count
+    results: list[VariantsMetric]
+    series: list[Day] | None = None
 
 
-class Results(Answer):
+class Quality(NamedTuple):
+    """How many events were received, and what became of them."""
+
+    received: Count
+    counted: Count
+    duplicates: Count
+    before_enrollment: Count
+    not_enrolled: Count
+
+
+class Results(NamedTuple):
     """The raw counts of an experiment."""
 
-    sometimes = ("asOf",)
-
-    experimentId = Figure("string")
-    name = Figure("string")
-    status = Figure("string", metadata={"enum": STATUSES})
-    startDate = Figure("string", metadata=TIME, allow_none=True)
-    endDate = Figure("string", metadata=TIME, allow_none=True)
-    variants = fields.List(fields.Nested(VariantsCounts()))
-    quality = fields.Nested(Quality())
-    asOf = Figure("string", metadata=TIME)
+    experiment_id: str
+    name: str
+    status: Status
+    start_date: datetime | None
+    end_date: datetime | None
+    variants: list[VariantsCounts]
+    quality: Quality
+    as_of: datetime | None = None
 
 
-def results(counts: Any, metric: str | None) -> dict[str, Any]:
-    """Return the raw counts of an experiment as the wire has them."""
+class Computed(NamedTuple):
+    """All figures of one metric of an experiment."""
+
+    experiment_id: str
+    analysis: stats.Analysis
+    as_of: datetime | None = None
+
+
+def results(counts: Counts, metric: str | None) -> Results:
+    """Return the raw counts of an experiment, of one metric or of all.
+
+    Each variant has its days beside it if the counts have days.
+    """
     experiment = counts.experiment
-    whole = {
-        "experimentId": experiment.id,
-        "name": experiment.name,
-        "status": experiment.state,
-        "startDate": experiment.start_date and moment(experiment.start_date),
-        "endDate": experiment.end_date and moment(experiment.end_date),
-        "variants": [
-            {
-                "variantId": variant.key,
-                "variantName": variant.name,
-                "splitPercentage": plain(Decimal(variant.split) / 100),
-                "participants": counts.participants[variant.key],
-                "results": list(_metrics(counts, variant, metric)),
-            }
+    return Results(
+        experiment.id,
+        experiment.name,
+        experiment.state,
+        experiment.start_date,
+        experiment.end_date,
+        [
+            VariantsCounts(
+                variant.key,
+                variant.name,
+                Decimal(variant.split) / 100,
+                counts.participants[variant.key],
+                list(_metrics(counts, variant, metric)),
+            )
             for variant in experiment.variants
         ],
-        "quality": quality(counts),
-    }
-    if counts.as_of:
-        whole["asOf"] = moment(counts.as_of)
-    return whole
+        quality(counts),
+        counts.as_of,
+    )
 
 
-def daily_results(counts: Any, metric: str | None) -> dict[str, Any]:
-    """Return the raw counts, and beside each variant's the days that sum to them."""
+def daily_results(counts: Counts, metric: str | None) -> Results:
+    """Return the raw counts, and for each variant the days that sum to them."""
     whole = results(counts, metric)
-    for shown in whole["variants"]:
-        shown["series"] = list(_series(counts, shown["variantId"], metric))
-    return whole
+    variants = [
+        variant._replace(series=list(_series(counts, variant.variant_id, metric)))
+        for variant in whole.variants
+    ]
+    return whole._replace(variants=variants)
 
 
-def _series(counts: Any, variant: str, metric: str | None) -> Iterator[dict[str, Any]]:
+def _series(counts: Counts, variant: str, metric: str | None) -> Iterator[Day]:
     metrics = [one for one in counts.metrics if metric in (None, one)]
-    told = {day for key, day in counts.enrolled_on if key == variant} | {
-        day for key, day, one in counts.days if key == variant and one in metrics
+    enrolled_on, days = counts.enrolled_on or {}, counts.days or {}
+    dates = {day for key, day in enrolled_on if key == variant} | {
+        day for key, day, one in days if key == variant and one in metrics
     }
-    for day in sorted(told):
-        gained = [(one, counts.days.get((variant, day, one))) for one in metrics]
-        yield {
-            "date": day.isoformat(),
-            "participants": counts.enrolled_on[variant, day],
-            "results": [
-                {
-                    "metric": one,
-                    "conversions": its.users,
-                    "events": its.events,
-                    "value": {"count": its.value_users, "sum": plain(its.value_sum)},
-                }
-                for one, its in gained
-                if its
+    for day in sorted(dates):
+        gained = [(one, days.get((variant, day, one))) for one in metrics]
+        yield Day(
+            day,
+            enrolled_on.get((variant, day), 0),
+            [
+                DaysMetric(
+                    one,
+                    gain.users,
+                    gain.events,
+                    Value(gain.value_users, gain.value_sum),
+                )
+                for one, gain in gained
+                if gain
             ],
-        }
+        )
 
 
 def _metrics(
-    counts: Any, variant: Variant, wanted: str | None
-) -> Iterator[dict[str, Any]]:
+    counts: Counts, variant: Variant, wanted: str | None
+) -> Iterator[VariantsMetric]:
     for metric in counts.metrics:
         tally = counts.tallies.get((variant.key, metric))
         if tally is None or wanted not in (None, metric):
             continue
-        yield {
-            "metric": metric,
-            "primary": metric == counts.experiment.primary_metric,
-            "conversions": tally.users,
-            "events": tally.events,
-            "value": {
-                "count": tally.value_users,
-                "sum": plain(tally.value_sum),
-                "sumSquares": plain(tally.value_sum_squares),
-            },
-            "firstAt": moment(tally.first_at),
-            "lastAt": moment(tally.last_at),
-        }
+        yield VariantsMetric(
+            metric,
+            metric == counts.experiment.primary_metric,
+            tally.users,
+            tally.events,
+            Value(tally.value_users, tally.value_sum, tally.value_sum_squares),
+            tally.first_at,
+            tally.last_at,
+        )
 
 
-def quality(counts: Any) -> dict[str, int]:
-    """Return what was received and what became of it; the sum closes."""
-    became = {
-        "counted": sum(tally.events for tally in counts.tallies.values()),
-        "duplicates": counts.refusals.get("duplicate", 0),
-        "beforeEnrollment": counts.refusals.get("BEFORE_ENROLLMENT", 0),
-        "notEnrolled": counts.refusals.get("NOT_ENROLLED", 0),
-    }
-    return {"received": sum(became.values()), **became}
+def quality(counts: Counts) -> Quality:
+    """Return how many events were received, and what became of them; the sum closes."""
+    outcomes = (
+        sum(tally.events for tally in counts.tallies.values()),
+        counts.refusals.get("duplicate", 0),
+        counts.refusals.get("BEFORE_ENROLLMENT", 0),
+        counts.refusals.get("NOT_ENROLLED", 0),
+    )
+    return Quality(sum(outcomes), *outcomes)
 
 
 def computed_results(
-    counts: Any, metric: str | None, confidence_level: Decimal
-) -> dict[str, Any]:
-    """Return every figure of one metric, with the verdict and what it rests on."""
+    counts: Counts, metric: str | None, confidence_level: Decimal
+) -> Computed:
+    """Return all figures of one metric, with the verdict and its basis."""
     experiment = counts.experiment
     metric = metric or experiment.primary_metric
     analysis = stats.analyse(
@@ -207,13 +215,10 @@ def computed_results(
         received=stats.Received(counts.metrics, _refused(counts)),
         computed_at=moment(utcnow()),
     )
-    whole = {"experimentId": experiment.id, **camel(analysis)}
-    if counts.as_of:
-        whole["asOf"] = moment(counts.as_of)
-    return whole
+    return Computed(experiment.id, analysis, counts.as_of)
 
 
-def _refused(counts: Any) -> dict[str, int]:
+def _refused(counts: Counts) -> dict[str, int]:
     """Return how many events were refused for each reason; a duplicate was not."""
     return {
         reason: number
@@ -222,7 +227,7 @@ def _refused(counts: Any) -> dict[str, int]:
     }
 
 
-def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
+def _arm(counts: Counts, variant: Variant, metric: str) -> stats.Arm:
     tally = counts.tallies.get((variant.key, metric))
     none = stats.ValueSums(0, Decimal(0), Decimal(0))
     value = none if counts.has_values(metric) else None
@@ -240,43 +245,90 @@ def _arm(counts: Any, variant: Variant, metric: str) -> stats.Arm:
     )
 
 
-def camel(value: Any) -> Any:
-    """Return a tree of named tuples as the wire has it: dicts, in camel case."""
-    if hasattr(value, "_asdict"):
-        return {camel_case(name): camel(item) for name, item in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [camel(item) for item in value]
-    return value
+# ----------------------------------------------------------------------------
+# Their schemas, read off the annotations
+# ----------------------------------------------------------------------------
+
+TYPES: dict[Any, dict[str, Any]] = {
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    Decimal: {"type": "number"},
+    date: {"type": "string", "format": "date"},
+    datetime: {"type": "string", "format": "date-time"},
+}
 
 
-TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+class Figure(fields.Field[Any]):
+    """A figure as the wire has it."""
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> Any:
+        return on_the_wire(value)
+
+
+def on_the_wire(value: Any) -> Any:
+    """Return a figure as the wire has it: times as text, whole numbers as integers."""
+    if isinstance(value, datetime):
+        return moment(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    return plain(value) if isinstance(value, Decimal) else value
+
+
+class Shape(Answer):
+    """The schema of a named tuple; a field whose default is None may be left out."""
+
+    def get_attribute(self, obj: Any, attr: str, default: Any) -> Any:
+        value = super().get_attribute(obj, attr, default)
+        return default if value is None and attr in self.sometimes else value
 
 
 @cache
-def shape(kind: Any) -> type[Answer]:
-    """Return the schema of a named tuple on the wire, read off its annotations."""
-    hints = get_type_hints(kind)
-    its = {camel_case(name): _field(hint) for name, hint in hints.items()}
-    return Answer.from_dict(its, name=f"Computed{kind.__name__}")  # type: ignore
+def shape(kind: Any) -> type[Shape]:
+    """Return the schema of a named tuple, read off its annotations."""
+    hints = get_type_hints(kind, include_extras=True)
+    prefix = "Computed" if kind.__module__.startswith("stats") else ""
+    return _schema(
+        f"{prefix}{kind.__name__}",
+        {name: _field(hint) for name, hint in hints.items()},
+        tuple(n for n, default in kind._field_defaults.items() if default is None),
+    )
 
 
-def _field(hint: Any) -> fields.Field[Any]:
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+def _schema(
+    name: str, columns: dict[str, Any], sometimes: tuple[str, ...]
+) -> type[Shape]:
+    for each in sometimes:
+        columns[each].allow_none = False
+    return type(name, (Shape,), {**columns, "sometimes": sometimes})
+
+
+def _field(hint: Any, **options: Any) -> fields.Field[Any]:
+    is_union = get_origin(hint) in (Union, UnionType)
+    kinds = get_args(hint) if is_union else (hint,)
     null, kind = NoneType in kinds, kinds[0]
     if get_origin(kind) is list:
-        return fields.List(_field(*get_args(kind)), allow_none=null)
+        return fields.List(_field(*get_args(kind)), allow_none=null, **options)
     if hasattr(kind, "_fields"):
-        return fields.Nested(shape(kind), allow_none=null)
-    return Figure("number" if float in kinds else TYPES[kind], allow_none=null)
+        return fields.Nested(shape(kind), allow_none=null, **options)
+    facts: dict[str, Any] = {}
+    if get_origin(kind) is Annotated:
+        kind, facts = get_args(kind)
+    described = TYPES[float] if float in kinds else TYPES[kind]
+    return Figure(metadata={**described, **facts}, allow_none=null, **options)
 
 
-class Computed(shape(stats.Analysis)):  # type: ignore[misc]
-    """Every figure of one metric of an experiment."""
+RESULTS = shape(Results)()
 
-    sometimes = ("asOf",)
+ANALYSIS = get_type_hints(stats.Analysis)
 
-    experimentId = Figure("string")
-    asOf = Figure("string", metadata=TIME)
-
-
-COMPUTED = Computed()
+COMPUTED = _schema(
+    "Computed",
+    {
+        "experiment_id": _field(str),
+        **{n: _field(hint, attribute=f"analysis.{n}") for n, hint in ANALYSIS.items()},
+        "as_of": _field(datetime),
+    },
+    ("as_of",),
+)()

@@ -1,4 +1,4 @@
-"""Sample sizes, and rehearsals of a draft."""
+"""Sample sizes, and simulations of a draft."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import stats
 from models import Experiment
 from storage import traffic
 from targeting import assignment
-from views.figures import camel, shape
+from views.figures import shape
 
-# The work of one rehearsal, in users dealt: about 5 seconds, whatever its shape.
-REHEARSAL = 4_000_000
+# The work of one simulation in users dealt, which takes about 5 seconds.
+SIMULATION = 4_000_000
 
-# What a look at a treatment costs at most, with and without the effect, and what a
-# run costs beside its users: measured. Small samples at many looks cost most.
+# The measured cost, in users dealt, of a look at a treatment and of a run beside its
+# users. Small samples with many looks cost most.
 LOOK, RUN = 80, 30
 
 
-def sample_sizes(splits: Sequence[int], **plan: Any) -> dict[str, Any]:
+def sample_sizes(splits: Sequence[int], **plan: Any) -> stats.PlannedSize:
     """Return the users and days that a plan needs, for one look and for any look."""
-    planned: dict[str, Any] = camel(stats.plan_sample_size(splits=splits, **plan))
-    # In decimals: 0.1 and 0.02 are 0.12, where floats give 0.12000000000000001.
+    planned = stats.plan_sample_size(splits=splits, **plan)
+    # In decimals: 0.1 and 0.02 are 0.12, but with floats 0.12000000000000001.
     effect = plan["minimum_effect"] or plan["baseline_rate"] * plan["relative_effect"]
-    return {**planned, "targetRate": float(plan["baseline_rate"] + effect)}
+    return planned._replace(target_rate=float(plan["baseline_rate"] + effect))
 
 
 def affordable_runs(participants: int, looks: int, runs: int, treatments: int) -> int:
-    """Return how many of these runs fit into REHEARSAL: at least one.
+    """Return how many of these runs fit into SIMULATION: at least one.
 
-    The bound is by the size of what is asked and not by a clock, so that the same
-    question always has the same answer.
+    The bound depends on the request's size and not on a clock, so that the same request
+    always has the same answer.
     """
-    return min(runs, REHEARSAL // (participants + LOOK * looks * treatments + RUN))
+    return min(runs, SIMULATION // (participants + LOOK * looks * treatments + RUN))
 
 
-def rehearsed(
+def simulated(
     experiment: Experiment,
     baseline_rate: Decimal,
     effect: Decimal,
@@ -45,30 +45,27 @@ def rehearsed(
     looks: int,
     runs: int,
     seed: int,
-) -> dict[str, Any]:
-    """Return what the production hash and statistics make of a draft's users."""
+) -> stats.Simulation:
+    """Return how the production hash and statistics behave with a draft's settings."""
     splits = [variant.split for variant in experiment.variants]
     plan = stats.Plan(**experiment.plan) if experiment.plan else None
     confidence = plan.confidence_level if plan else 0.95
-    came_of_it: dict[str, Any] = camel(
-        stats.simulate(
-            baseline_rate=float(baseline_rate),
-            effect=float(effect),
-            splits=splits,
-            participants=participants,
-            looks=looks,
-            runs=affordable_runs(participants, looks, runs, len(splits) - 1),
-            seed=seed,
-            assign=_giving_way(assignment.dealer(splits)),
-            confidence_level=float(confidence),
-            centre=stats.planned_centre(plan),
-        )
+    return stats.simulate(
+        baseline_rate=float(baseline_rate),
+        effect=float(effect),
+        splits=splits,
+        participants=participants,
+        looks=looks,
+        runs=affordable_runs(participants, looks, runs, len(splits) - 1),
+        seed=seed,
+        assign=_giving_way(assignment.dealer(splits)),
+        confidence_level=float(confidence),
+        centre=stats.planned_centre(plan),
     )
-    return came_of_it
 
 
 def _giving_way(deal: Callable[[str, str], int]) -> Callable[[str, str], int]:
-    """Return the dealer, which lets quick requests go first at every 100th user."""
+    """Return the same function, pausing at every 100th user for quick requests."""
 
     def dealt(salt: str, user_id: str) -> int:
         if user_id.endswith("00"):
@@ -80,4 +77,4 @@ def _giving_way(deal: Callable[[str, str], int]) -> Callable[[str, str], int]:
 
 SIZES = shape(stats.PlannedSize)()
 
-REHEARSED = shape(stats.Simulation)()
+SIMULATED = shape(stats.Simulation)()

@@ -9,21 +9,34 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from itertools import pairwise
-from math import floor, log10
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tabulate
 from flask import Response, request
 from wcwidth import wcswidth, wcwidth
 
-from web.csv import _guarded
+from stats.results import Interval, VariantFigures
+from stats.wording import decimals, decimals_apart
+from views.figures import (
+    Computed,
+    Day,
+    DaysMetric,
+    Quality,
+    Results,
+    Value,
+    VariantsCounts,
+    VariantsMetric,
+    on_the_wire,
+)
+from web.csv import guarded
+from web.fields import camel_case
+from web.json import moment
+
+Result = TypeVar("Result", Results, Computed)
 
 
-def readable(
-    name: str, result: dict[str, Any], drawn: Callable[[str, Any], Sheet]
-) -> Any:
-    """Return the result as JSON, or as the text that the caller accepts rather."""
+def readable(name: str, result: Result, drawn: Callable[[str, Result], Sheet]) -> Any:
+    """Return the result for JSON, or as the text that the caller prefers."""
     accepted = request.accept_mimetypes
     form = accepted.best_match(["application/json", *FORMS])
     if form not in FORMS:
@@ -71,7 +84,7 @@ class Grid(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """What is told of a result, and its figures, a row for each."""
+    """A result as text and tables, and its figures as rows for CSV."""
 
     title: str
     lead: str
@@ -80,178 +93,198 @@ class Sheet(NamedTuple):
     figures: list[dict[str, Any]]
 
 
-def counts(name: str, result: dict[str, Any]) -> Sheet:
-    """Return the sheet of raw counts, with its days where it has any."""
-    rows = [(variant, row) for variant in result["variants"] for row in _rows(variant)]
-    decimals = _shares([_rate(row, variant) for variant, row in rows])
-    counted = [
+Row = tuple[VariantsCounts, VariantsMetric | DaysMetric]
+"""A variant, and its counts in one metric."""
+
+NOTHING = DaysMetric("", 0, 0, Value(0, Decimal(0)))
+
+
+def counts(name: str, result: Results) -> Sheet:
+    """Return the sheet of raw counts, with its days if it has any."""
+    rows: list[Row] = []
+    for variant in result.variants:
+        rows += [(variant, row) for row in variant.results] or [(variant, NOTHING)]
+    days = [
+        (day, variant, row)
+        for variant in result.variants
+        for day in variant.series or []
+        for row in day.results or [NOTHING]
+    ]
+    days.sort(key=lambda each: each[0].date)
+    grids = [_counts_grid(rows)]
+    if valued := [(variant, row) for variant, row in rows if row.value.count]:
+        grids.append(_values_grid(valued))
+    if days:
+        grids.append(_days_grid(days))
+    lead = result.status
+    if result.as_of:
+        lead += f", as received by {moment(result.as_of)}"
+    figures = [
+        _flat(variant._replace(results=[])) | _flat(row) for variant, row in rows
+    ]
+    if days:
+        figures = [
+            {"date": day.date, "variantId": variant.variant_id}
+            | {"variantName": variant.variant_name, "participants": day.participants}
+            | _flat(row)
+            for day, variant, row in days
+        ]
+    return Sheet(name, lead, grids, [_quality(result.quality)], figures)
+
+
+def _counts_grid(rows: Sequence[Row]) -> Grid:
+    places = _shares([_rate(row, variant) for variant, row in rows])
+    cells = [
         [
-            _clipped(variant["variantName"]),
-            _clipped(row["metric"], 10),
-            f"{variant['participants']:,}",
-            f"{row['conversions']:,}",
-            f"{row['events']:,}",
-            _percent(_rate(row, variant), decimals),
+            _clipped(variant.variant_name),
+            _clipped(row.metric, 10),
+            f"{variant.participants:,}",
+            f"{row.conversions:,}",
+            f"{row.events:,}",
+            _percent(_rate(row, variant), places),
             _filled(_rate(row, variant)),
         ]
         for variant, row in rows
     ]
     headers = ["variant", "metric", "users", "converted", "events", "rate", ""]
-    grids = [Grid(headers, counted, "llrrrrl")]
-    valued = [(variant, row) for variant, row in rows if row["value"]["count"]]
-    sums = _amounts([row["value"]["sum"] for _, row in valued])
-    values = [
+    return Grid(headers, cells, "llrrrrl")
+
+
+def _values_grid(rows: Sequence[Row]) -> Grid:
+    sums = _amounts([row.value.sum for _, row in rows])
+    cells = [
         [
-            _clipped(variant["variantName"]),
-            _clipped(row["metric"], 10),
-            f"{row['value']['count']:,}",
+            _clipped(variant.variant_name),
+            _clipped(row.metric, 10),
+            f"{row.value.count:,}",
             amount,
         ]
-        for (variant, row), amount in zip(valued, sums, strict=True)
+        for (variant, row), amount in zip(rows, sums, strict=True)
     ]
-    if values:
-        headers = ["variant", "metric", "users with a value", "sum of values"]
-        grids.append(Grid(headers, values, "llrr"))
-    days = [
-        (day["date"], variant, day["participants"], row)
-        for variant in result["variants"]
-        for day in variant.get("series", [])
-        for row in day["results"] or [NOTHING]
-    ]
-    if days:
-        days.sort(key=lambda each: each[0])
-        daily = [
-            [
-                day,
-                _clipped(variant["variantName"]),
-                f"{new:,}",
-                _clipped(row["metric"]),
-                f"{row['conversions']:,}",
-                f"{row['events']:,}",
-            ]
-            for day, variant, new, row in days
-        ]
-        headers = ["day (UTC)", "variant", "new users", "metric", "converted", "events"]
-        grids.append(Grid(headers, daily, "llrlrr"))
-    figures = (
+    headers = ["variant", "metric", "users with a value", "sum of values"]
+    return Grid(headers, cells, "llrr")
+
+
+def _days_grid(days: Sequence[tuple[Day, VariantsCounts, DaysMetric]]) -> Grid:
+    cells = [
         [
-            _flat({**_without(variant, "results", "series"), **row})
-            for variant, row in rows
+            day.date.isoformat(),
+            _clipped(variant.variant_name),
+            f"{day.participants:,}",
+            _clipped(row.metric),
+            f"{row.conversions:,}",
+            f"{row.events:,}",
         ]
-        if not days
-        else [
-            _flat({"date": day, **_identity(variant), "participants": new, **row})
-            for day, variant, new, row in days
-        ]
+        for day, variant, row in days
+    ]
+    headers = ["day (UTC)", "variant", "new users", "metric", "converted", "events"]
+    return Grid(headers, cells, "llrlrr")
+
+
+def _quality(quality: Quality) -> str:
+    return (
+        f"{quality.received:,} conversions received: {quality.counted:,} "
+        f"counted, {quality.duplicates:,} duplicates, "
+        f"{quality.before_enrollment:,} before the enrolment, "
+        f"{quality.not_enrolled:,} of users who are not enrolled."
     )
-    quality = result["quality"]
-    told = (
-        f"{quality['received']:,} conversions received: {quality['counted']:,} "
-        f"counted, {quality['duplicates']:,} duplicates, "
-        f"{quality['beforeEnrollment']:,} before the enrolment, "
-        f"{quality['notEnrolled']:,} of users who are not enrolled."
-    )
-    lead = result["status"]
-    if "asOf" in result:
-        lead += f", as received by {result['asOf']}"
-    return Sheet(name, lead, grids, [told], figures)
 
 
-NOTHING = {"metric": "", "conversions": 0, "events": 0, "value": {"count": 0, "sum": 0}}
-
-
-def analysis(name: str, result: dict[str, Any]) -> Sheet:
+def analysis(name: str, result: Computed) -> Sheet:
     """Return the sheet of a computed result, with its verdict first."""
-    variants = result["variants"]
-    intervals = [variant["confidenceInterval"] for variant in variants]
-    level = 100 * intervals[0]["level"]
-    low = min(interval["lower"] for interval in intervals)
-    high = max(interval["upper"] for interval in intervals)
-    found = [variant["conversionRate"] for variant in variants]
-    decimals = _shares(found, *intervals)
-    rates = [
+    variants, verdict = result.analysis.variants, result.analysis.verdict
+    grids = [_rates_grid(variants), _comparisons_grid(variants)]
+    if any(variant.value for variant in variants):
+        grids.append(_means_grid(variants))
+    inputs = result.analysis.analysis.input_hash[:12]
+    if result.as_of:
+        inputs += f", as received by {moment(result.as_of)}"
+    notes = [caution.message for caution in result.analysis.warnings]
+    notes.append(f"{verdict.status}; metric {result.analysis.metric}; inputs {inputs}")
+    figures = [_flat(variant) for variant in variants]
+    return Sheet(name, verdict.sentence, grids, notes, figures)
+
+
+def _rates_grid(variants: Sequence[VariantFigures]) -> Grid:
+    intervals = [variant.confidence_interval for variant in variants]
+    low = min(_known(interval.lower) for interval in intervals)
+    high = max(_known(interval.upper) for interval in intervals)
+    places = _shares([variant.conversion_rate for variant in variants], *intervals)
+    cells = [
         [
-            _clipped(variant["variantName"]),
-            f"{variant['sampleSize']:,}",
-            f"{variant['conversions']:,}",
-            _percent(variant["conversionRate"], decimals),
-            _span(interval, _percent, decimals),
-            _strip(interval, variant["conversionRate"], low, high),
-        ]
-        for variant, interval in zip(variants, intervals, strict=True)
-    ]
-    headers = ["variant", "users", "converted", "rate", f"{level:.4g}% interval", ""]
-    grids = [Grid(headers, rates, "lrrrrl")]
-    comparisons = [one for variant in variants if (one := variant["comparison"])]
-    decimals = _lifts(one["lift"] for one in comparisons)
-    compared = [
-        [
-            _clipped(variant["variantName"]),
-            _lift(told["lift"], decimals),
-            _span(told["sequential"]["liftInterval"], _lift, decimals),
-            _p_value(told["sequential"]["adjustedPValue"]),
-            _p_value(told["fixedHorizon"]["pValue"]),
-            _chance(variant["probabilityBest"]),
+            _clipped(variant.variant_name),
+            f"{variant.sample_size:,}",
+            f"{variant.conversions:,}",
+            _percent(variant.conversion_rate, places),
+            _span(variant.confidence_interval, _percent, places),
+            _strip(variant.confidence_interval, variant.conversion_rate, low, high),
         ]
         for variant in variants
-        if (told := variant["comparison"])
+    ]
+    level = f"{100 * intervals[0].level:.4g}% interval"
+    return Grid(["variant", "users", "converted", "rate", level, ""], cells, "lrrrrl")
+
+
+def _comparisons_grid(variants: Sequence[VariantFigures]) -> Grid:
+    pairs = [(one, one.comparison) for one in variants if one.comparison]
+    places = _lifts(comparison.lift for _, comparison in pairs)
+    cells = [
+        [
+            _clipped(variant.variant_name),
+            _lift(comparison.lift, places),
+            _span(comparison.sequential.lift_interval, _lift, places),
+            _p_value(comparison.sequential.adjusted_p_value),
+            _p_value(comparison.fixed_horizon.p_value),
+            _chance(variant.probability_best),
+        ]
+        for variant, comparison in pairs
     ]
     headers = ["to control", "lift", "lift at any look", "p", "p one look", "best"]
-    grids.append(Grid(headers, compared, "lrrrrr"))
-    valued = [(one, value) for one in variants if (value := one["value"])]
-    amounts = iter(
-        _amounts([value["mean"] for _, value in valued if value["mean"] is not None])
-    )
-    told_of = [value["comparison"] for _, value in valued]
-    decimals = _lifts(told["lift"] for told in told_of if told)
-    means = [
+    return Grid(headers, cells, "lrrrrr")
+
+
+def _means_grid(variants: Sequence[VariantFigures]) -> Grid:
+    pairs = [(one, one.value) for one in variants if one.value]
+    means = [value.mean for _, value in pairs if value.mean is not None]
+    amounts = iter(_amounts(means))
+    comparisons = [value.comparison for _, value in pairs]
+    places = _lifts(one.lift for one in comparisons if one)
+    cells = [
         [
-            _clipped(variant["variantName"]),
-            NONE if value["mean"] is None else next(amounts),
-            _lift(told["lift"] if told else None, decimals),
-            _p_value(told["sequential"]["adjustedPValue"] if told else None),
-            _p_value(told["fixedHorizon"]["pValue"] if told else None),
+            _clipped(variant.variant_name),
+            NONE if value.mean is None else next(amounts),
+            _lift(one.lift if one else None, places),
+            _p_value(one.sequential.adjusted_p_value if one else None),
+            _p_value(one.fixed_horizon.p_value if one else None),
         ]
-        for (variant, value), told in zip(valued, told_of, strict=True)
+        for (variant, value), one in zip(pairs, comparisons, strict=True)
     ]
-    if means:
-        headers = ["value", "mean a user", "lift", "p", "p one look"]
-        grids.append(Grid(headers, means, "lrrrr"))
-    verdict = result["verdict"]
-    notes = [caution["message"] for caution in result["warnings"]]
-    made = result["analysis"]["inputHash"][:12]
-    if "asOf" in result:
-        made += f", as received by {result['asOf']}"
-    notes.append(f"{verdict['status']}; metric {result['metric']}; inputs {made}")
-    figures = [_flat(variant) for variant in variants]
-    return Sheet(name, verdict["sentence"], grids, notes, figures)
+    return Grid(["value", "mean a user", "lift", "p", "p one look"], cells, "lrrrr")
 
 
-def _rows(variant: dict[str, Any]) -> list[dict[str, Any]]:
-    return variant["results"] or [NOTHING]
+def _rate(row: VariantsMetric | DaysMetric, variant: VariantsCounts) -> float:
+    users = variant.participants
+    return row.conversions / users if users else 0.0
 
 
-def _rate(row: dict[str, Any], variant: dict[str, Any]) -> float:
-    users = variant["participants"]
-    return row["conversions"] / users if users else 0.0
+def _known(end: float | None) -> float:
+    """Return the end of an interval of a rate, which is always known."""
+    if end is None:
+        raise ValueError("An interval of a rate has two ends.")
+    return end
 
 
-def _identity(variant: dict[str, Any]) -> dict[str, Any]:
-    return {name: variant[name] for name in ("variantId", "variantName")}
-
-
-def _without(told: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name not in names}
-
-
-def _flat(told: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested figures side by side: `comparison.lift`."""
+def _flat(row: Any, path: str = "") -> dict[str, Any]:
+    """Return the figures of nested tuples side by side: `comparison.lift`."""
     flat: dict[str, Any] = {}
-    for name, value in told.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}{name}.")
+    for name, value in row._asdict().items():
+        if (name in row._field_defaults and value is None) or value == []:
+            continue
+        named = path + camel_case(name)
+        if hasattr(value, "_asdict"):
+            flat |= _flat(value, f"{named}.")
         else:
-            flat[path + name] = value
+            flat[named] = on_the_wire(value)
     return flat
 
 
@@ -293,43 +326,27 @@ def _clipped(text: str, width: int = NAME) -> str:
     return text if taken <= width else f"{text[:kept]}…"
 
 
-def _decimals(number: float, digits: int) -> int:
-    """Return the decimals that show so many digits of a number.
-
-    0 for 0, and for what is so small that it is the noise of a float.
-    """
-    if abs(number) < NOISE:
-        return 0
-    return max(digits - 1 - floor(log10(abs(number))), 0)
-
-
-def _apart(numbers: Iterable[float]) -> int:
-    """Return the decimals that show two digits of each difference of two numbers."""
-    gaps = [high - low for low, high in pairwise(sorted(set(numbers)))]
-    return max((_decimals(gap, 2) for gap in gaps), default=0)
-
-
-def _fixed(number: Any, decimals: int) -> str:
-    """Return a number with so many decimals; what rounds to 0 has no sign."""
-    text = f"{number:,.{decimals}f}"
+def _fixed(number: Any, places: int) -> str:
+    """Return a number with so many places; what rounds to 0 has no sign."""
+    text = f"{number:,.{places}f}"
     return text if text.strip("-0.,") else text.removeprefix("-")
 
 
-def _shares(column: Sequence[float], *intervals: dict[str, Any]) -> int:
+def _shares(column: Sequence[float], *intervals: Interval) -> int:
     """Return the decimals of a column of rates in percent, the same for all.
 
     Each shows two digits of what it is from the nearer end, 0 % or 100 %, and of
     what it is from the others; and no interval that has a width seems to have none.
     """
     rates = [100 * float(share) for share in column]
-    wanted = [_decimals(min(rate, 100 - rate), 2) for rate in rates]
-    widths = [100 * (each["upper"] - each["lower"]) for each in intervals]
-    wanted += [_decimals(width, 1) for width in widths]
-    return min(max(1, _apart(rates), *wanted), MOST_OF_RATES)
+    wanted = [decimals(min(rate, 100 - rate), 2, NOISE) for rate in rates]
+    widths = [100 * (_known(each.upper) - _known(each.lower)) for each in intervals]
+    wanted += [decimals(width, 1, NOISE) for width in widths]
+    return min(max(1, decimals_apart(rates, NOISE), *wanted), MOST_OF_RATES)
 
 
-def _percent(share: float, decimals: int) -> str:
-    return f"{_fixed(100 * share, decimals)}%"
+def _percent(share: float, places: int) -> str:
+    return f"{_fixed(100 * share, places)}%"
 
 
 def _chance(share: float | None) -> str:
@@ -344,22 +361,22 @@ def _chance(share: float | None) -> str:
 def _lifts(column: Iterable[float | None]) -> int:
     """Return the decimals of a column of lifts in percent, the same for all."""
     lifts = [100 * lift for lift in column if lift is not None]
-    wanted = [_decimals(lift, 2) for lift in lifts]
-    return min(max(1, _apart(lifts), *wanted), MOST_OF_LIFTS)
+    wanted = [decimals(lift, 2, NOISE) for lift in lifts]
+    return min(max(1, decimals_apart(lifts, NOISE), *wanted), MOST_OF_LIFTS)
 
 
-def _lift(share: float | None, decimals: int) -> str:
+def _lift(share: float | None, places: int) -> str:
     if share is None:
         return NONE
     if abs(share) >= LARGEST_LIFT:
         return f"{'>' if share > 0 else '<'} {_fixed(share / abs(share) * 99_999, 0)}%"
     # Of thousands nobody reads decimals, and there is no room for them.
-    text = _fixed(100 * share, decimals if abs(share) < 10 else 0)
+    text = _fixed(100 * share, places if abs(share) < 10 else 0)
     return f"{'+' if share > 0 and text.strip('0.') else ''}{text}%"
 
 
 def _amounts(column: Sequence[Any]) -> list[str]:
-    """Return the numbers of a column with as many decimals each, and no exponent.
+    """Return the numbers of a column with as many places each, and no exponent.
 
     Whole numbers have none. Others have two, or more where a small one or a small
     difference is seen only then.
@@ -368,9 +385,9 @@ def _amounts(column: Sequence[Any]) -> list[str]:
     if all(number == number.to_integral_value() for number in numbers):
         return [f"{int(number):,}" for number in numbers]
     sizes = [float(number) for number in numbers]
-    wanted = [_decimals(size, 2) for size in sizes]
-    decimals = min(max(2, _apart(sizes), *wanted), MOST_OF_AMOUNTS)
-    return [_fixed(number, decimals) for number in numbers]
+    wanted = [decimals(size, 2, NOISE) for size in sizes]
+    places = min(max(2, decimals_apart(sizes, NOISE), *wanted), MOST_OF_AMOUNTS)
+    return [_fixed(number, places) for number in numbers]
 
 
 def _p_value(p_value: float | None) -> str:
@@ -379,9 +396,8 @@ def _p_value(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _span(interval: dict[str, Any], form: Callable[..., str], decimals: int) -> str:
-    lower, upper = interval["lower"], interval["upper"]
-    return f"{form(lower, decimals)} to {form(upper, decimals)}"
+def _span(interval: Interval, form: Callable[..., str], places: int) -> str:
+    return f"{form(interval.lower, places)} to {form(interval.upper, places)}"
 
 
 def _filled(share: float) -> str:
@@ -389,14 +405,14 @@ def _filled(share: float) -> str:
     return "█" * length + "·" * (BAR - length)
 
 
-def _strip(interval: dict[str, Any], rate: float, low: float, high: float) -> str:
+def _strip(interval: Interval, rate: float, low: float, high: float) -> str:
     """Draw an interval on the line from *low* to *high*, with the rate on it."""
     width = high - low or 1.0
 
     def place(value: float) -> int:
         return round((value - low) / width * (BAR - 1))
 
-    first, last = place(interval["lower"]), place(interval["upper"])
+    first, last = place(_known(interval.lower)), place(_known(interval.upper))
     line = ["·"] * BAR
     line[first : last + 1] = "─" * (last + 1 - first)
     line[first], line[last] = "├", "┤"
@@ -465,9 +481,7 @@ def comma_separated(sheet: Sheet) -> str:
     text = io.StringIO()
     lines = csv.writer(text)
     lines.writerow(shown)
-    lines.writerows(
-        [_guarded(row.get(name)) for name in shown] for row in sheet.figures
-    )
+    lines.writerows([guarded(row.get(name)) for name in shown] for row in sheet.figures)
     return text.getvalue()
 
 

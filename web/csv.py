@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Where a spreadsheet may begin a formula: at the start of a text, and after the cell
@@ -17,21 +17,21 @@ FORMULA = re.compile(
 FORMULAS = tuple("=+-@\t\r'")  # a text that begins so gets an apostrophe
 
 
-def _guarded(value: Any) -> Any:
+def guarded(value: Any) -> Any:
+    """Return a cell with an apostrophe wherever a formula could begin in it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
-def csv_lines(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
     """Yield a CSV file line by line.
 
     A text that a spreadsheet would read as a formula gets an apostrophe before it,
     and so does one that begins with an apostrophe; `unguarded` removes it again.
     """
     yield _csv_line(names)
-    for row in rows:
-        yield _csv_line(row.get(name) for name in names)
+    yield from map(_csv_line, rows)
 
 
 def _csv_line(cells: Iterable[Any]) -> str:
