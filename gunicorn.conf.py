@@ -1,4 +1,4 @@
-"""The server's settings, each with its reason; flags on the command line win."""
+"""gunicorn's settings, each with its reason; command-line flags override them."""
 
 import fcntl
 import os
@@ -15,11 +15,12 @@ from gunicorn.glogging import Logger
 
 from models import TABLES
 from storage import engine, factory, schema
+from web import settings
 from web.keys import WeakSecret, keys_are_ready
 
 
 class DiscreetLogger(Logger):
-    """gunicorn's, without what a client sent: the path of a broken request too."""
+    """gunicorn's logger, without text from a client, such as a request's path."""
 
     def warning(self, msg, *args, **options):
         if msg.startswith("Invalid request"):
@@ -35,40 +36,39 @@ class DiscreetLogger(Logger):
 
 
 bind = "127.0.0.1:8000"
-worker_class = "gthread"  # a sync worker whose master was killed serves for ever
+worker_class = "gthread"  # a sync worker never exits after its master was killed
 workers = 2
-threads = 32  # of which all but four may wait to write: health is always answered
+threads = 32  # at most 28 wait for a write; the other four answer health checks
 timeout = 30
 graceful_timeout = 30
 keepalive = 15
 limit_request_line = 8190
-umask = 0o077  # of its own files alone; on_starting sets the process's
+umask = 0o077  # for gunicorn's own files; on_starting sets the process's umask
 logger_class = DiscreetLogger
-accesslog = None  # the service writes its own lines, without user ids
+accesslog = None  # the service logs each request itself, without user ids
 control_socket_disable = True
 # Never preload: a database handle that is open at a fork loses commits.
 preload_app = False
 
-COUNTS = "abacus-metrics-"  # begins the name of a folder that we make and remove
-# In the environment, for the next master (USR2) too: the folder that we made.
-MADE = "ABACUS_METRICS_FOLDER"
-# How prometheus_client names a worker's files, and so all that is ever removed.
+COUNTS = "abacus-metrics-"  # the prefix of a metrics folder that a master creates
+# prometheus_client's names of the workers' files; no other file is ever removed.
 COUNT_FILE = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db")
 
 
 def on_starting(server):
-    """Let nobody else read our files; make the folder of the counts for /metrics."""
+    """Hide our files from other users; create the folder of the workers' metrics."""
     os.umask(0o077)
-    # In memory, if possible: a full disk must not stop those who only read.
+    # In memory, if possible: requests that only read must work on a full disk.
     memory = "/dev/shm"  # noqa: S108
     if not os.access(memory, os.W_OK):
         memory = tempfile.gettempdir()
     remove_left_over(Path(memory))
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix=COUNTS, dir=memory)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[MADE] = folder
+    folder = settings.metrics_folder()
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix=COUNTS, dir=memory))
+        settings.set_own_metrics_folder(folder)
     try:
-        use_folder(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        use_folder(folder)
     except OSError as problem:
         server.log.error(
             "Abacus does not start: PROMETHEUS_MULTIPROC_DIR is of no use: %s", problem
@@ -80,11 +80,11 @@ def on_starting(server):
 
 
 def remove_left_over(memory):
-    """Remove the folders of counts that a killed service of this user left."""
+    """Remove the metrics folders that a killed service of this user left behind."""
     for left in memory.glob(f"{COUNTS}*"):
-        with suppress(OSError):  # a service has it locked, or it is no folder of ours
-            told = left.lstat()
-            if stat.S_ISDIR(told.st_mode) and told.st_uid == os.geteuid():
+        with suppress(OSError):  # a service has locked it, or it is not our folder
+            status = left.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 lock = _lock(left, fcntl.LOCK_EX)
                 try:
                     _remove(left)
@@ -93,10 +93,10 @@ def remove_left_over(memory):
 
 
 def use_folder(folder):
-    """Lock the folder of counts; raise NotReady where it holds a database.
+    """Lock the metrics folder; raise NotReady if it contains a database.
 
-    What an earlier service left is removed, unless the folder is in use: by the
-    master that this one replaces (USR2), whose counts go on.
+    The files of an earlier service are removed, unless the folder is in use by the
+    master that this one replaces (USR2): then the counts continue.
     """
     folder = folder.resolve()
     for file in folder.iterdir():
@@ -108,7 +108,7 @@ def use_folder(folder):
     try:
         lock = _lock(folder, fcntl.LOCK_EX)
     except BlockingIOError:
-        _lock(folder, fcntl.LOCK_SH)  # and never let go
+        _lock(folder, fcntl.LOCK_SH)  # held until the process ends
     else:
         _empty(folder)
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -121,19 +121,19 @@ def _empty(folder):
 
 
 def _remove(folder):
-    """Remove a folder of counts; one that holds anything else stays, with that."""
+    """Remove a metrics folder; other files in it stay, and then the folder too."""
     if not any(map(factory.is_database, folder.iterdir())):
         _empty(folder)
         folder.rmdir()
 
 
-def _lock(folder, how):
-    """Lock a folder until the answer is closed, here and in all forks."""
-    # Whatever else has the name: a pipe, for one, would be waited for without end.
+def _lock(folder, mode):
+    """Lock a folder until the returned handle is closed, here and in all forks."""
+    # These flags refuse a pipe of this name, which would block the open for ever.
     flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
     handle = os.open(folder, os.O_RDONLY | flags)
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
+        fcntl.flock(handle, mode | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
         raise
@@ -141,23 +141,23 @@ def _lock(folder, how):
 
 
 def child_exit(server, worker):
-    """Keep what a worker counted, but not what it said of its present."""
-    # Imported late: it looks for the folder when it is imported.
+    """Keep the counters of a worker that ended, but not its gauges."""
+    # Imported late: prometheus_client reads the folder's variable when imported.
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid)
 
 
 def on_exit(server):
-    """Take our folder away, unless a new master (USR2) goes on with it."""
-    made = os.environ.get(MADE)
-    if made and not server.reexec_pid:
+    """Remove our own metrics folder, unless a new master (USR2) uses it."""
+    folder = settings.own_metrics_folder()
+    if folder and not server.reexec_pid:
         with suppress(OSError):
-            _remove(Path(made))
+            _remove(folder)
 
 
 def post_worker_init(worker):
-    """Refuse to serve without a key, or with a database that is not ours."""
+    """Refuse to serve without a strong key or with a database of another schema."""
     app = worker.app.wsgi()
     try:
         refuse_shared_folder(app.extensions["database"].file)
@@ -167,17 +167,18 @@ def post_worker_init(worker):
             schema.refuse_altered(TABLES)
     except (WeakSecret, engine.NotReady) as problem:
         worker.log.error("Abacus does not start: %s", problem)
-        sys.exit(3)  # gunicorn's own code for "do not try again"
+        sys.exit(3)  # gunicorn does not restart a worker that exits with 3
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
     app.extensions["database"].limit_waiting(max(1, worker.cfg.threads - 4))
-    # A thread that exports keeps the others waiting a tenth as long as by default.
+    # A tenth of the default, so that a thread that exports delays the others less.
     sys.setswitchinterval(0.0005)
 
 
 def refuse_shared_folder(database):
-    """Raise NotReady where the metrics have the folder of the database."""
-    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).resolve()
+    """Raise NotReady if the metrics folder is the folder of the database."""
+    folder = settings.metrics_folder()
+    folder = folder and folder.resolve()
     if database is not None and database.resolve().parent == folder:
         raise engine.NotReady(
             f"PROMETHEUS_MULTIPROC_DIR is {folder}, the folder of the database: "
@@ -186,15 +187,15 @@ def refuse_shared_folder(database):
 
 
 def pre_request(worker, request):
-    """Let an orphan close its connections, or busy callers keep it for 30 seconds."""
+    """Close the connections of a worker whose master has died, so that it ends soon."""
     if os.getppid() != worker.ppid:
         worker.alive = False
 
 
 def post_request(worker, request, environ, response):
-    """Leave once what has begun is done, where a new worker would do better."""
-
-    from web.errors import LEAVE  # late: prometheus_client looks for the folder
+    """Exit after in-flight requests when a fresh worker is needed."""
+    # Imported late: prometheus_client reads the folder's variable when imported.
+    from web.errors import LEAVE
 
     if environ.get(LEAVE):
         worker.handle_exit(None, None)

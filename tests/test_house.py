@@ -37,7 +37,8 @@ PACKAGES = {
         {"erasure", "proof", "rows"},
     ],
     "web": [
-        {"csv", "json", "keys", "metrics", "settings"},
+        {"csv", "json", "keys", "settings"},
+        {"metrics"},
         {"auth", "fields", "logging"},
         {"errors", "slots"},
         {"blueprint"},

@@ -13,7 +13,7 @@ import app as application
 import cli
 from targeting import assignment
 from targeting.decision import STATUSES
-from web import errors, settings
+from web import errors
 
 README = (real.ROOT / "README.md").read_text()
 API = (real.ROOT / "docs" / "api.md").read_text()
@@ -179,30 +179,6 @@ def test_the_receipt_s_shell_line_prints_the_published_bucket():
     told = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
 
     assert int(told.stdout) == int(VECTORS[0][2])
-
-
-def test_the_table_of_the_settings_is_that_of_the_code():
-    table = OPERATING.partition("| setting (environment)")[2].partition("\n\n")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
-
-    assert [[cell.strip() for cell in row] for row in rows] == [
-        [f"`{one.name}`", one.default, one.meaning] for one in settings.SETTINGS
-    ]
-
-
-def test_the_environment_is_read_in_one_place():
-    packages = [file.parent for file in real.ROOT.glob("*/__init__.py")]
-    sources = [
-        file for folder in (real.ROOT, *packages) for file in folder.glob("*.py")
-    ]
-    readers = {
-        str(file.relative_to(real.ROOT))
-        for file in sources
-        if "os.environ" in file.read_text()
-    }
-
-    # The folder of the counts is prometheus_client's setting: one makes it, one asks.
-    assert readers == {"web/settings.py", "gunicorn.conf.py", "web/metrics.py"}
 
 
 def test_every_code_and_every_state_is_in_the_manual():

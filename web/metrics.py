@@ -8,7 +8,6 @@ all (`gunicorn.conf.py` creates the folder).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from storage.engine import Trouble
 from storage.files import log_of
+from web import settings
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -123,7 +123,7 @@ def exposition(database: Path | None) -> bytes:
     """Return the metrics of all workers in Prometheus's text format."""
     registry = CollectorRegistry()
     counts: Iterable[Collector] = [own]
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if settings.metrics_folder() is not None:
         counts = [MultiProcessCollector(None)]
     for collector in (*counts, Files(database)):
         registry.register(collector)

@@ -109,3 +109,27 @@ def _leeway(value: Any) -> timedelta:
 def _origins(value: str | None) -> list[str]:
     """Return the origins that a text lists, with spaces or commas between them."""
     return [origin.strip(",") for origin in (value or "").split()]
+
+
+# The folder of the workers' metrics is an environment variable of prometheus_client,
+# which reads it when it is imported. gunicorn's master sets it for its workers, and
+# in a second variable notes for a later master (USR2) that the folder is its own.
+_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_OWN_METRICS_FOLDER = "ABACUS_METRICS_FOLDER"
+
+
+def metrics_folder() -> Path | None:
+    """Return the folder of the workers' metrics, or None outside gunicorn."""
+    folder = os.environ.get(_METRICS_FOLDER)
+    return None if folder is None else Path(folder)
+
+
+def own_metrics_folder() -> Path | None:
+    """Return the metrics folder that a master created, None where the operator did."""
+    folder = os.environ.get(_OWN_METRICS_FOLDER)
+    return Path(folder) if folder else None
+
+
+def set_own_metrics_folder(folder: Path) -> None:
+    """Name a folder that this master created, to its workers and to later masters."""
+    os.environ[_METRICS_FOLDER] = os.environ[_OWN_METRICS_FOLDER] = str(folder)
