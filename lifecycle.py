@@ -130,10 +130,9 @@ def revise(
         variants = check(_merged(experiment, variants))
     read_at = experiment.updated_at
     with _recorded(experiment, "update", by):
-        if "key" in fields:
-            taken = Experiment.get_or_none(key=fields["key"])
-            if taken and taken.id != experiment.id:
-                raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
+        taken = Experiment.get_or_none(key=fields.get("key", experiment.key))
+        if taken and taken.id != experiment.id:
+            raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
         if variants is not None:
             fields["variants_made"] = _number(variants, experiment.variants_made)
         # Later than before, even if the clock stands still: readers compare it.

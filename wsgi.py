@@ -3,10 +3,11 @@
 import sys
 
 from app import create_app
+from storage.engine import NotReady
 from web.settings import WrongSetting
 
 try:
     app = create_app()
-except WrongSetting as problem:
+except (WrongSetting, NotReady) as problem:
     sys.stderr.write(f"Abacus does not start: {problem}\n")
-    sys.exit(3)  # gunicorn's own code for "do not try again"
+    sys.exit(3)  # gunicorn does not restart a worker that exits with 3

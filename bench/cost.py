@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,21 +44,7 @@ print(after[0] - before[0], after[1] - before[1], end[0] - start[0])
 
 
 def main() -> None:
-    loads = [
-        subprocess.run(
-            [sys.executable, "-c", LOADED],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.split()
-        for _ in range(7)
-    ]
-    added, memory, first = (
-        statistics.median(float(load[place]) for load in loads) for place in range(3)
-    )
-    print(f"import stats: {added * 1000:.0f} ms, {memory:.1f} MB; ", end="")
-    print(f"first computation {first:.2f} s (medians of {len(loads)} processes)")
+    print_loads()
     with tempfile.TemporaryDirectory() as folder:
         app = create_app(
             {
@@ -78,33 +65,61 @@ def main() -> None:
                 raise SystemExit(answer.text)
             return answer.json["data"]
 
-        paths = [filled(post, size) for size in SIZES]
-        spent: list[list[float]] = [[] for _ in SIZES]
-        for _ in range(ROUNDS):  # one after the other: both meet the same noise
-            for place, path in enumerate(paths):
-                start = time.perf_counter()
-                post(f"{path}/compute-results")
-                spent[place].append(time.perf_counter() - start)
-        for path, size in zip(paths, SIZES, strict=True):
-            read = post(f"{path}/compute-results")["variants"]
-            if sum(one["sampleSize"] for one in read) != size:
-                raise SystemExit(f"{path} does not have {size} participants.")
-        small, large = (statistics.median(times) * 1000 for times in spent)
-        print(f"compute-results: {small:.1f} ms at {SIZES[0]:,} participants, ", end="")
-        print(f"{large:.1f} ms at {SIZES[1]:,}: ratio {large / small:.2f}")
+        print_results(post)
         path = filled(post, EXPORTED)
         for form in ("csv", "ndjson"):
             url = f"/api/{path}/export?format={form}"
-            start, rows = time.perf_counter(), 0
-            answer = client.get(url, headers=headers, buffered=False)
-            before = most = resident()
-            for page in answer.response:
-                rows += page.count(b"\n")
-                most = max(most, resident())
-            took = time.perf_counter() - start
-            print(f"export as {form}: {rows:,} lines in {took:.1f} s, ", end="")
-            print(f"{most - before:.1f} MiB of growth")
+            print_export(form, client.get(url, headers=headers, buffered=False))
         engine.database.close()
+
+
+def print_loads() -> None:
+    """Print what a worker pays for the statistics."""
+    loads = [
+        subprocess.run(
+            [sys.executable, "-c", LOADED],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for _ in range(7)
+    ]
+    added, memory, first = (
+        statistics.median(float(load[place]) for load in loads) for place in range(3)
+    )
+    print(f"import stats: {added * 1000:.0f} ms, {memory:.1f} MB; ", end="")
+    print(f"first computation {first:.2f} s (medians of {len(loads)} processes)")
+
+
+def print_results(post: Callable[..., dict]) -> None:
+    """Print how long a computed result takes with few and with many participants."""
+    paths = [filled(post, size) for size in SIZES]
+    spent: list[list[float]] = [[] for _ in SIZES]
+    for _ in range(ROUNDS):  # interleaved, so that both meet the same noise
+        for place, path in enumerate(paths):
+            start = time.perf_counter()
+            post(f"{path}/compute-results")
+            spent[place].append(time.perf_counter() - start)
+    for path, size in zip(paths, SIZES, strict=True):
+        variants = post(f"{path}/compute-results")["variants"]
+        if sum(one["sampleSize"] for one in variants) != size:
+            raise SystemExit(f"{path} does not have {size} participants.")
+    small, large = (statistics.median(times) * 1000 for times in spent)
+    print(f"compute-results: {small:.1f} ms at {SIZES[0]:,} participants, ", end="")
+    print(f"{large:.1f} ms at {SIZES[1]:,}: ratio {large / small:.2f}")
+
+
+def print_export(form: str, answer: Any) -> None:
+    """Print how long an export takes, and by how much the memory grows."""
+    start, rows = time.perf_counter(), 0
+    before = most = resident()
+    for page in answer.response:
+        rows += page.count(b"\n")
+        most = max(most, resident())
+    took = time.perf_counter() - start
+    print(f"export as {form}: {rows:,} lines in {took:.1f} s, ", end="")
+    print(f"{most - before:.1f} MiB of growth")
 
 
 def resident() -> float:

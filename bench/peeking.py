@@ -31,13 +31,20 @@ SCENARIOS = {
 def main() -> None:
     draw = np.random.default_rng(SEED)
     print(f"{RUNS:,} runs, {LOOKS} looks, seed {SEED}; every look counts.\n")
+    print_false_alarms(draw)
+    print_power(draw)
+    print_coverage(draw)
+
+
+def print_false_alarms(draw: np.random.Generator) -> None:
     print("| A/A | any-look alarms | z-test, any look | z-test, one look |")
     print("|:--|--:|--:|--:|")
     for name, (rate, users, share) in SCENARIOS.items():
-        ours, naive = found(looks_of(draw, (rate, rate), users, share), share)
-        told = (told_of(hits) for hits in (ours.any(1), naive.any(1), naive[:, -1]))
-        print(f"| {name} | {' | '.join(told)} |", flush=True)
+        ours, naive = significant(looks_of(draw, (rate, rate), users, share), share)
+        print_row(name, ours.any(1), naive.any(1), naive[:, -1])
 
+
+def print_power(draw: np.random.Generator) -> None:
     print(
         "\n| A/B, the planned effect | any look, by N | by 2N | z-test, one look at N |"
     )
@@ -46,14 +53,12 @@ def main() -> None:
         plan = stats.Plan(rates[0], rates[1] - rates[0])
         size = round(stats.planned_total(plan, (50, 50)))
         tables = looks_of(draw, rates, 2 * size, 0.5)
-        ours, naive = found(tables, 0.5, stats.planned_centre(plan))
-        half = LOOKS // 2
-        told = (
-            told_of(hits)
-            for hits in (ours[:, :half].any(1), ours.any(1), naive[:, half - 1])
-        )
-        print(f"| {rates[0]:.0%} to {rates[1]:.1%} | {' | '.join(told)} |", flush=True)
+        ours, naive = significant(tables, 0.5, stats.planned_centre(plan))
+        half, name = LOOKS // 2, f"{rates[0]:.0%} to {rates[1]:.1%}"
+        print_row(name, ours[:, :half].any(1), ours.any(1), naive[:, half - 1])
 
+
+def print_coverage(draw: np.random.Generator) -> None:
     print("\n| 10 % and 13 % | holds the truth at all looks | at the last |")
     print("|:--|--:|--:|")
     rates = (0.10, 0.13)
@@ -66,11 +71,15 @@ def main() -> None:
     flat = raveled(tables)
     for name, (ratio, shift) in nulls.items():
         log_e = stats.null_log_e_values(flat, ones * 0.5, ratio, shift)
-        held = (log_e < -math.log(0.05 - 1e-4)).reshape(1_000, LOOKS)
-        print(f"| {name} | {told_of(held.all(1))} | {told_of(held[:, -1])} |")
+        covered = (log_e < -math.log(0.05 - 1e-4)).reshape(1_000, LOOKS)
+        print_row(name, covered.all(1), covered[:, -1])
     z = np.abs(stats.score(flat, ones, nulls["difference, any look"][1]))
-    held = (z < 1.959964).reshape(1_000, LOOKS)
-    print(f"| difference, one look | {told_of(held.all(1))} | {told_of(held[:, -1])} |")
+    covered = (z < 1.959964).reshape(1_000, LOOKS)
+    print_row("difference, one look", covered.all(1), covered[:, -1])
+
+
+def print_row(name: str, *hits: np.ndarray) -> None:
+    print(f"| {name} | {' | '.join(map(percent, hits))} |", flush=True)
 
 
 def looks_of(
@@ -96,7 +105,7 @@ def raveled(tables: stats.Tables) -> stats.Tables:
     return stats.Tables(*(column.ravel() for column in tables))
 
 
-def found(
+def significant(
     tables: stats.Tables, share: float, centre: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return at which looks the production test, and the z-test, is significant."""
@@ -106,7 +115,7 @@ def found(
     return (p_values < 0.05).reshape(shape), (naive < 0.05).reshape(shape)
 
 
-def told_of(hits: np.ndarray) -> str:
+def percent(hits: np.ndarray) -> str:
     share = float(hits.mean())
     return f"{share:.1%} ± {math.sqrt(share * (1 - share) / len(hits)):.1%}"
 

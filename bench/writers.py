@@ -108,6 +108,23 @@ def in_thread(act: Callable[..., None], *arguments: Any) -> threading.Thread:
 WAYS = {"plain": Plain, "mutex": Mutex, "line": Line, "group": Group}
 
 
+def waited(due: float, step: float) -> float:
+    """Wait until the next call is due, if there is a pace; return the one after."""
+    now = time.monotonic()
+    if step and due > now:
+        time.sleep(due - now)
+    return due + step
+
+
+def call_of(experiment: Experiment, user: User, is_event: bool) -> Call:
+    """Return a call that enrols a user, or converts them."""
+    if is_event:
+        events = [conversions.Event(user.user_id)]
+        return lambda: conversions.record(experiment, events)
+    proposed = [decide(experiment.definition, user, utcnow())]
+    return lambda: enrolment.enrol(experiment.definition, proposed)
+
+
 def work(
     way: str, url: str, id: str, name: str, pace: float, seconds: float, told: Any
 ) -> None:
@@ -120,26 +137,16 @@ def work(
     def run(place: int) -> None:
         engine.connect()
         experiment = Experiment.get_by_id(id)
-        definition = experiment.definition
         step = THREADS * PROCESSES / pace if pace else 0.0
         due = start + step * place / THREADS
         number = 0
         while True:
-            now = time.monotonic()
-            if step:
-                if due > now:
-                    time.sleep(due - now)
-                due += step
+            due = waited(due, step)
             began = time.monotonic()
             if began > start + seconds:
                 break
             user = User(f"{name}-{place}-{number // 2}")
-            if number % 2:
-                event = conversions.Event(user.user_id)
-                turn.write(lambda event=event: conversions.record(experiment, [event]))
-            else:
-                proposed = [decide(definition, user, utcnow())]
-                turn.write(lambda new=proposed: enrolment.enrol(definition, new))
+            turn.write(call_of(experiment, user, is_event=number % 2 == 1))
             number += 1
             spent[place].append(time.monotonic() - began)
         database.close()

@@ -1,4 +1,18 @@
-"""The whole answer for one metric: counts in, every figure and a verdict out."""
+"""The analysis of one metric: counts in, every figure and a verdict out.
+
+With several variants the always-valid p-values are Holm's, and the intervals of the
+comparisons hold together: each has its own, higher level.
+
+A pair's figures use the planned split, which their guarantee requires. If the
+pair's split is broken (p < 0.001), they use the realised one, and nothing can be
+trusted until the cause is found. The same holds if nothing was counted for the
+metric in any arm; *received* then says what did arrive.
+
+For a metric with values (revenue), `value` has each variant's mean value of a user,
+with a comparison at one look and at any look. The verdict still rests on the
+conversion rate, whose test is exact; if the means contradict it, its sentence and a
+warning say so.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +24,7 @@ from stats import contrasts, evidence
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import planned_centre
-from stats.posterior import Posterior, pooled_prior, posterior
+from stats.posterior import Beta, Posterior, pooled_prior, posterior
 from stats.provenance import input_hash
 from stats.rates import (
     always_valid_rate_interval,
@@ -28,6 +42,7 @@ from stats.results import (
     Number,
     Plan,
     Received,
+    SampleRatioMismatch,
     Sequential,
     ValueFigures,
     VariantFigures,
@@ -49,7 +64,7 @@ MIXTURE = "always_valid_e_process"
 
 
 class _Test(NamedTuple):
-    """What the pairs need, set before any count is looked at, and what came out."""
+    """The always-valid tests of all pairs: their inputs and their results."""
 
     tables: Tables
     shares: Floats
@@ -71,74 +86,77 @@ def analyse(
 ) -> Analysis:
     """Return every figure, the verdict and the warnings for one metric.
 
-    The first arm is the control. *confidence_level* (0.5 to 0.99) shapes the
-    intervals shown; significance and verdict use the plan's (0.95 without one).
-    With several variants the always-valid p-values are Holm's, and the intervals
-    of the comparisons hold together: each says its own, higher level.
-
-    The figures of a pair rest on the planned split, as its guarantee demands. If
-    the pair's own split is broken (p < 0.001) they rest on the realised one, and
-    nothing is to be trusted until the cause is found. Nor is anything where nothing
-    was counted for the metric in any arm: *received* then says what arrived instead.
-
-    For a metric with values (revenue), `value` has each variant's mean for each of
-    its users, with an exact and an any-time comparison beside the rate's. The
-    verdict still rests on the conversion rate, whose test is exact; where the means
-    speak against it, its sentence and a warning say so.
+    The first arm is the control. *confidence_level* (0.5 to 0.99) is the level of the
+    intervals; significance and verdict use the plan's (0.95 without one).
     """
-    for arm in arms:
-        check_counts(arm.conversions, arm.sample_size)
-    if len(arms) < 2:
-        raise ValueError(f"An analysis needs two variants, not {len(arms)}")
+    _check(arms)
     shown = Level(check_level(confidence_level), len(arms) - 1)
     deciding = shown._replace(confidence=_verdict_level(plan))
-    split = sample_ratio_mismatch(
-        [arm.sample_size for arm in arms], [arm.split_percentage for arm in arms]
-    )
+    split = _split(arms)
     test = _test(arms, planned_centre(plan))
-    counts = [(arm.conversions, arm.sample_size) for arm in arms]
-    prior = pooled_prior(counts)
-    chances = posterior(counts, prior)
-    comparisons = _comparisons(arms, test, chances, shown, deciding)
-    values = value_figures(arms, shown, deciding)
-    variants = [
-        _variant(arms, place, chances, comparisons[place], values[place], shown)
-        for place in range(len(arms))
-    ]
+    prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
+    variants = _variants(arms, test, prior, shown, deciding)
     bounds = _verdict_bounds(test, variants, shown, deciding)
     decided, disagreement = with_values(
         verdict(arms, variants, split, plan, bounds, metric), variants, deciding.alpha
     )
     absence = nothing_counted(arms, metric, received or Received())
+    counts = arms[0].conversions, arms[0].sample_size
+    control = always_valid_rate_interval(*counts, deciding.confidence)
+    made_from = input_hash(arms, plan, confidence_level, metric)
+    method = _method(shown, deciding, prior, test, plan)
+    cautions = warnings(arms, variants, split, plan, control)
     return Analysis(
         metric=metric,
         variants=variants,
-        analysis=Method(
-            method=METHOD,
-            confidence_level=shown.confidence,
-            verdict_confidence_level=deciding.confidence,
-            correction="holm" if len(arms) > 2 else "none",
-            prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
-            centre=test.centre,
-            plan=plan,
-            computed_at=computed_at,
-            input_hash=input_hash(arms, plan, confidence_level, metric),
-        ),
+        analysis=method._replace(computed_at=computed_at, input_hash=made_from),
         sample_ratio_mismatch=split,
         verdict=decided,
-        warnings=absence
-        + disagreement
-        + warnings(
-            arms,
-            variants,
-            split,
-            plan,
-            always_valid_rate_interval(
-                arms[0].conversions, arms[0].sample_size, deciding.confidence
-            ),
-        ),
+        warnings=absence + disagreement + cautions,
         trustworthy=not (split.detected or absence),
     )
+
+
+def _method(
+    shown: Level, deciding: Level, prior: Beta, test: _Test, plan: Plan | None
+) -> Method:
+    return Method(
+        method=METHOD,
+        confidence_level=shown.confidence,
+        verdict_confidence_level=deciding.confidence,
+        correction="holm" if len(test.p_values) > 1 else "none",
+        prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
+        centre=test.centre,
+        plan=plan,
+        computed_at=None,
+        input_hash="",
+    )
+
+
+def _split(arms: Sequence[Arm]) -> SampleRatioMismatch:
+    return sample_ratio_mismatch(
+        [arm.sample_size for arm in arms], [arm.split_percentage for arm in arms]
+    )
+
+
+def _check(arms: Sequence[Arm]) -> None:
+    for arm in arms:
+        check_counts(arm.conversions, arm.sample_size)
+    if len(arms) < 2:
+        raise ValueError(f"An analysis needs two variants, not {len(arms)}")
+
+
+def _variants(
+    arms: Sequence[Arm], test: _Test, prior: Beta, shown: Level, deciding: Level
+) -> list[VariantFigures]:
+    """Return the figures of every arm, with its comparison to the control."""
+    chances = posterior([(arm.conversions, arm.sample_size) for arm in arms], prior)
+    comparisons = _comparisons(arms, test, chances, shown, deciding)
+    values = value_figures(arms, shown, deciding)
+    return [
+        _variant(arms, place, chances, comparisons[place], values[place], shown)
+        for place in range(len(arms))
+    ]
 
 
 def _verdict_level(plan: Plan | None) -> float:
@@ -178,7 +196,7 @@ def _test(arms: Sequence[Arm], centre: float) -> _Test:
 
 
 def _pair_share(control: Arm, treatment: Arm) -> float:
-    """Return the treatment's planned share of the pair, the realised if that broke."""
+    """Return the treatment's planned share of the pair; the realised if it broke."""
     sizes = [control.sample_size, treatment.sample_size]
     splits = [Decimal(control.split_percentage), Decimal(treatment.split_percentage)]
     broken = sample_ratio_mismatch(sizes, splits).p_value < DETECTED
@@ -199,8 +217,8 @@ def _comparisons(
     always = evidence.always_valid_limits(
         test.tables, test.shares, shown.alpha, test.centre, test.nuisance
     )
-    # A wider interval is as valid. This one is needed only where an arm of a few
-    # users meets one of very many, and the single look's interval is too wide.
+    # A wider interval is valid too. It is needed only if one arm has very few users and
+    # the other very many, because then the interval of a single look is too wide.
     always = (always[0].with_all_of(fixed[0]), always[1].with_all_of(fixed[1]))
     fixed_p_values = contrasts.fixed_horizon_p_value(test.tables)
     return [None] + [
@@ -278,8 +296,8 @@ def _lift(control: Arm, treatment: Arm) -> float | None:
 def _cross_difference(control: Arm, treatment: Arm) -> int:
     """Return the difference of the rates times both sample sizes.
 
-    A whole number, and so exact: one division of it rounds once, and 12 % less 10 %
-    is 0.02 instead of 0.01999999999999999.
+    It is a whole number and therefore exact: its one division rounds once, and 12 %
+    minus 10 % is 0.02 instead of 0.01999999999999999.
     """
     raised = treatment.conversions * control.sample_size
     return raised - control.conversions * treatment.sample_size
@@ -293,7 +311,7 @@ def _variant(
     value: ValueFigures | None,
     shown: Level,
 ) -> VariantFigures:
-    """Return what is said about one arm."""
+    """Return the figures of one arm."""
     arm = arms[place]
     counts = arm.conversions, arm.sample_size
     level = shown.confidence

@@ -62,14 +62,13 @@ def project(
     Nearest is ``(1-w) KL(p_c || s) + w KL(p_t || ratio s + shift)`` with *w* the
     treatment's share, so with ``w = n_t / N`` this is the maximum likelihood
     estimate under the null. The closed form of the cubic (quadratic where the
-    shift is 0) is the start of a safeguarded Newton iteration on the score, which
-    falls all the way, so there is one root and no way past it.
+    shift is 0) starts a safeguarded Newton iteration on the score, which is strictly
+    decreasing, so it has exactly one root.
 
     Miettinen & Nurminen (1985), Stat. Med. 4, p. 213-226.
     """
     low = np.maximum(0.0, -shift / ratio)
     high = np.minimum(1.0, (1 - shift) / ratio)
-    other = 1 - share
     control_rate = np.clip(control_rate, EDGE, 1 - EDGE)
     treatment_rate = np.clip(treatment_rate, EDGE, 1 - EDGE)
     s = _start(control_rate, treatment_rate, share, ratio, shift)
@@ -78,25 +77,40 @@ def project(
     for _ in range(100):
         t = ratio * s + shift
         control_spread, treatment_spread = s * (1 - s), t * (1 - t)
-        slope = other * (control_rate - s) * treatment_spread
-        slope += share * ratio * (treatment_rate - t) * control_spread
-        curve = other * (control_rate * (1 - 2 * s) + s * s) * treatment_spread**2
-        curve += (
-            share * ratio**2 * (treatment_rate * (1 - 2 * t) + t * t)
-        ) * control_spread**2
+        slope, step = _newton(s, t, control_rate, treatment_rate, share, ratio)
         rising = slope > 0
         low, high = np.where(rising, s, low), np.where(rising, high, s)
-        with np.errstate(all="ignore"):
-            step = slope * control_spread * treatment_spread / curve
         moved = s + step
         moved = np.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
-        # A step this small is the last one that Newton's squaring leaves to do.
+        # Newton converges quadratically, so a step this small is the last one.
         room = np.minimum(control_spread, treatment_spread / ratio)
         still = np.abs(moved - s) <= np.maximum(1e-9 * room, 2e-16 * s)
         s = moved
         if still.all() or (high - low <= 1e-17).all():
             break
     return s
+
+
+def _newton(
+    s: Floats,
+    t: Floats,
+    control_rate: Floats,
+    treatment_rate: Floats,
+    share: Floats,
+    ratio: Floats,
+) -> tuple[Floats, Floats]:
+    """Return the slope of the likelihood at (s, t), and Newton's step from there."""
+    other = 1 - share
+    control_spread, treatment_spread = s * (1 - s), t * (1 - t)
+    slope = other * (control_rate - s) * treatment_spread
+    slope += share * ratio * (treatment_rate - t) * control_spread
+    curve = other * (control_rate * (1 - 2 * s) + s * s) * treatment_spread**2
+    curve += (
+        share * ratio**2 * (treatment_rate * (1 - 2 * t) + t * t)
+    ) * control_spread**2
+    with np.errstate(all="ignore"):
+        step = slope * control_spread * treatment_spread / curve
+    return slope, step
 
 
 def _start(
@@ -203,9 +217,9 @@ def accepted(
 ) -> tuple[Limits, Limits]:
     """Return all differences and all ratios at which *excess* is negative.
 
-    *excess* is asked for many nulls at once: whose they are, ratios, shifts. The
-    search walks outwards from the estimate, in steps of about *critical* standard
-    errors, and then closes in; "no effect" is always one of the points tried.
+    *excess* is called with many nulls at once: the indices of their tables, ratios,
+    shifts. The search goes outwards from the estimate in steps of about *critical*
+    standard errors and then narrows down; "no effect" is always one of the points.
     """
     count = len(tables.control_size)
     searches = _searches(tables, critical)
@@ -225,7 +239,7 @@ def accepted(
 
 
 class _Searches(NamedTuple):
-    """The ends to look for: four a table (difference, ratio; lower, upper)."""
+    """The interval ends to find: four for each table."""
 
     table: Indices
     on_ratio: Flags

@@ -1,9 +1,8 @@
-"""numpy and scipy.special, loaded with the first figure, and one root finder.
+"""numpy and scipy.special, loaded at their first use, and one root finder.
 
-The two libraries cost half a second and 65 MB, which a worker that only enrols
-users should never pay. They are therefore imported here, on the first use of
-either name, and nowhere else in the package. Only ``scipy.special`` is taken:
-``scipy.stats`` and ``scipy.optimize`` would double the price.
+The two libraries cost half a second and 65 MB, which a worker that only enrols users
+should not need. So they are imported only here, at the first use of either name.
+``scipy.stats`` and ``scipy.optimize`` would double the cost and are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 else:
 
     class _Library:
-        """A module that is imported when the first of its names is asked for."""
+        """A module that is imported when one of its names is first used."""
 
         def __init__(self, name: str) -> None:
             self._name = name
@@ -40,7 +39,7 @@ else:
 
 
 def normal_quantile(probability: float) -> float:
-    """Return the point below which a standard normal falls so often."""
+    """Return the quantile of the standard normal distribution."""
     return float(special.ndtri(probability))
 
 
@@ -52,24 +51,16 @@ def crossings(
 ) -> Floats:
     """Return, for each pair, the last point from *inside* on where *excess* < 0.
 
-    *excess* is negative at *inside* and not at *outside*; it is asked for many
-    points at once and told which pairs they belong to. The answer lies on the
-    inner side of the crossing and never beyond *outside*, so that an interval
-    built of such points includes a tested value exactly if the test accepts it.
-
-    Chandrupatla (1997), "A new hybrid quadratic/bisection algorithm for finding
-    the zero of a nonlinear function", Adv. Eng. Software 28, p. 145-149.
+    *excess*, called with points and the indices of their pairs, is negative at *inside*
+    and not at *outside*. The answer is on the inner side of the crossing, so an
+    interval between answers includes a tested value exactly if the test accepts it.
     """
-    everyone = np.arange(len(inside))
+    active = np.arange(len(inside))
     first, second = outside.astype(float), inside.astype(float)
-    at_first, at_second = excess(first, everyone), excess(second, everyone)
+    at_first, at_second = excess(first, active), excess(second, active)
     tolerance = precision * np.abs(first - second)
-    answer = second.copy()
-    fraction = np.full(len(inside), 0.5)
-    active = everyone
-    for _ in range(200):
-        if not len(active):
-            break
+    answer, fraction = second.copy(), np.full(len(inside), 0.5)
+    for _ in range(200 if len(active) else 0):
         trial = first + fraction * (second - first)
         at_trial = excess(trial, active)
         stays = (at_trial >= 0) == (at_first >= 0)
@@ -81,22 +72,27 @@ def crossings(
         width = np.abs(second - first)
         limit = np.maximum(tolerance[active], 4e-16 * np.abs(first))
         answer[active] = np.where(at_first < 0, first, second)
-        fraction = _next_fraction(
-            (first, second, third), (at_first, at_second, at_third)
-        )
+        points, values = (first, second, third), (at_first, at_second, at_third)
         smallest = np.minimum(0.5, 0.5 * limit / np.maximum(width, 1e-300))
-        fraction = np.clip(fraction, smallest, 1 - smallest)
+        fraction = np.clip(_next_fraction(points, values), smallest, 1 - smallest)
         going = width > limit
-        first, second, third = first[going], second[going], third[going]
-        at_first, at_second = at_first[going], at_second[going]
-        fraction, active = fraction[going], active[going]
+        first, second, at_first, at_second, fraction, active = (
+            each[going]
+            for each in (first, second, at_first, at_second, fraction, active)
+        )
+        if not len(active):
+            break
     return np.asarray(answer)
 
 
 def _next_fraction(
     points: tuple[Floats, Floats, Floats], values: tuple[Floats, Floats, Floats]
 ) -> Floats:
-    """Return how far to go next: by inverse interpolation if safe, else halfway."""
+    """Return the next step: by inverse interpolation if safe, else halfway.
+
+    Chandrupatla (1997), "A new hybrid quadratic/bisection algorithm for finding
+    the zero of a nonlinear function", Adv. Eng. Software 28, p. 145-149.
+    """
     first, second, third = points
     at_first, at_second, at_third = values
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""What an analysis was made from, as one number that anyone can make again."""
+"""A hash of the inputs of an analysis, which anyone can compute again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def input_hash(
     confidence_level: Number,
     metric: str,
 ) -> str:
-    """Return the SHA-256, in hex, of what an analysis was made from.
+    """Return the SHA-256, in hex, of the inputs of an analysis.
 
-    To make it again, write one JSON object in UTF-8 with sorted keys, without
+    To compute it, write one JSON object in UTF-8 with sorted keys, without
     spaces, non-ASCII letters as they are: ``arms`` (a list of objects with
     ``conversions``, ``sampleSize``, ``splitPercentage``, ``value`` (null, or an
     object with ``count``, ``sum``, ``sumSquares``), ``variantId``,
@@ -28,22 +28,7 @@ def input_hash(
     notation without trailing zeros, such as "33.33", "50" or "0.95".
     """
     document = {
-        "arms": [
-            {
-                "conversions": arm.conversions,
-                "sampleSize": arm.sample_size,
-                "splitPercentage": _decimal(arm.split_percentage),
-                "value": arm.value
-                and {
-                    "count": arm.value.count,
-                    "sum": _decimal(arm.value.sum),
-                    "sumSquares": _decimal(arm.value.sum_squares),
-                },
-                "variantId": arm.variant_id,
-                "variantName": arm.variant_name,
-            }
-            for arm in arms
-        ],
+        "arms": [_arm(arm) for arm in arms],
         "confidenceLevel": _decimal(confidence_level),
         "metric": metric,
         "plan": plan
@@ -58,6 +43,22 @@ def input_hash(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _arm(arm: Arm) -> dict[str, object]:
+    return {
+        "conversions": arm.conversions,
+        "sampleSize": arm.sample_size,
+        "splitPercentage": _decimal(arm.split_percentage),
+        "value": arm.value
+        and {
+            "count": arm.value.count,
+            "sum": _decimal(arm.value.sum),
+            "sumSquares": _decimal(arm.value.sum_squares),
+        },
+        "variantId": arm.variant_id,
+        "variantName": arm.variant_name,
+    }
 
 
 def _decimal(number: Number) -> str:

@@ -1,4 +1,4 @@
-"""A rehearsal: how the production statistics behave on experiments of your size."""
+"""Simulation: how the production statistics behave on experiments of your size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from stats.splits import shares
 if TYPE_CHECKING:
     from stats.numerics import Flags, Floats, Indices
 
-#: (salt, user id) to the place of the variant that the user is given.
+#: (salt, user id) to the position of the user's variant.
 Assign = Callable[[str, str], int]
 
-#: What one look at one treatment costs, in users dealt: measured.
+#: The measured cost of one look at one treatment, in simulated users.
 LOOK = 10
 
 
@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """What came of the runs that the budget allowed.
+    """The results of the runs that the budget allowed.
 
     A false alarm is a run without any effect in which some look was significant;
     power is the share of the runs with the effect in which some look was. Beside
@@ -69,26 +69,67 @@ def simulate(
     centre: float = CENTRE,
     budget: int = 50_000_000,
 ) -> Simulation:
-    """Return false alarms and power of the production test, and the z-test's beside.
+    """Return false alarms and power of the production test and of the z-test.
 
-    *assign* is the production hash, called with a salt for each run and a user id;
-    without it users are dealt at random. *budget* is the work allowed, in users
-    dealt, as 10 of which each look at a treatment counts; what does not fit is left
-    out, by whole runs, so that the same arguments always give the same answer. Every
-    treatment has *effect* added to its rate.
+    *assign* is the production hash (without it users are assigned at random). *budget*
+    is the work allowed, in simulated users: runs that do not fit are left out.
     """
-    parts = shares(splits)
+    parts, rates = shares(splits), (baseline_rate, baseline_rate + effect)
+    _check(participants, looks, rates)
+    runs = _affordable(runs, budget, participants + LOOK * looks * (len(parts) - 1))
+    ends = np.linspace(0, participants, looks + 1).round().astype(int)[1:]
+    sizes, null, real = _counts(runs, parts, ends, rates, seed, assign)
+    alpha = 1 - check_level(confidence_level)
+    alarms = _significant(sizes, null, parts, alpha, centre)
+    hits = _significant(sizes, real, parts, alpha, centre)
+    first = np.where(_ever(hits[0]), hits[0].argmax(axis=1), looks - 1)
+    return Simulation(
+        runs=runs,
+        evaluations=runs * participants,
+        achieved_split=_achieved(sizes),
+        false_alarms=_share(_ever(alarms[0])),
+        naive_false_alarms=_share(_ever(alarms[1])),
+        single_look_false_alarms=_share(alarms[1][:, -1]),
+        power=_share(_ever(hits[0])),
+        naive_power=_share(_ever(hits[1])),
+        single_look_power=_share(hits[1][:, -1]),
+        mean_stop=float(ends[first].mean()),
+    )
+
+
+def _achieved(sizes: Floats) -> list[float]:
+    """Return each variant's share of all users at the last look."""
+    users = sizes[:, -1].sum(axis=0)
+    return [float(share) for share in users / users.sum()]
+
+
+def _affordable(runs: int, budget: int, cost: int) -> int:
+    if budget < cost:
+        raise ValueError(f"A budget of {budget} allows no run that costs {cost}")
+    return min(runs, budget // cost)
+
+
+def _check(participants: int, looks: int, rates: tuple[float, float]) -> None:
     if not 1 <= looks <= participants:
         raise ValueError(f"{looks} looks at {participants} participants is impossible")
-    if not (0 <= baseline_rate <= 1 and 0 <= baseline_rate + effect <= 1):
-        raise ValueError(f"Rates lie between 0 and 1: {baseline_rate}, {effect}")
-    runs = min(runs, budget // (participants + LOOK * looks * (len(parts) - 1)))
-    if runs < 1:
-        raise ValueError(f"A budget of {budget} allows no run of {participants} users")
-    draw = np.random.default_rng(seed)
-    ends = np.linspace(0, participants, looks + 1).round().astype(int)[1:]
-    rates = baseline_rate, baseline_rate + effect
-    sizes = np.zeros((runs, looks, len(parts)))
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise ValueError(f"Rates lie between 0 and 1: {rates}")
+
+
+def _counts(
+    runs: int,
+    parts: Sequence[float],
+    ends: Indices,
+    rates: tuple[float, float],
+    seed: int,
+    assign: Assign | None,
+) -> tuple[Floats, Floats, Floats]:
+    """Return users, and conversions without and with the effect.
+
+    Each is an array of run, look and variant.
+    """
+    draw, participants = np.random.default_rng(seed), int(ends[-1])
+    sizes = np.zeros((runs, len(ends), len(parts)))
     null, real = np.zeros_like(sizes), np.zeros_like(sizes)
     for run in range(runs):
         dealt = _dealt(draw, parts, participants, f"simulation-{seed}-{run}", assign)
@@ -97,24 +138,7 @@ def simulate(
         null[run] = _cumulative(dealt, luck < rates[0], ends, len(parts))
         better = luck < np.where(dealt == 0, rates[0], rates[1])
         real[run] = _cumulative(dealt, better, ends, len(parts))
-    alpha = 1 - check_level(confidence_level)
-    alarms = _significant(sizes, null, parts, alpha, centre)
-    found = _significant(sizes, real, parts, alpha, centre)
-    first = np.where(found[0].any(axis=1), found[0].argmax(axis=1), looks - 1)
-    return Simulation(
-        runs=runs,
-        evaluations=runs * participants,
-        achieved_split=[
-            float(count) for count in sizes[:, -1].sum(axis=0) / (runs * participants)
-        ],
-        false_alarms=_share(_ever(alarms[0])),
-        naive_false_alarms=_share(_ever(alarms[1])),
-        single_look_false_alarms=_share(alarms[1][:, -1]),
-        power=_share(_ever(found[0])),
-        naive_power=_share(_ever(found[1])),
-        single_look_power=_share(found[1][:, -1]),
-        mean_stop=float(ends[first].mean()),
-    )
+    return sizes, null, real
 
 
 def _dealt(
@@ -124,7 +148,7 @@ def _dealt(
     salt: str,
     assign: Assign | None,
 ) -> Indices:
-    """Return the place of each user's variant, by the hash or at random."""
+    """Return the position of each user's variant, by the hash or at random."""
     if assign is None:
         return draw.choice(len(parts), size=participants, p=parts).astype(np.intp)
     places = (assign(salt, f"user-{user}") for user in range(participants))

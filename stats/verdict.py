@@ -1,8 +1,29 @@
-"""The one sentence a product manager reads, and what to know before believing it."""
+"""The verdict: one sentence for a product manager, and the warnings with it.
+
+The verdict is the first of these that holds:
+
+- `broken_split`: the users are not split as planned; no winner is named.
+- `not_enough_data`: a variant has no user yet, or nothing was counted for the
+  metric in any variant. Missing events are no evidence: the metric may be
+  misspelled, or its events may never have arrived.
+- `variant_wins`: a variant is significantly better than the control at any
+  look (Holm's always-valid p); of several, the one with the highest rate.
+- `control_wins`: a variant is significantly worse, and no other can still win:
+  each is significantly worse too, or its always-valid difference interval
+  leaves no room for the planned effect (for any rise, without a plan).
+- `no_difference`: with a plan, every always-valid difference interval lies
+  inside plus or minus the planned effect.
+- `inconclusive`: with a plan, twice the planned users came, and none of the
+  above holds. Twice, because the test for any look needs about so many users
+  for the power that one look has at the planned users.
+- `keep_running`: none of these.
+
+The verdict rests on conversion rates, also if the metric has values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from stats.planning import planned_total
@@ -35,7 +56,7 @@ REFUSALS = {
 
 
 class Bounds(NamedTuple):
-    """A difference's always-valid ends at the level that decides."""
+    """The always-valid interval of a difference at the deciding level."""
 
     lower: float | None
     upper: float | None
@@ -65,48 +86,22 @@ def verdict(
     bounds: Sequence[Bounds],
     metric: str,
 ) -> Verdict:
-    """Return what to do now, in a word and in a sentence.
+    """Return what to do now, as a status and a sentence.
 
-    The first of these that holds:
-
-    - `broken_split`: the users did not fall as planned; no winner is named.
-    - `not_enough_data`: a variant has no user yet, or nothing was counted for the
-      metric in any variant. An absence of events is no evidence of anything: the
-      metric may be misspelled, or its events may never have arrived.
-    - `variant_wins`: a variant is significantly better than the control at any
-      look (Holm's always-valid p); of several, the one with the highest rate.
-    - `control_wins`: a variant is significantly worse, and no other can still win:
-      each is significantly worse too, or its always-valid difference interval
-      leaves no room for the planned effect (for any rise, without a plan).
-    - `no_difference`: with a plan, every always-valid difference interval lies
-      inside plus or minus the planned effect.
-    - `inconclusive`: with a plan, twice the planned users came, and none of the
-      above can be said. Twice, because that is about what the test for any look
-      needs for the power that one look has at the planned users.
-    - `keep_running`: none of these.
-
-    It rests on conversion rates, also where the metric has values.
+    The module's docstring has the rules.
     """
-    control = variants[0]
+    problem = _problem(arms, split, metric)
+    if problem:
+        return problem
     pairs = [
         _Pair(variant, variant.comparison, one)
         for variant, one in zip(variants[1:], bounds, strict=True)
         if variant.comparison
     ]
-    better = [pair for pair in pairs if pair.is_significant and pair.difference > 0]
-    worse = [pair for pair in pairs if pair.is_significant and pair.difference < 0]
     effect = abs(float(plan.minimum_effect)) if plan else 0.0
-    if split.detected:
-        return _broken_split(arms, split)
-    if any(arm.sample_size == 0 for arm in arms):
-        return _not_enough_data(arms)
-    if not any(arm.conversions for arm in arms):
-        return _nothing_counted(arms, metric)
-    if better:
-        best = max(better, key=lambda pair: pair.variant.conversion_rate)
-        return _winner(best, control)
-    if worse and all(pair in worse or _is_hopeless(pair, effect) for pair in pairs):
-        return _control_wins(worse, control)
+    shown = _shown_difference(pairs, variants[0], effect)
+    if shown:
+        return shown
     if plan and all(_lies_inside(pair.bounds, effect) for pair in pairs):
         return _equivalent(pairs, effect)
     open_pairs = [pair for pair in pairs if not pair.is_significant]
@@ -114,17 +109,44 @@ def verdict(
     if plan:
         planned = planned_total(plan, [arm.split_percentage for arm in arms])
         if total >= 2 * planned:
-            return _inconclusive(open_pairs, control, (total, planned), effect)
-    return _keep_running(open_pairs, control)
+            return _inconclusive(open_pairs, variants[0], (total, planned), effect)
+    return _keep_running(open_pairs, variants[0])
+
+
+def _problem(
+    arms: Sequence[Arm], split: SampleRatioMismatch, metric: str
+) -> Verdict | None:
+    """Return the verdict if the data allow no other one."""
+    if split.detected:
+        return _broken_split(arms, split)
+    if any(arm.sample_size == 0 for arm in arms):
+        return _not_enough_data(arms)
+    if not any(arm.conversions for arm in arms):
+        return _nothing_counted(arms, metric)
+    return None
+
+
+def _shown_difference(
+    pairs: Sequence[_Pair], control: VariantFigures, effect: float
+) -> Verdict | None:
+    """Return the verdict if a significant difference names a winner."""
+    better = [pair for pair in pairs if pair.is_significant and pair.difference > 0]
+    worse = [pair for pair in pairs if pair.is_significant and pair.difference < 0]
+    if better:
+        best = max(better, key=lambda pair: pair.variant.conversion_rate)
+        return _winner(best, control)
+    if worse and all(pair in worse or _is_hopeless(pair, effect) for pair in pairs):
+        return _control_wins(worse, control)
+    return None
 
 
 def with_values(
     decided: Verdict, variants: Sequence[VariantFigures], alpha: float
 ) -> tuple[Verdict, list[Caution]]:
-    """Return the verdict and a caution that say where mean values speak against it.
+    """Return the verdict, and a warning, if mean values contradict it.
 
-    For a winner it is enough that a single look finds its mean below the loser's
-    (p < *alpha*): who acts on the verdict should know. Where no winner is named, a
+    For a winner it is enough that a single look finds its mean below the other's
+    (p < *alpha*), because the reader acts on the verdict. If no winner is named, the
     difference of the means must be significant at any look.
     """
     against = [
@@ -134,13 +156,13 @@ def with_values(
     ]
     if not against:
         return decided, []
-    told = listed(against)
+    means = listed(against)
     caution = Caution(
         "VALUE_DISAGREES",
-        f"The verdict rests on conversion rates, and mean values disagree: {told}. "
+        f"The verdict rests on conversion rates, and mean values disagree: {means}. "
         "Decide which of the two counts before you act on it.",
     )
-    return decided._replace(sentence=f"{decided.sentence} But {told}."), [caution]
+    return decided._replace(sentence=f"{decided.sentence} But {means}."), [caution]
 
 
 def _is_against(decided: Verdict, variant: VariantFigures, alpha: float) -> bool:
@@ -153,8 +175,8 @@ def _is_against(decided: Verdict, variant: VariantFigures, alpha: float) -> bool
     is_doubtful = one_look is not None and one_look < alpha
     if decided.status == "variant_wins":
         is_winner = variant.variant_id == decided.variant_id
-        found = value.sequential.is_significant or is_doubtful
-        return is_winner and is_lower and found
+        is_shown = value.sequential.is_significant or is_doubtful
+        return is_winner and is_lower and is_shown
     if decided.status == "control_wins":
         return not is_lower and (value.sequential.is_significant or is_doubtful)
     if decided.status in ("no_difference", "inconclusive", "keep_running"):
@@ -163,7 +185,7 @@ def _is_against(decided: Verdict, variant: VariantFigures, alpha: float) -> bool
 
 
 def _value_against(variant: VariantFigures, control: VariantFigures) -> str:
-    """Return both means in words, with how sure their difference is."""
+    """Return both means in words, with the p-value of their difference."""
     own, other = variant.value, control.value
     compared = own and own.comparison
     if own is None or other is None or compared is None:
@@ -183,9 +205,9 @@ def _value_against(variant: VariantFigures, control: VariantFigures) -> str:
 def nothing_counted(
     arms: Sequence[Arm], metric: str, received: Received
 ) -> list[Caution]:
-    """Say what arrived instead, where nothing was counted for the metric at all.
+    """Return a warning if nothing was counted for the metric, with what did arrive.
 
-    Before any user is enrolled and any event refused, there is nothing to say.
+    Before any user is enrolled or any event is refused, there is none.
     """
     refused = sum(received.refused.values())
     if any(arm.conversions for arm in arms):
@@ -219,41 +241,44 @@ def warnings(
     plan: Plan | None,
     control_interval: Interval,
 ) -> list[Caution]:
-    """Return what the reader should know first, each with its figures.
+    """Return what the reader should know first, with the figures.
 
     `NOT_TO_PLAN` says that the plan's baseline lies outside the control's
     always-valid interval (*control_interval*): the planned size is then wrong, and
     perhaps the metric is not what was planned.
     """
-    found = []
+    is_counted = any(arm.conversions for arm in arms)
+    cautions = [*_empty_warnings(arms), *_small_warnings(arms)]
+    cautions.extend(_spread_warnings(arms, variants))
+    cautions.extend(_split_warnings(split))
+    if plan and is_counted and arms[0].sample_size:
+        cautions.extend(_plan_warnings(arms[0], plan, control_interval))
+    return cautions
+
+
+def _empty_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
+    """Yield a warning for arms without users, and for a control at 0."""
     empty = [arm.variant_name for arm in arms if arm.sample_size == 0]
     if empty:
-        found.append(
-            Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
-        )
+        yield Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
     is_counted = any(arm.conversions for arm in arms)
     if is_counted and arms[0].sample_size and not arms[0].conversions:
-        found.append(
-            Caution(
-                "ZERO_CONTROL_CONVERSIONS",
-                f"Nobody of {arms[0].sample_size:,} converted in "
-                f"{arms[0].variant_name}: a lift has no value, a difference has.",
-            )
+        yield Caution(
+            "ZERO_CONTROL_CONVERSIONS",
+            f"Nobody of {arms[0].sample_size:,} converted in "
+            f"{arms[0].variant_name}: a lift has no value, a difference has.",
         )
+
+
+def _small_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
+    """Yield a warning if the fixed-horizon p-value is approximate."""
     smallest = min(_expected(arms[0], arm) for arm in arms[1:])
     if smallest < LEAST_EXPECTED:
-        found.append(
-            Caution(
-                "SMALL_SAMPLE",
-                f"An expected count is {brief(smallest)}, below {LEAST_EXPECTED}: the "
-                "fixed-horizon p-value is approximate, the always-valid one is not.",
-            )
+        yield Caution(
+            "SMALL_SAMPLE",
+            f"An expected count is {brief(smallest)}, below {LEAST_EXPECTED}: the "
+            "fixed-horizon p-value is approximate, the always-valid one is not.",
         )
-    found.extend(_spread_warnings(arms, variants))
-    found.extend(_split_warnings(split))
-    if plan and is_counted and arms[0].sample_size:
-        found.extend(_plan_warnings(arms[0], plan, control_interval))
-    return found
 
 
 # ---------------------------------------------------------------------------
@@ -361,7 +386,7 @@ def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:
 
 
 def _against(pair: _Pair, control: VariantFigures) -> str:
-    """Return both rates in words, with the counts they rest on."""
+    """Return both rates in words, with their sample sizes."""
     one = pair.variant
     rate, other = percentages([one.conversion_rate, control.conversion_rate])
     return (
@@ -384,14 +409,14 @@ def _is_hopeless(pair: _Pair, effect: float) -> bool:
 
 
 def _lies_inside(bounds: Bounds, effect: float) -> bool:
-    """Tell whether both ends are nearer to 0 than the effect."""
+    """Tell whether both ends are closer to 0 than the effect."""
     if bounds.lower is None or bounds.upper is None:
         return False
     return -effect < bounds.lower and bounds.upper < effect
 
 
 def _expected(control: Arm, treatment: Arm) -> float:
-    """Return the smallest count that "no effect" expects in the pair's table."""
+    """Return the smallest expected count of the pair's table under "no effect"."""
     total = control.sample_size + treatment.sample_size
     if total == 0:
         return 0.0
@@ -403,7 +428,7 @@ def _expected(control: Arm, treatment: Arm) -> float:
 def _spread_warnings(
     arms: Sequence[Arm], variants: Sequence[VariantFigures]
 ) -> list[Caution]:
-    """Say where mean values cannot be compared though every arm has users."""
+    """Return a warning if every arm has users but means cannot be compared."""
     unknown = [
         (arm, variant.value)
         for arm, variant in zip(arms, variants, strict=True)
@@ -416,14 +441,14 @@ def _spread_warnings(
         return []
     compared = [(arms[0], control), *unknown]
     means = amounts([value.mean or 0.0 for _, value in compared])
-    told = [
+    stated = [
         f"{arm.variant_name} has a mean of {mean} over {arm.sample_size:,} users"
         for (arm, _), mean in zip(compared, means, strict=True)
     ]
     return [
         Caution(
             "NO_VALUE_SPREAD",
-            f"{listed(told)}: with a single user in an arm, or without two different "
+            f"{listed(stated)}: with a single user in an arm, or without two different "
             "values in any, mean values have no p-value. Check how values are sent.",
         )
     ]

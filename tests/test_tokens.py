@@ -313,12 +313,19 @@ def test_a_leeway_of_0_to_300_seconds_is_taken(leeway):
     assert app.config["JWT_DECODE_LEEWAY"] == timedelta(seconds=float(leeway))
 
 
-def test_gunicorn_does_not_start_with_a_wrong_leeway_and_says_why(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("JWT_LEEWAY", "nan", "JWT_LEEWAY must be"),
+        ("DATABASE_URL", "mysql://host/abacus", "DATABASE_URL starts with 'mysql'"),
+    ],
+)
+def test_gunicorn_says_why_it_does_not_start(tmp_path, name, value, reason):
     real.flask(tmp_path, "init")
-    # One worker: gunicorn itself prints a traceback where two refuse at once.
-    said = real.refusal(tmp_path, "--workers", "1", JWT_LEEWAY="nan")
+    # One worker: gunicorn itself prints a traceback if two refuse at once.
+    said = real.refusal(tmp_path, "--workers", "1", **{name: value})
 
-    assert "Abacus does not start: JWT_LEEWAY must be" in said
+    assert f"Abacus does not start: {reason}" in said
     assert "Traceback" not in said
 
 
