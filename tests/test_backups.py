@@ -256,7 +256,7 @@ def test_a_file_whose_schema_was_altered_is_refused_with_what_differs(
 
 
 @pytest.mark.parametrize("how", ["a trigger", "without a unique index"])
-def test_a_database_whose_schema_was_altered_is_told_by_check_init_and_backup(
+def test_check_init_and_backup_report_an_altered_schema(
     tmp_path, api, traffic, operate, how
 ):
     script, told = ALTERED[how]
@@ -385,7 +385,7 @@ def test_a_broken_database_is_replaced_with_its_log_set_aside(
     assert log.read_bytes() == b"a log of whatever"
 
 
-def test_nothing_is_replaced_under_a_service_that_runs_or_lost_of_one_that_was_killed(
+def test_restore_refuses_a_running_service_and_keeps_a_killed_one_s_log(
     tmp_path,
 ):
     copy = tmp_path / "copy.db"

@@ -277,9 +277,7 @@ def problems(result):
     return [line.partition(": ") for line in lines]
 
 
-def test_a_byte_that_is_not_utf_8_is_told_with_its_line_and_the_next_ones_are_read(
-    running, operate, tmp_path
-):
+def test_a_byte_that_is_not_utf_8_is_reported_with_its_line(running, operate, tmp_path):
     file = tmp_path / "lines.csv"
     rows = [f"u{number},v1,2024-01-01T00:00:00Z,,,,\n" for number in range(100)]
     rows[20] = "Zoë,v1,2024-01-01T00:00:00Z,,,,\n"

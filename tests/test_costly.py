@@ -217,7 +217,7 @@ def test_a_rehearsal_keeps_its_budget_whatever_its_shape(
     assert planning.affordable_runs(participants, looks, runs, treatments) == affordable
 
 
-def test_costly_work_pauses_while_quick_requests_are_answered_and_only_then():
+def test_costly_work_pauses_only_while_quick_requests_are_answered():
     ways = Traffic()
     began = time.monotonic()
     for _ in range(1_000):

@@ -127,9 +127,7 @@ def test_a_batch_answers_in_order_and_enrols_a_repeated_user_once(api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": 3}
 
 
-def test_ten_thousand_users_are_enrolled_in_one_call_and_one_more_is_refused(
-    api, running
-):
+def test_a_call_enrols_ten_thousand_users_and_not_one_more(api, running):
     path = running()
     users = [{"userId": f"u{number}"} for number in range(10_001)]
 

@@ -218,7 +218,7 @@ def test_any_worker_answers_for_all_and_a_killed_one_is_remembered(tmp_path):
     assert not folder.exists()
 
 
-def test_what_a_killed_service_left_is_taken_away_and_a_living_one_s_is_not(tmp_path):
+def test_only_the_metrics_folder_of_a_killed_service_is_removed(tmp_path):
     with real.served(tmp_path / "other") as other, real.served(tmp_path) as service:
         living, left = (
             counts_of(min(one.workers())).parent for one in (other, service)

@@ -167,9 +167,7 @@ def test_equal_lines_without_a_key_are_as_many_events(api, load, running, enroll
     assert (users, row["events"], row["value"]["sum"]) == (1, 2_500, 12_500)
 
 
-def test_events_of_the_api_and_lines_that_say_the_same_are_counted_together(
-    api, load, running
-):
+def test_equal_events_of_the_api_and_of_an_import_count_once(api, load, running):
     path = running(primaryMetric="purchase")
     head = "user_id,variant,timestamp,converted_at\n"
     line = "u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z\n"
@@ -202,9 +200,7 @@ def test_the_erased_come_back_as_their_tombstones(api, load, running, enrolled, 
         assert_round_trip(api, load, running, one, form)
 
 
-def test_an_export_of_the_version_before_which_had_keys_of_its_own_comes_back(
-    api, load, running
-):
+def test_an_export_of_the_previous_version_can_be_imported(api, load, running):
     path = running(primaryMetric="purchase")
     head = "user_id,variant,timestamp,converted_at,metric,value,idempotency_key\n"
     line = "u1,v1,2024-01-01T00:00:00Z,2024-01-02T00:00:00Z,purchase,5,"

@@ -209,7 +209,7 @@ def test_all_of_eight_racing_archivings_are_answered_alike(service):
             assert [one["action"] for one in history] == ["archive", "create"]
 
 
-def test_an_override_that_races_with_the_end_of_its_variant_is_made_or_refused(service):
+def test_an_override_that_races_with_its_variant_s_removal_is_whole(service):
     left = [{"id": "v1"}, {"name": "New", "splitPercentage": 50}]
     with ThreadPoolExecutor(8) as callers:
         for _ in range(5):
@@ -396,7 +396,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_metrics_in_the_folder_of_a_database_are_refused_and_nothing_is_removed(
+def test_metrics_in_the_folder_of_a_database_are_refused(
     tmp_path,
 ):
     instance = tmp_path / "instance"
@@ -436,7 +436,7 @@ def test_metrics_in_what_is_no_folder_are_refused(tmp_path, kind):
     assert str(folder) in told
 
 
-def test_of_a_folder_of_metrics_only_the_counts_of_earlier_workers_are_removed(
+def test_only_the_files_of_earlier_workers_are_removed(
     tmp_path,
 ):
     folder = tmp_path / "abacus-metrics-of-the-operator"

@@ -59,7 +59,7 @@ def rows(file, table):
     return found
 
 
-def test_when_both_are_killed_the_replica_is_whole_but_for_the_last_seconds(
+def test_when_both_are_killed_the_replica_lacks_only_the_last_seconds(
     tmp_path, litestream
 ):
     source, restored = tmp_path / "instance" / "abacus.db", tmp_path / "restored.db"

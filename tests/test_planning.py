@@ -1,0 +1,208 @@
+"""Sample sizes and simulations of a draft."""
+
+import math
+from decimal import Decimal
+
+import pytest
+from conftest import assert_error, paths
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from marshmallow import ValidationError
+
+import schemas
+from targeting import assignment
+from views import planning
+
+# ----------------------------------------------------------------------------
+# Planning
+# ----------------------------------------------------------------------------
+
+
+def test_a_sample_size_is_the_published_one(api):
+    # R: power.prop.test(p1 = .50, p2 = .75, power = .90): n = 76.7.
+    body = {"baselineRate": 0.5, "minimumEffect": 0.25, "power": 0.9}
+
+    told = api.post("sample-size", {**body, "usersPerDay": 50}).json["data"]
+
+    fixed, always = told["fixedHorizon"], told["alwaysValid"]
+    assert fixed == {"usersPerVariant": [77, 77], "total": 154, "days": 4}
+    assert always["total"] == sum(always["usersPerVariant"]) > 154
+    assert always["days"] == -(-always["total"] // 50)
+    assert (told["baselineRate"], told["targetRate"]) == (0.5, 0.75)
+    relative = {"baselineRate": 0.5, "relativeEffect": 0.5, "power": 0.9}
+    answer = api.post("sample-size", {**relative, "usersPerDay": 50})
+    assert answer.json["data"] == told
+    unhurried = api.post("sample-size", body).json["data"]
+    assert unhurried["fixedHorizon"]["days"] is None
+
+
+def test_more_variants_and_uneven_splits_need_more_users(api):
+    body = {"baselineRate": 0.1, "minimumEffect": 0.02}
+
+    def total(**fields):
+        told = api.post("sample-size", {**body, **fields}).json["data"]
+        assert len(told["fixedHorizon"]["usersPerVariant"]) == variants
+        return told["fixedHorizon"]["total"]
+
+    variants = 2
+    even = total()
+    assert total(variants=2) == total(splits=[50, 50]) == even
+    assert total(splits=[90, 10]) > even
+    variants = 5
+    assert total(variants=5) > 2.5 * even
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({}, ""),
+        ({"minimumEffect": 0.1, "relativeEffect": 0.1}, ""),
+        ({"minimumEffect": 0.9}, "minimumEffect"),
+        ({"minimumEffect": 0}, "minimumEffect"),
+        ({"minimumEffect": 1e-9}, "minimumEffect"),
+        ({"relativeEffect": 9}, "relativeEffect"),
+        ({"minimumEffect": 0.1, "baselineRate": 1}, "baselineRate"),
+        ({"minimumEffect": 0.1, "baselineRate": "0.1"}, "baselineRate"),
+        ({"minimumEffect": 0.1, "power": 1}, "power"),
+        ({"minimumEffect": 0.1, "confidenceLevel": 0.999}, "confidenceLevel"),
+        ({"minimumEffect": 0.1, "variants": 1}, "variants"),
+        ({"minimumEffect": 0.1, "variants": 21}, "variants"),
+        ({"minimumEffect": 0.1, "splits": [50, 40]}, ""),
+        ({"minimumEffect": 0.1, "splits": [100]}, "splits"),
+        ({"minimumEffect": 0.1, "variants": 2, "splits": [50, 50]}, "variants"),
+        ({"minimumEffect": 0.1, "usersPerDay": 0}, "usersPerDay"),
+        ({"minimumEffect": 0.1, "users": 5}, "users"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(api, fields, path):
+    response = api.post("sample-size", {"baselineRate": 0.1, **fields})
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+def sized(api, users_per_day):
+    body = (
+        f'{{"baselineRate": 0.1, "minimumEffect": 0.1, "usersPerDay": {users_per_day}}}'
+    )
+    told = {"Content-Type": "application/json"}
+    return api("POST", "sample-size", data=body, headers=told)
+
+
+@pytest.mark.parametrize("spelling", ["500.0", "5e2", "5000E-1"])
+def test_a_whole_number_may_be_spelled_in_any_way(api, spelling):
+    assert sized(api, spelling).json["data"] == sized(api, "500").json["data"]
+
+
+@pytest.mark.parametrize(
+    "spelling", ["500.5", "1e400", "1e999999999", '"500"', "true", "-0.0"]
+)
+def test_what_is_no_whole_number_within_bounds_is_refused(api, spelling):
+    error = assert_error(sized(api, spelling), 400, "VALIDATION_ERROR")
+    assert paths(error) == {"usersPerDay"}
+
+
+@settings(max_examples=40)
+@given(
+    baseline=st.decimals("0.000001", "0.999998", places=6),
+    effect=st.decimals("0.000001", "0.999998", places=6),
+    power=st.decimals("0.01", "0.999", places=3),
+    level=st.decimals("0.5", "0.99", places=2),
+    variants=st.integers(2, 20),
+)
+def test_every_plan_that_is_taken_has_a_size(baseline, effect, power, level, variants):
+    body = {
+        "baselineRate": baseline,
+        "minimumEffect": effect,
+        "power": power,
+        "confidenceLevel": level,
+        "variants": variants,
+    }
+    if baseline + effect > Decimal("0.999999"):
+        with pytest.raises(ValidationError):
+            schemas.SizeSchema().load(body)
+        return
+
+    planned = planning.sample_sizes(**schemas.SizeSchema().load(body))
+
+    fixed, always = planned.fixed_horizon, planned.always_valid
+    for size in [fixed, always or fixed]:
+        assert all(users >= 1 for users in size.users_per_variant)
+        assert size.total == sum(size.users_per_variant)
+    if always is None:
+        low, high = (float(rate) for rate in (baseline, baseline + effect))
+        assert math.log(high / (1 - high) * (1 - low) / low) < 0.0026
+    else:
+        assert always.total >= fixed.total
+
+
+def test_an_effect_too_small_for_any_look_has_no_size_for_it(api):
+    body = {"baselineRate": 0.5, "minimumEffect": 0.0005}
+
+    told = api.post("sample-size", body).json["data"]
+
+    assert told["alwaysValid"] is None
+    assert told["fixedHorizon"]["total"] > 10_000_000
+
+
+def test_a_draft_can_be_rehearsed_with_the_production_hash(api, draft):
+    path = draft()
+    body = {"participants": 2000, "baselineRate": 0.1, "effect": 0.08, "runs": 60}
+
+    told = api.post(f"{path}/simulate", body).json["data"]
+
+    dealt = [
+        assignment.dealt(f"simulation-0-{run}", f"user-{user}", [5000, 5000])
+        for run in range(60)
+        for user in range(2000)
+    ]
+    share = sum(dealt) / len(dealt)
+    assert told["achievedSplit"] == pytest.approx([1 - share, share])
+    assert (told["runs"], told["evaluations"]) == (60, 120_000)
+    assert told["falseAlarms"]["value"] <= 0.05 < told["naiveFalseAlarms"]["value"]
+    assert told["power"]["value"] > 0.9
+    assert told["meanStop"] < 2000
+    assert api.post(f"{path}/simulate", body).json["data"] == told
+    assert api.get(path).json["data"]["_count"]["assignments"] == 0
+
+
+def test_a_rehearsal_too_long_is_cut_to_whole_runs(api, draft):
+    body = {"participants": 1_000_000, "baselineRate": 0.1, "runs": 10_000, "looks": 2}
+
+    told = api.post(f"{draft()}/simulate", body).json["data"]
+
+    assert (told["runs"], told["evaluations"]) == (3, 3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"participants": 1}, "participants"),
+        ({"participants": 1_000_001}, "participants"),
+        ({"baselineRate": 1.1}, "baselineRate"),
+        ({"effect": 0.95}, "effect"),
+        ({"effect": -0.2}, "effect"),
+        ({"looks": 101}, "looks"),
+        ({"looks": 0}, "looks"),
+        ({"runs": 0}, "runs"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "seed"),
+    ],
+)
+def test_a_rehearsal_that_cannot_be_is_refused(api, draft, fields, path):
+    body = {"participants": 100, "baselineRate": 0.1, **fields}
+    response = api.post(f"{draft()}/simulate", body)
+    assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == {path}
+
+
+def test_only_a_draft_is_rehearsed(api, running):
+    path = running()
+    body = {"participants": 100, "baselineRate": 0.1}
+
+    error = assert_error(api.post(f"{path}/simulate", body), 409, "INVALID_STATE")
+
+    assert error["details"] == [{"current": "running", "allowed": ["draft"]}]
+
+
+def test_a_metric_that_no_conversion_can_have_is_refused(api, running):
+    refused = api.get(f"{running()}/results?metric=a%00")
+
+    assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"metric"}
