@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -271,3 +272,32 @@ def assert_error(response: Any, status: int, code: str) -> dict[str, Any]:
 
 def paths(error: dict[str, Any]) -> set[str]:
     return {detail["path"] for detail in error["details"]}
+
+
+PERSON = "marie.dupont+42@example.org"
+
+
+@pytest.fixture
+def traffic(api, running, enrolled, app):
+    """Return two experiments with hundreds of users, a person among them."""
+    draw = random.Random(7)
+    paths = [running(exclusionGroup=None), running(primaryMetric="order")]
+    for path in paths:
+        users = [f"user-{draw.random()}" for _ in range(400)]
+        enrolled(path, *users[:200])
+        enrolled(path, PERSON)
+        enrolled(path, *users[200:])
+        rows = [
+            {
+                "userId": draw.choice([PERSON, *users]),
+                "metric": draw.choice(["order", "conversion"]),
+                "value": draw.choice([None, 0.1, 19.99]),
+            }
+            for _ in range(600)
+        ]
+        for number in range(20):
+            key = f"{PERSON}/order-{number}"
+            rows.append({"userId": PERSON, "value": 0.3, "idempotencyKey": key})
+        body = {"conversions": rows}
+        assert api.post(f"{path}/conversions/batch", body).status_code == 200
+    return paths

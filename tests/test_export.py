@@ -5,8 +5,8 @@ import io
 import json
 import os
 
-from conftest import assert_error
-from test_history import PERSON, exported
+from conftest import PERSON, assert_error
+from test_history import exported
 
 
 def exported_csv(api, path):

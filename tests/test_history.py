@@ -9,7 +9,7 @@ from datetime import timedelta
 from urllib.parse import quote
 
 import pytest
-from conftest import Caller, assert_error, two_variants
+from conftest import PERSON, Caller, assert_error, two_variants
 
 import models
 from storage import columns, engine
@@ -277,34 +277,6 @@ def test_no_end_is_written_down_before_it_has_come(api, running):
 # ----------------------------------------------------------------------------
 # Erasure
 # ----------------------------------------------------------------------------
-
-PERSON = "marie.dupont+42@example.org"
-
-
-@pytest.fixture
-def traffic(api, running, enrolled, app):
-    """Return two experiments with hundreds of users, a person among them."""
-    draw = random.Random(7)
-    paths = [running(exclusionGroup=None), running(primaryMetric="order")]
-    for path in paths:
-        users = [f"user-{draw.random()}" for _ in range(400)]
-        enrolled(path, *users[:200])
-        enrolled(path, PERSON)
-        enrolled(path, *users[200:])
-        rows = [
-            {
-                "userId": draw.choice([PERSON, *users]),
-                "metric": draw.choice(["order", "conversion"]),
-                "value": draw.choice([None, 0.1, 19.99]),
-            }
-            for _ in range(600)
-        ]
-        for number in range(20):
-            key = f"{PERSON}/order-{number}"
-            rows.append({"userId": PERSON, "value": 0.3, "idempotencyKey": key})
-        body = {"conversions": rows}
-        assert api.post(f"{path}/conversions/batch", body).status_code == 200
-    return paths
 
 
 def everything(api, path):
