@@ -1,4 +1,4 @@
-"""What an operator does."""
+"""The operator's commands."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ EXPECTED = (
     files.InUse,
     importer.NotReadable,
 )
-MOST_DAYS = 36_500  # of a token's life: a hundred years
+MOST_DAYS = 36_500  # a hundred years
 commands = Blueprint("commands", __name__, cli_group=None)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Tell what is wrong in one line, without a traceback."""
+def errors_in_one_line() -> Iterator[None]:
+    """Print an expected error in one line, without a traceback."""
     try:
         yield
     except EXPECTED as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{named}{error.strerror or error}") from error
+        prefix = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{prefix}{error.strerror or error}") from error
     except (peewee.DatabaseError, files.DriverError) as error:
         raise click.ClickException(f"The database answers: {error}") from error
 
 
 @commands.cli.command("init")
 def init() -> None:
-    """Make the secret and the database, where they are not there yet."""
-    with told():
+    """Create the secret and the database if missing, or migrate the database."""
+    with errors_in_one_line():
         if keys.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
         did = schema.create(current_app.extensions["database"], models.TABLES)
@@ -60,13 +60,13 @@ def init() -> None:
 
 
 def _make_secret(file: Path) -> None:
-    """Write a random secret that only its owner reads; one that is there stays."""
+    """Write a random secret that only its owner can read; keep an existing one."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
     with os.fdopen(handle, "w") as draft:
         draft.write(secrets.token_urlsafe(48))
     try:
-        os.link(name, file)  # of several at once, one succeeds
+        os.link(name, file)  # only one of several at once succeeds
     except FileExistsError:
         pass
     finally:
@@ -81,11 +81,11 @@ def token(subject: str, scope: str | None, days: float) -> None:
     """Print a token for SUBJECT, and nothing else."""
     if unknown := set((scope or "").split()) - set(auth.SCOPES):
         raise click.ClickException(f"There is no scope {sorted(unknown)}.")
-    if not 0 < days <= MOST_DAYS:  # nan is neither more nor less than anything
+    if not 0 < days <= MOST_DAYS:  # NaN fails this too
         raise click.ClickException(f"--days is above 0 and at most {MOST_DAYS:,}.")
     if not 1 <= len(subject) <= 255 or not subject.isprintable():
         raise click.ClickException("A subject has 1 to 255 printable characters.")
-    with told():
+    with errors_in_one_line():
         made = create_access_token(
             subject,
             expires_delta=timedelta(days=days),
@@ -100,35 +100,35 @@ def token(subject: str, scope: str | None, days: float) -> None:
 def import_(experiment: str, file: Path) -> None:
     """Load assignments and conversions made elsewhere into EXPERIMENT.
 
-    EXPERIMENT is the id of one that has been started, or its key.
+    EXPERIMENT is the id or the key of an experiment that has been started.
 
-    FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), gzip or not, or a pipe. It
-    is read and checked whole before anything is written.
+    FILE is CSV or NDJSON (by its name: .ndjson, .jsonl), with or without gzip, or a
+    pipe. The whole file is checked before anything is written.
     """
-    with told():
+    with errors_in_one_line():
         schema.verify()
-        found = models.Experiment.named(experiment)
-        if found is None:
+        target = models.Experiment.named(experiment)
+        if target is None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
-        conversions.refuse_unless_open(found)
+        conversions.refuse_unless_open(target)
         with staging(database.obj.file) as staged:
             bad = 0
-            for problem in importer.stage(found, file, staged):
+            for problem in importer.stage(target, file, staged):
                 bad += 1
                 click.echo(problem, err=True)
             if bad:
                 raise click.ClickException(f"{bad} bad lines; nothing was written.")
-            lines, enrolled, counted = importer.write(found, staged)
+            lines, enrolled, counted = importer.write(target, staged)
     click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
 
 
 @commands.cli.command("check")
 def check() -> None:
-    """Prove the file whole, its schema ours, and every tally from its rows.
+    """Verify the file, its schema, and every count against its rows.
 
-    Exit 1 where one is not.
+    Exit with 1 if one is wrong.
     """
-    with told():
+    with errors_in_one_line():
         schema.verify()
         schema.refuse_altered(models.TABLES)
         database.obj.examine()
@@ -143,12 +143,12 @@ def check() -> None:
 
 @commands.cli.command("vacuum")
 def vacuum() -> None:
-    """Write the file anew, so that no unused part of it holds who was erased.
+    """Rewrite the file, so that no unused part contains an erased user.
 
-    Writes wait meanwhile, those over 5 seconds are told 503; memory must hold the
-    whole database once.
+    Writes wait meanwhile, and after 5 seconds they get 503. Memory must hold the whole
+    database once.
     """
-    with told():
+    with errors_in_one_line():
         schema.verify()
         done = database.obj.write_anew() and database.obj.empty_log()
     if not done:
@@ -159,11 +159,11 @@ def vacuum() -> None:
 @commands.cli.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 def backup(file: Path) -> None:
-    """Copy the database to FILE while it is served, and prove the copy.
+    """Copy the database to FILE while it is in use, and verify the copy.
 
-    FILE must not be there yet; it appears when the copy is proved.
+    FILE must not exist; it appears when the copy is verified.
     """
-    with told():
+    with errors_in_one_line():
         schema.verify()
         held = backups.back_up(file)
     _tell(file, held)
@@ -171,16 +171,16 @@ def backup(file: Path) -> None:
 
 @commands.cli.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Prove FILE, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Verify FILE, and change nothing.")
 def restore(file: Path, dry_run: bool) -> None:
-    """Prove FILE, and put a copy of it in the place of the database.
+    """Verify FILE, and replace the database by a copy of it.
 
-    The service must be stopped. The database that was there is kept beside it.
+    Stop the service first. The replaced database is kept beside the new one.
     """
     target = current_app.extensions["database"].file
     if target is None:
         raise click.ClickException("A database in memory has no place.")
-    with told():
+    with errors_in_one_line():
         if dry_run:
             _tell(file, backups.prove(file))
             if not target.exists():

@@ -1,4 +1,4 @@
-"""Rows out and in: the export, and the lines of an import."""
+"""Rows out and in: the export and the import."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an operator does with files: backup, restore, import."""
+"""The operator's work with files: backup, restore, import."""

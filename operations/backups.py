@@ -1,4 +1,4 @@
-"""Copies of the database that prove themselves, made and put back."""
+"""Backups and their restoration, verified both ways."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Counts = dict[str, int]
 
 
 class NotProved(Exception):
-    """A file is not a whole database of ours; the message says what is wrong."""
+    """A file is not a complete database of Abacus; the message says why."""
 
 
 def counts() -> Counts:
@@ -29,11 +29,11 @@ def counts() -> Counts:
 
 
 def back_up(file: Path) -> Counts:
-    """Copy the database to *file* while it is served, and return what the copy holds.
+    """Copy the database to *file* while it is in use; return the copy's row counts.
 
-    The source is counted and copied in one read transaction, so that the copy must
-    have just these rows, whatever is written meanwhile. The name appears when all
-    is proved; what has the name already stays, and raises FileExistsError.
+    The source is counted and copied in one read transaction, so the copy must have
+    exactly these rows, whatever is written meanwhile. The file appears when it has been
+    verified. An existing file stays, and raises FileExistsError.
     """
     if file.exists():
         raise FileExistsError(f"{file} is there already.")
@@ -44,15 +44,15 @@ def back_up(file: Path) -> Counts:
         copied = prove(draft)
         if copied != held:
             raise NotProved(f"The copy has {copied}, the database {held}.")
-        os.link(draft, file)  # unlike a rename, never onto what is there
+        os.link(draft, file)  # unlike a rename, it never replaces a file
     files.settle(file.parent)
     return held
 
 
 def prove(file: Path) -> Counts:
-    """Return what a copy holds; raise NotProved unless it is whole and its counts true.
+    """Return a copy's row counts; raise NotProved unless it is complete and correct.
 
-    The file is read as it lies there, without any log beside it.
+    The file is read by itself, without a log beside it.
     """
     if files.log_of(file).exists():
         reason = "it is a live database, and no copy of one"
@@ -65,11 +65,11 @@ def prove(file: Path) -> Counts:
 
 
 def _whole() -> Counts:
-    """Return what the open file holds; raise NotProved unless it is whole and ours."""
-    # Before anything of a table is read: it could be a view that never ends.
-    odd = [name for name in database.obj.shape() if not name.startswith("table ")]
-    if odd:
-        raise NotProved(f"The file has what Abacus never makes: a {odd[0]}.")
+    """Return the open file's row counts; raise NotProved unless it is complete."""
+    # Checked before a table is read, which could be a view that never ends.
+    foreign = [name for name in database.obj.shape() if not name.startswith("table ")]
+    if foreign:
+        raise NotProved(f"The file has what Abacus never makes: a {foreign[0]}.")
     identity = Identity.select().first()
     version = identity and identity.schema_version
     if version != SCHEMA_VERSION:
@@ -84,15 +84,15 @@ def _whole() -> Counts:
 
 
 def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
-    """Put a proved copy in the database's place; return what it holds.
+    """Replace the database by a verified copy; return the copy's row counts.
 
-    And where the database is now that was there, if there was one. Raise files.InUse,
-    and change nothing, while anybody has that one open.
+    Also return where the replaced database is, if there was one. Raise files.InUse, and
+    change nothing, while any process has the database open.
     """
-    database.close()  # or a handle of ours would stay on the file that is replaced
+    database.close()  # or our handle would stay on the replaced file
     target = target.resolve()
     if target.exists():
-        files.refuse_open(target)  # before the work; it is asked again below
+        files.refuse_open(target)  # an early check; it is repeated below
     with files.alone(target), _draft(target) as draft:
         held = prove(file)
         with _reading(file):
@@ -109,7 +109,7 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
         files.fold_log(target)
         with files.alone_with(target):
             aside = _aside(target)
-            os.link(target, aside)  # the name is never without a database
+            os.link(target, aside)  # so that the name always has a database
             files.set_aside_log(target, aside)
             draft.replace(target)
         files.settle(target.parent)
@@ -118,7 +118,7 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
 
 @contextmanager
 def _draft(file: Path) -> Iterator[Path]:
-    """Yield a new file in the same folder, which only its owner reads, and drop it."""
+    """Yield a new private file in the same folder, and remove it afterwards."""
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     os.close(handle)
     try:
@@ -129,7 +129,7 @@ def _draft(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Use a file that nobody changes as the database, inside the block."""
+    """Use a file that does not change as the database, inside the block."""
     copy = factory.copy_at(file)
     try:
         with engine.using(copy):
@@ -142,5 +142,5 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def _aside(target: Path) -> Path:
-    """Return the name for the database that is replaced now."""
+    """Return the new name of the database that is being replaced."""
     return target.with_name(f"{target.name}.{columns.utcnow():%Y%m%dT%H%M%S%fZ}")

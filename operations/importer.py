@@ -1,4 +1,4 @@
-"""Assignments and conversions made elsewhere, read from a file."""
+"""The import of assignments and conversions from a file."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class NotReadable(Exception):
 
 
 class TooLong(Exception):
-    """A line, or a record of several, is longer than any that is meant."""
+    """A line, or a record of several lines, is longer than the limit."""
 
 
 UNREADABLE = (csv.Error, TooLong, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]:
-    """Read the whole file aside and yield a sentence for each bad line.
+    """Stage the whole file, and yield a sentence for each bad line.
 
-    A line is told by its number in the file, a record of several lines by its first.
-    Nothing is written to the experiment; memory does not grow with the file.
+    A line is named by its number, a record of several lines by its first. Nothing is
+    written to the experiment, and memory does not grow with the file.
     """
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
@@ -78,9 +78,9 @@ def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]
 
 
 def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
-    """Write what was staged; return lines, users enrolled, conversions counted.
+    """Write the staged lines; return lines, users enrolled, conversions counted.
 
-    A chunk a transaction: a run that is cut off is completed by the next one.
+    Each chunk is a transaction; an interrupted run is completed by the next one.
     """
     lines = enrolled = counted = 0
     for chunk in staging.chunks():
@@ -136,8 +136,8 @@ def _rows(file: Path) -> Iterator[Record]:
 class _Lines:
     """The lines of a file, one at a time.
 
-    Nothing is decoded ahead, so that what is wrong is told with the line in which it
-    stands. A line ends with LF, CRLF or, as Excel for Mac writes it, CR.
+    Nothing is decoded ahead, so that an error has the number of its line. A line ends
+    with LF, CRLF or, as Excel for Mac writes it, CR.
     """
 
     def __init__(self, raw: IO[bytes]) -> None:
@@ -157,7 +157,7 @@ class _Lines:
             self.begin()
 
     def begin(self) -> None:
-        """Let a record begin with the next line."""
+        """Begin a record with the next line."""
         self.first, self._size, self.problem = self._number + 1, 0, None
 
     def __iter__(self) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _read(
     variants: dict[str, str],
     metrics: Metrics,
 ) -> FileLine:
-    """Return what a line says; raise with all that is wrong."""
+    """Return the content of a line; raise ValidationError with all its problems."""
     if isinstance(row, bytes):
         row = loads(row)
     wrong: Any = {}
@@ -255,9 +255,9 @@ def _read(
 
 
 def _number(text: str) -> Decimal | str:
-    """Return the number that a cell says, as JSON would; else the text as it is.
+    """Return the number in a cell, as JSON reads it, or else the text.
 
-    Decimal takes more than JSON: blanks, underscores, digits of other scripts.
+    Decimal accepts more than JSON: blanks, underscores, digits of other scripts.
     """
     try:
         return Decimal(text) if NUMBER.fullmatch(text) else text
@@ -272,7 +272,7 @@ def _message(error: Exception) -> str:
 
 
 class StoredConversion(NamedTuple):
-    """What is stored under an idempotency key."""
+    """The stored conversion of an idempotency key."""
 
     user_id: str
     metric: str
@@ -282,7 +282,7 @@ class StoredConversion(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What the database has of the users and the keys of some lines."""
+    """What the database has about the users and the keys of some lines."""
 
     participants: dict[str, Participant]
     elsewhere: dict[str, list[str]]
@@ -291,7 +291,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def of(cls, experiment: Experiment, lines: Iterable[FileLine]) -> Stored:
-        """Ask for what belongs to these lines."""
+        """Read what belongs to these lines."""
         lines = list(lines)
         users = {line.user_id for line in lines}
         keys = {line.key for line in lines if line.key is not None}
@@ -342,7 +342,7 @@ def _stored_conversions(
 def _contradictions(
     experiment: Experiment, staged: StagedLine, stored: Stored
 ) -> Iterator[str]:
-    """Yield what is wrong with a line because of other lines, or of the database."""
+    """Yield the contradictions of a line with other lines or with the database."""
     line = staged.line
     if line.variant != staged.first_variant:
         before = staged.first_variant
@@ -367,7 +367,7 @@ def _contradictions(
 
 
 def _same(line: FileLine, stored: StoredConversion) -> bool:
-    """Tell whether a line says what is stored under its key."""
+    """Tell whether a line equals what is stored under its key."""
     *body, assigned_at = stored
     # As it would be booked; where that is too early, it contradicts the enrolment.
     occurred_at = line.occurred_at and (

@@ -1,4 +1,4 @@
-"""The lines of an import, kept aside until all of them were checked."""
+"""The staged lines of an import, until all of them have been checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 1_000
 
 
 class FileLine(NamedTuple):
-    """What a line of the file says."""
+    """The content of a line of the file."""
 
     number: int
     user_id: str
@@ -41,7 +41,7 @@ FIELDS: tuple[peewee.Field, ...] = (
 
 
 class StagedLine(NamedTuple):
-    """A line, and what other lines of the file say of its user and its key."""
+    """A line, with what other lines of the file say about its user and its key."""
 
     line: FileLine
     repetition: int
@@ -96,7 +96,7 @@ FROM staged AS here WHERE line > ? ORDER BY line LIMIT ?
 
 
 class Staging:
-    """Lines in a file of their own. Nobody who writes elsewhere waits for it."""
+    """Lines in a database file of their own, which blocks no other writer."""
 
     def __init__(self, database: peewee.SqliteDatabase) -> None:
         self._database = database
@@ -104,7 +104,7 @@ class Staging:
             database.execute_sql(statement)
 
     def add(self, lines: Iterable[FileLine]) -> None:
-        """Keep lines, in their order."""
+        """Store lines, in their order."""
         rows = [
             [field.db_value(cell) for field, cell in zip(FIELDS, line, strict=True)]
             for line in lines

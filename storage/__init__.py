@@ -1,1 +1,1 @@
-"""The database: where it is, how it is written, what its schema must be."""
+"""The database: engine, transactions, column types, schema, migrations."""

@@ -18,7 +18,7 @@ def utcnow() -> datetime:
 
 
 def new_id(prefix: str) -> Callable[[], str]:
-    """Return a maker of ids such as ``exp_4f0c9ba2d17e86b35a10``."""
+    """Return a function that makes ids such as ``exp_4f0c9ba2d17e86b35a10``."""
     return lambda: f"{prefix}_{secrets.token_hex(10)}"
 
 
@@ -28,7 +28,7 @@ MICROSECOND = timedelta(microseconds=1)
 
 
 class Utc(BigIntegerField):
-    """A moment, kept as microseconds since 1970: exact, and days are a division."""
+    """A time, stored as microseconds since 1970: exact, and a day is a division."""
 
     def db_value(self, value: datetime | None) -> int | None:
         return value if value is None else (value - EPOCH) // MICROSECOND
@@ -38,7 +38,7 @@ class Utc(BigIntegerField):
 
 
 class Json(TextField):
-    """A JSON value kept as text, so that keys stay in order and numbers exact."""
+    """A JSON value, stored as text, which keeps the order of keys and exact numbers."""
 
     def db_value(self, value: Any) -> str | None:
         if value is None:
@@ -50,7 +50,7 @@ class Json(TextField):
 
 
 class Exact(TextField):
-    """A decimal number kept as text: no engine of ours rounds it."""
+    """A decimal number, stored as text, so that no engine rounds it."""
 
     def db_value(self, value: Decimal | None) -> str | None:
         return value if value is None else format(value, "f")

@@ -1,4 +1,4 @@
-"""What the service asks of a database engine, and the database of this thread."""
+"""The interface of a database engine, and the database of the present thread."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Trouble(Enum):
 
 
 class Refused(peewee.OperationalError):
-    """A write that was not tried; it has the engine's own name of the reason."""
+    """A write that was not tried, with the engine's own name of the reason."""
 
     def __init__(self, error_name: str, message: str) -> None:
         self.error_name = error_name
@@ -58,15 +58,15 @@ class Engine(peewee.Database, ABC):
     @classmethod
     @abstractmethod
     def blank(cls) -> Engine:
-        """Return an empty database of this engine that nobody else sees."""
+        """Return an empty private database of this engine."""
 
     @abstractmethod
     def open(self) -> None:
-        """Open it, anew where the open one is no longer the one at its address."""
+        """Open it, or reopen it if another one is at its address now."""
 
     @abstractmethod
     def identity(self) -> tuple[int, int] | None:
-        """Return what tells the database at this address from any other."""
+        """Return what distinguishes the database at this address from any other."""
 
     @abstractmethod
     def limit_waiting(self, most: int) -> None:
@@ -74,43 +74,43 @@ class Engine(peewee.Database, ABC):
 
     @abstractmethod
     def can_be_written(self) -> bool:
-        """Tell whether this process may write the database now, if opened anew."""
+        """Tell whether this process could write the database after reopening it."""
 
     @abstractmethod
     def error_name(self, error: BaseException | None) -> str | None:
-        """Return the engine's own name of an error; None where it is not its error."""
+        """Return the engine's own name of an error, or None for any other error."""
 
     @abstractmethod
     def trouble(self, error: BaseException | None) -> Trouble | None:
-        """Return what kind of failure an error is; None where it is no engine's."""
+        """Return the kind of an error of the engine, or None for any other error."""
 
     def probe(self, write: Callable[[], object]) -> None:
-        """Raise Refused where a write does not get through; tried once a second."""
+        """Raise Refused if writes do not work; this is tried once a second."""
         self._probe(self, write)
 
     @abstractmethod
     def creating(self) -> AbstractContextManager[None]:
-        """Hold a lock that one process has at a time while it makes the database."""
+        """Hold the lock of the one process that may create the database."""
 
     @abstractmethod
     def prepare(self) -> None:
-        """Set what a new and empty database keeps for its whole life."""
+        """Set the properties that a new database keeps for ever."""
 
     @abstractmethod
     def refuse_unsafe_version(self) -> None:
-        """Raise NotReady where this version of the engine can lose a commit."""
+        """Raise NotReady if this version of the engine can lose a commit."""
 
     @abstractmethod
     def unsafe_setting(self) -> str | None:
-        """Return the setting with which a commit can be lost, None if there is none."""
+        """Return a setting that can lose a commit, or None."""
 
     @abstractmethod
     def shape(self) -> Shape:
-        """Return the schema that the database has."""
+        """Return the schema of the database."""
 
     @abstractmethod
     def examine_pages(self) -> None:
-        """Read every page; raise NotReady where one is damaged."""
+        """Read every page; raise NotReady if one is damaged."""
 
     @abstractmethod
     def examine(self) -> None:
@@ -118,38 +118,38 @@ class Engine(peewee.Database, ABC):
 
     @abstractmethod
     def damage(self) -> str | None:
-        """Return what is wrong with pages, indexes or foreign keys, None if nothing."""
+        """Return what is wrong with pages, indexes or foreign keys, or None."""
 
     @abstractmethod
     def copy_into(self, file: Path) -> None:
-        """Write a copy of the database, as this transaction sees it, into a file."""
+        """Write a copy of the database, as this transaction sees it, to a file."""
 
     @abstractmethod
     def empty_log(self) -> bool:
-        """Remove the past from the log of writes; tell whether that worked."""
+        """Remove old content from the write-ahead log; tell whether that worked."""
 
     @abstractmethod
     def write_anew(self) -> bool:
-        """Write all content anew, without deleted rows; tell whether that worked."""
+        """Rewrite all content without deleted rows; tell whether that worked."""
 
     @abstractmethod
     def clean(self) -> tuple[bool, bool]:
-        """Do both, the first only if it is quick; tell whether each worked."""
+        """Do both, `write_anew` only if it is quick; tell whether each worked."""
 
     @abstractmethod
     def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
-        """Return the condition that a column has a text in it, letter for letter."""
+        """Return the condition that a column contains a text, case-sensitively."""
 
 
 class Probe:
-    """Whether a write gets through: tried for real, at most once a second."""
+    """A test whether writes work, which writes at most once a second."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next, self._failure = 0.0, ""
 
     def __call__(self, tried: Engine, write: Callable[[], object]) -> None:
-        """Raise Refused where the last try failed, by whichever thread made it."""
+        """Raise Refused if the last try failed, in whatever thread."""
         if self._lock.acquire(blocking=False):
             try:
                 if time.monotonic() >= self._next:
@@ -170,7 +170,7 @@ class Probe:
 
 
 class Entered(NamedTuple):
-    """A database that was entered, and what had been entered before it."""
+    """A database that was entered, and the one that was entered before it."""
 
     database: Engine
     before: Entered | None
@@ -194,7 +194,7 @@ def leave() -> None:
 def using(entered: Engine) -> Iterator[Engine]:
     """Make every query inside the block go to this database.
 
-    It holds for this thread alone: another one enters the database itself.
+    This holds only for this thread; another thread enters the database itself.
     """
     enter(entered)
     try:
@@ -204,9 +204,9 @@ def using(entered: Engine) -> Iterator[Engine]:
 
 
 class Current(peewee.DatabaseProxy):
-    """The database that was entered last: an app enters its own with its context.
+    """The database that was entered last; an app context enters the app's own.
 
-    The tables belong to it, so that two apps in one process have two databases.
+    All tables use it, so two apps in one process have two databases.
     """
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ database = Current()
 
 
 def streamed(rows: Iterator[Row]) -> Iterator[Row]:
-    """Return *rows* so that each is read from the database that is current now.
+    """Return *rows* so that each one is read from the database that is current now.
 
     A streamed answer is read after its request's context has ended.
     """
@@ -242,5 +242,5 @@ def streamed(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def connect() -> None:
-    """Open the database, anew where the open one is no longer at its address."""
+    """Open the database, or reopen it if another one is at its address now."""
     database.obj.open()

@@ -1,4 +1,4 @@
-"""Which engine a database has: chosen by its URL, or by its file."""
+"""The choice of the engine, by the URL or the file of a database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.sqlite import Sqlite
 def database_at(url: str) -> Engine:
     """Return the database at this URL; nothing is opened before it is used.
 
-    Raise NotReady where it is no URL of playhouse.db_url that we know.
+    Raise NotReady if the URL names no engine that is supported.
     """
     scheme = url.partition(":")[0]
     if scheme != "sqlite":
@@ -24,10 +24,10 @@ def database_at(url: str) -> Engine:
 
 
 def copy_at(file: Path) -> Engine:
-    """Return the copy of a database that a file is, to be read as it lies there."""
+    """Return the database in a file that is a copy, for reading only."""
     return Sqlite.copy_at(file)
 
 
 def is_database(file: Path) -> bool:
-    """Tell whether a file is a database of an engine; nothing but a file is opened."""
+    """Tell whether a file is a database; only regular files are opened."""
     return files.is_database(file)

@@ -1,4 +1,4 @@
-"""The file of an SQLite database: who has it open, its log, its place in a folder."""
+"""The files of an SQLite database: locks, write-ahead log, replacement."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SHARED_FIRST, SHARED_SIZE = 2**30 + 2, 510
 
 
 class InUse(Exception):
-    """Somebody has the database open."""
+    """A process has the database open."""
 
 
 def is_database(file: Path) -> bool:
-    """Tell whether this is a file of SQLite; nothing but a file is opened."""
+    """Tell whether this is an SQLite file; only regular files are opened."""
     if not S_ISREG(file.lstat().st_mode):
         return False
     handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -42,7 +42,7 @@ def is_database(file: Path) -> bool:
 
 @contextmanager
 def alone(file: Path | None) -> Iterator[None]:
-    """Hold the directory's lock: of several that create at once, one does."""
+    """Hold the folder's lock, so that only one process at a time creates files."""
     if file is None:
         yield
         return
@@ -57,7 +57,7 @@ def alone(file: Path | None) -> Iterator[None]:
 
 @contextmanager
 def alone_with(file: Path) -> Iterator[None]:
-    """Keep everybody else from opening the database; raise InUse where one has."""
+    """Keep others from opening the database; raise InUse if one has it open."""
     handle = os.open(file, os.O_RDWR)
     how = fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
@@ -72,13 +72,13 @@ def alone_with(file: Path) -> Iterator[None]:
 
 
 def refuse_open(file: Path) -> None:
-    """Raise InUse where anybody has the database open."""
+    """Raise InUse if any process has the database open."""
     with alone_with(file):
         pass
 
 
 def is_open(file: Path) -> bool:
-    """Tell whether anybody has the database open."""
+    """Tell whether any process has the database open."""
     try:
         refuse_open(file)
     except InUse:
@@ -93,13 +93,13 @@ def log_of(file: Path) -> Path:
 
 
 def keep_log(file: Path) -> None:
-    """Make the database one that has a write-ahead log."""
+    """Switch the database to write-ahead logging."""
     with closing(driver.connect(str(file))) as connection:
         connection.execute("PRAGMA journal_mode = wal")
 
 
 def fold_log(file: Path) -> None:
-    """Fold the log of a database into it, unless it is too broken to be opened."""
+    """Move the log's content into the database, unless it cannot be opened."""
     with suppress(DriverError):
         for mode in ("ro", "rw"):  # the last to close it folds its log into it
             uri = f"file:{quote(str(file.absolute()))}?mode={mode}"
@@ -108,7 +108,7 @@ def fold_log(file: Path) -> None:
 
 
 def set_aside_log(file: Path, aside: Path) -> None:
-    """Move a log away: beside another database, it would be folded into that."""
+    """Move a log away, because it would be applied to a new database of the name."""
     for suffix in ("-wal", "-shm"):
         log = file.with_name(file.name + suffix)
         if log.exists():
@@ -116,13 +116,13 @@ def set_aside_log(file: Path, aside: Path) -> None:
 
 
 def remove(file: Path) -> None:
-    """Remove a database that nobody uses, with all that lies beside it."""
+    """Remove a database that is not in use, with its log."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         file.with_name(file.name + suffix).unlink(missing_ok=True)
 
 
 def settle(folder: Path) -> None:
-    """Make the folder's names survive a power cut."""
+    """Flush the folder, so that its names survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What brings a database from each schema version to the next, as it was then."""
+"""The SQL that migrates each schema version to the next, unchanged since then."""
 
 from __future__ import annotations
 

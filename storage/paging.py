@@ -1,4 +1,4 @@
-"""Lists in pages: by number for people, by cursor for programs."""
+"""Paged lists: by page number for people, by cursor for programs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LARGEST = 2**63 - 1  # what an integer of the database holds
 
 
 class BadCursor(Exception):
-    """The cursor is not one of this list with these filters."""
+    """The cursor does not belong to this list with these filters."""
 
 
 class Fence(NamedTuple):
-    """The moment at which a walk began; what was written later is beyond it."""
+    """The moment when a walk began; later writes are beyond it."""
 
     change: int = 0
     """The id of the last entry in the history, which has an order of its own."""
@@ -28,7 +28,7 @@ class Fence(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a walk stands. Integers only: a cursor stands in URLs and in logs."""
+    """The position of a walk. Only integers, because cursors are in URLs and logs."""
 
     fence: Fence
     place: int
@@ -48,9 +48,9 @@ class Cursor(NamedTuple):
 
     @classmethod
     def read(cls, text: str, listed: Sequence[Any]) -> Cursor:
-        """Return the cursor that a client sends back; raise BadCursor if it is none.
+        """Return the cursor that a client sent; raise BadCursor if it is not valid.
 
-        It has to be what `text` would write: nothing altered, and of this list.
+        It must be exactly what `text` writes for this list.
         """
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
@@ -67,7 +67,7 @@ class Cursor(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A page of a list, and where it stands in it."""
+    """A page of a list, and its position."""
 
     rows: list[Any]
     total: int
@@ -82,7 +82,7 @@ class Listing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Which rows of a list are asked for."""
+    """The requested part of a list."""
 
     number: int = 1
     limit: int = 20
@@ -153,7 +153,7 @@ class Page(NamedTuple):
         start: Cursor,
         query: Callable[[Fence | None], Any],
     ) -> Cursor:
-        """Return the cursor behind the rows that are shown."""
+        """Return the cursor after the rows that are shown."""
 
         def place(row: Any) -> int:
             return int(newest.db_value(getattr(row, newest.name)))

@@ -1,4 +1,4 @@
-"""A database made, migrated, verified."""
+"""Creating, migrating and verifying a database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PASSING = {Trouble.BUSY, Trouble.FULL, Trouble.READ_ONLY, Trouble.GONE, Trouble.
 
 
 class Identity(Table):
-    """One row: this is a database of Abacus, and its schema has this version."""
+    """One row that identifies a database of Abacus, with its schema version."""
 
     id = TextField(primary_key=True, default=new_id("abacus"))
     schema_version = IntegerField()
@@ -63,7 +63,7 @@ def create(made: Engine, tables: Sequence[type[Table]]) -> str:
 
 
 def _found_version() -> int | None:
-    """Return the schema version of the open database, None where it is not ours."""
+    """Return the schema version of the open database, or None if it is not ours."""
     # That column alone: of another version it may have others.
     if not Identity.table_exists():
         return None
@@ -71,7 +71,7 @@ def _found_version() -> int | None:
 
 
 def _migrate() -> bool:
-    """Bring a database of ours to this schema, whole or not at all; say if it was."""
+    """Migrate the database in one transaction; tell whether that was necessary."""
     with database.atomic():
         found = _found_version()
         if found is None or not 1 <= found < SCHEMA_VERSION:
@@ -84,13 +84,13 @@ def _migrate() -> bool:
 
 
 def probe() -> None:
-    """Raise Refused where a write does not get through now."""
+    """Raise Refused if writes do not work now."""
     database.obj.probe(lambda: Identity.update(probed_at=utcnow()).execute())
 
 
 @cache
 def _shape_of_new(kind: type[Engine], tables: tuple[type[Table], ...]) -> Shape:
-    """Return the schema of a database that is made now."""
+    """Return the schema of a new database."""
     with using(kind.blank()) as new:
         new.create_tables(tables)
         made = new.shape()
@@ -101,7 +101,7 @@ def _shape_of_new(kind: type[Engine], tables: tuple[type[Table], ...]) -> Shape:
 def alterations(tables: Sequence[type[Table]]) -> list[str]:
     """Return how the schema differs from that of a new database, in words.
 
-    What is not ours (a trigger, a view, another table) comes first.
+    Foreign objects (a trigger, a view, another table) come first.
     """
     here = database.obj
     wanted = _shape_of_new(type(here), tuple(tables))
@@ -121,10 +121,10 @@ def _differences(wanted: Shape, found: Shape) -> Iterator[str]:
 
 
 def refuse_altered(tables: Sequence[type[Table]]) -> None:
-    """Raise NotReady where the schema is not that of a new database.
+    """Raise NotReady if the schema is not that of a new database.
 
-    A trigger would run with every write, and a rule that is missing would hold
-    nothing: neither is seen in the rows.
+    A trigger would run with every write, and a missing constraint would not hold;
+    neither shows in the rows.
     """
     if found := alterations(tables):
         raise NotReady(

@@ -1,4 +1,4 @@
-"""A database for intermediate results that are too many for memory."""
+"""A temporary database for data that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import peewee
 def scratch(folder: Path | None) -> Iterator[peewee.SqliteDatabase]:
     """Yield an empty SQLite database in a file in this folder, and drop it.
 
-    It is SQLite whatever engine the service has. The file has no name from the start,
-    so that it goes with the process, however that ends. A temporary table would stand
-    in memory, as the driver is compiled.
+    It is SQLite, whatever engine the service has. The file is unlinked at once, so that
+    it disappears with the process. A temporary table would be in memory, because of how
+    the driver is compiled.
     """
     with tempfile.NamedTemporaryFile(dir=folder) as file:  # mode 0600
         database = peewee.SqliteDatabase(

@@ -21,11 +21,11 @@ TOKEN = re.compile(
 
 
 def shape(database: peewee.Database) -> Shape:
-    """Return what the schema has: each table with its facts, and all else by name.
+    """Return the schema: the facts of each table, and the names of everything else.
 
-    The text of a migrated schema differs from that of a new one, so columns and
-    rules stand in no order here, and spaces do not count. What SQLite keeps for
-    itself, such as its statistics, is left out.
+    The SQL of a migrated schema differs from that of a new one, so the order of columns
+    and constraints and the spaces are ignored. SQLite's own tables, such as its
+    statistics, are left out.
     """
     found: Shape = {}
     texts: dict[str, str] = {}
@@ -107,7 +107,7 @@ def _foreign_keys(database: peewee.Database, table: str) -> set[str]:
 
 
 def _tokens(text: str) -> list[str]:
-    """Return the words and signs of SQL; only what is quoted keeps its case."""
+    """Return the tokens of SQL; only quoted ones keep their case."""
     return [
         token if token[0] in "'\"" else token.lower()
         for token in TOKEN.findall(text)
@@ -116,7 +116,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _rules(text: str) -> set[str]:
-    """Return the checks of a table, and the clauses that no pragma tells."""
+    """Return the checks of a table, and the clauses that no pragma reports."""
     words = _tokens(text)
     rules: list[str] = []
     place = 0

@@ -1,4 +1,4 @@
-"""SQLite: its locks, its files, its names for what goes wrong."""
+"""The SQLite engine: locks, errors, settings, maintenance."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ TROUBLES = {
 def error_name(error: BaseException | None) -> str | None:
     """Return SQLite's name of an error, such as SQLITE_FULL.
 
-    The last error may be one of tidying up, and SQLITE_ERROR says nothing; then
-    the one before it is asked.
+    The last error may come from a rollback, and SQLITE_ERROR is unspecific; then the
+    error before it is used.
     """
     name = None
     while error is not None:
@@ -72,10 +72,10 @@ def error_name(error: BaseException | None) -> str | None:
 
 
 class Turns:
-    """Whose turn it is to write, of this process's threads: who came first.
+    """The queue of this process's threads that wait to write.
 
-    The first in the line has the turn. At most *most* stand in it: the threads
-    that are left always find the time to read, and to say that they live.
+    The first thread in the queue has the turn. At most *most* threads may wait, so that
+    the others can always read and answer health checks.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Turns:
         self._line: deque[tuple[int, threading.Lock]] = deque()
 
     def take(self, seconds: float) -> None:
-        """Wait for the turn; raise Refused where that takes too long."""
+        """Wait for the turn; raise Refused if that takes too long."""
         turn = threading.Lock()
         turn.acquire()
         place = threading.get_ident(), turn
@@ -102,7 +102,7 @@ class Turns:
                 raise Refused("SQLITE_BUSY", "The other writers took too long.")
 
     def give(self) -> None:
-        """Let the next one write, if this thread has the turn."""
+        """Let the next thread write, if this one has the turn."""
         with self._lock:
             if self._line and self._line[0][0] == threading.get_ident():
                 self._line.popleft()
@@ -111,11 +111,11 @@ class Turns:
 
 
 class Sqlite(Engine, peewee.SqliteDatabase):
-    """SQLite with a line before its write lock.
+    """SQLite with a queue before its write lock.
 
-    SQLite's own wait is a poll that slows down, and under load the unlucky wait
-    for seconds. Here threads take turns, and the one whose turn it is asks every
-    millisecond, for as long as its patience lasts from when it came.
+    SQLite's own wait polls more and more slowly, so that under load some writers wait
+    for seconds. Here threads take turns, and the first one tries every millisecond
+    until its time is over.
     """
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
@@ -130,13 +130,13 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     @classmethod
     def at(cls, file: Path | None) -> Sqlite:
-        """Return the database that is served from this file, or in memory."""
+        """Return the database in this file, or in memory."""
         # mode=rw: a missing database is an error, never a new and empty one.
         return cls(file, "mode=rw", **SETTINGS)
 
     @classmethod
     def copy_at(cls, file: Path) -> Sqlite:
-        """Return a database in a file that nobody changes, to be read."""
+        """Return the database in a file that does not change, for reading."""
         # A file from elsewhere runs no function from within its schema.
         unsafe = {"trusted_schema": 0}
         return cls(file.absolute(), "mode=ro&immutable=1", pragmas=unsafe)
@@ -284,10 +284,10 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             self.connection().backup(copy)
 
     def empty_log(self) -> bool:
-        """Move the write-ahead log into the database and empty it; say if that worked.
+        """Move the write-ahead log into the database and empty it; tell if that worked.
 
-        Pages of the past stand in it until then. A reader can be in the way; it is
-        not waited for long, because writers wait meanwhile.
+        Until then it contains old pages. A reader can prevent it, and is not waited for
+        long, because writers wait meanwhile.
         """
         self.pragma("busy_timeout", 500)
         try:
@@ -297,11 +297,11 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         return not busy
 
     def write_anew(self) -> bool:
-        """Write every page anew; say if it worked, or was too busy for it.
+        """Rewrite every page; tell if it worked or the database was too busy.
 
-        When SQLite moves rows from a page to another it may leave copies in the part
-        of the page that is not in use, which secure_delete does not reach. New pages
-        have none. Writers wait meanwhile, and memory holds the database once.
+        When SQLite moves rows between pages, it may leave copies in unused parts of a
+        page, which secure_delete does not overwrite. New pages have none. Writers wait
+        meanwhile, and memory must hold the database once.
         """
         try:
             self.execute_sql("VACUUM")
@@ -312,9 +312,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         return True
 
     def clean(self) -> tuple[bool, bool]:
-        """Leave no copy of what was overwritten; say if file, and log, have none.
+        """Remove copies of overwritten content; tell if file and log have none left.
 
-        A file that is large is left to `write_anew` at a better time.
+        A large file is left to `write_anew` at a better time.
         """
         size = self.pragma("page_count") * self.pragma("page_size")
         return size <= SMALL and self.write_anew(), self.empty_log()
@@ -327,7 +327,7 @@ _databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()
 
 
 def _close_before_fork() -> None:
-    """Close what this thread has open of any database, also where one cannot be."""
+    """Close every database that this thread has open, even if one close fails."""
     with ExitStack() as stack:
         for one in tuple(_databases):
             if not one.is_closed():
@@ -340,7 +340,7 @@ os.register_at_fork(before=_close_before_fork)
 
 
 def refuse_affected(version: tuple[int, ...]) -> None:
-    """Raise NotReady where this version of SQLite can lose a commit."""
+    """Raise NotReady if this version of SQLite can lose a commit."""
     mended = any(version[:2] == fix[:2] and version >= fix for fix in MENDED)
     if version < FIXED and not mended:
         number = ".".join(map(str, version))

@@ -22,10 +22,10 @@ class Table(Model):
 
     @classmethod
     def insert_many(cls, rows: Iterable[Mapping[str, Any]], fields: Any = None) -> Any:
-        """Return the insert of these rows; raise ValueError where their columns differ.
+        """Return the insert of these rows; raise ValueError if their columns differ.
 
-        peewee takes the columns from the first row, and what only a later row has
-        would be stored as null without a word.
+        peewee takes the columns from the first row. Other columns of a later row would
+        silently be stored as null.
         """
         rows = list(rows)
         for row in rows[1:]:
@@ -43,10 +43,9 @@ class Table(Model):
     ) -> None:
         """Insert rows, whose values are those of *fields*, in this order.
 
-        With *over*, a row that is there with the same values of those is replaced.
-        The statement is made once and run for each row. insert_many() makes one that
-        spells every row, which takes most of the time that a batch holds the write
-        lock.
+        With *over*, an existing row with the same values of those columns is replaced.
+        The statement is compiled once and run for each row. The one long statement of
+        insert_many() would take most of the time that a batch holds the write lock.
         """
         rows = [
             [field.db_value(value) for field, value in zip(fields, row, strict=True)]
@@ -73,8 +72,8 @@ class Table(Model):
 def one_of(field: peewee.Field, values: Sequence[str] | Sequence[int]) -> Any:
     """Return the condition that a field has one of these values, as stored.
 
-    It says what field.in_() says, without a node for each value: those take longer
-    than the query, and a batch asks for its users under the write lock.
+    It equals field.in_() without a node for each value. Those would take longer than
+    the query, and a batch looks up its users under the write lock.
     """
     marks = ",".join([database.param] * len(values))
     return peewee.NodeList((field, SQL(f"IN ({marks})", values)))

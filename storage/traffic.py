@@ -1,4 +1,4 @@
-"""Long work lets short requests go first."""
+"""Priority of short requests over long work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Row = TypeVar("Row")
 
 
 class Traffic:
-    """How many quick requests this process is answering now.
+    """The number of quick requests that this process is answering.
 
-    Work that takes seconds lets them go first. They share one interpreter with it,
-    and would wait for it at each of the twenty times that a write gives it up.
+    Work that takes seconds lets them go first. All threads share one interpreter, and a
+    write releases it about twenty times, each of which could be a wait.
     """
 
     PAUSE = 0.001  # seconds; about three times as long as the work between two pauses
@@ -24,17 +24,17 @@ class Traffic:
         self.quick = 0
 
     def enter(self) -> None:
-        """Count a quick request in."""
+        """Count a quick request."""
         with self._lock:
             self.quick += 1
 
     def leave(self) -> None:
-        """Count it out: it was answered, or turned out to take seconds."""
+        """Stop counting it: it was answered, or it takes seconds."""
         with self._lock:
             self.quick -= 1
 
     def pause(self) -> None:
-        """Pause once if quick requests are being answered: never for long."""
+        """Pause for a moment if quick requests are being answered."""
         if self.quick > 0:
             time.sleep(self.PAUSE)
 
@@ -43,7 +43,7 @@ traffic = Traffic()  # of the process, as its interpreter is
 
 
 def giving_way(rows: Iterable[Row], every: int) -> Iterator[Row]:
-    """Yield the rows, and before each *every* of them let quick requests go first."""
+    """Yield the rows, and let quick requests go first before each *every* of them."""
     for number, row in enumerate(rows):
         if number % every == 0:
             traffic.pause()

@@ -129,6 +129,21 @@ def test_inside_a_package_imports_only_look_down_too(package):
         below |= floor
 
 
+def test_no_file_has_over_700_lines_and_no_function_over_40():
+    sources = [file for module in set().union(*FLOORS) for file in files_of(module)]
+    lengths = {file: file.read_text().count("\n") for file in sources}
+    functions = {
+        f"{file}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in sources
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+    assert len(lengths) > 60 and len(functions) > 600
+    assert {file: lines for file, lines in lengths.items() if lines > 700} == {}
+    assert {name: lines for name, lines in functions.items() if lines > 40} == {}
+
+
 def test_one_driver_opens_the_database():
     for module in set().union(*FLOORS):
         assert "sqlite3" not in heads_of(module), module

@@ -289,10 +289,10 @@ def _flat(row: Any, path: str = "") -> dict[str, Any]:
 
 
 def _visible(text: str) -> str:
-    """Return the text without what hides, moves or shifts what is beside it.
+    """Return the text without characters that hide, move or shift others.
 
-    A control character is shown as "?". What takes no room is left out, but for two
-    marks on a letter: more would be drawn over the lines above and below.
+    A control character is shown as "?". Characters without a width are left out, except
+    two marks on a letter; more would be drawn over the lines above and below.
     """
     kept: list[str] = []
     marks = 0
@@ -316,7 +316,7 @@ def _is_mark(letter: str) -> bool:
 
 
 def _clipped(text: str, width: int = NAME) -> str:
-    """Return the visible text in at most so many columns."""
+    """Return the visible text, clipped to this many columns."""
     text = _visible(text)
     taken, kept = 0, 0
     for letter in text:
@@ -327,16 +327,16 @@ def _clipped(text: str, width: int = NAME) -> str:
 
 
 def _fixed(number: Any, places: int) -> str:
-    """Return a number with so many places; what rounds to 0 has no sign."""
+    """Return a number with this many decimals; one that rounds to 0 has no sign."""
     text = f"{number:,.{places}f}"
     return text if text.strip("-0.,") else text.removeprefix("-")
 
 
 def _shares(column: Sequence[float], *intervals: Interval) -> int:
-    """Return the decimals of a column of rates in percent, the same for all.
+    """Return the number of decimals for a column of rates in percent.
 
-    Each shows two digits of what it is from the nearer end, 0 % or 100 %, and of
-    what it is from the others; and no interval that has a width seems to have none.
+    Each rate shows two digits of its distance from the nearer end (0 % or 100 %) and
+    from the other rates, and no interval with a width appears to have none.
     """
     rates = [100 * float(share) for share in column]
     wanted = [decimals(min(rate, 100 - rate), 2, NOISE) for rate in rates]
@@ -350,7 +350,7 @@ def _percent(share: float, places: int) -> str:
 
 
 def _chance(share: float | None) -> str:
-    """Return a probability in percent; none but 0 and 1 is shown as 0 or 100."""
+    """Return a probability in percent; only 0 and 1 are shown as 0 and 100."""
     if share is None:
         return NONE
     if 0.9995 <= share < 1:
@@ -359,7 +359,7 @@ def _chance(share: float | None) -> str:
 
 
 def _lifts(column: Iterable[float | None]) -> int:
-    """Return the decimals of a column of lifts in percent, the same for all."""
+    """Return the number of decimals for a column of lifts in percent."""
     lifts = [100 * lift for lift in column if lift is not None]
     wanted = [decimals(lift, 2, NOISE) for lift in lifts]
     return min(max(1, decimals_apart(lifts, NOISE), *wanted), MOST_OF_LIFTS)
@@ -376,10 +376,10 @@ def _lift(share: float | None, places: int) -> str:
 
 
 def _amounts(column: Sequence[Any]) -> list[str]:
-    """Return the numbers of a column with as many places each, and no exponent.
+    """Return the numbers of a column with equally many decimals and no exponent.
 
-    Whole numbers have none. Others have two, or more where a small one or a small
-    difference is seen only then.
+    Whole numbers have none. Others have two, or more if a small number or difference
+    needs them.
     """
     numbers = [Decimal(str(number)) for number in column]
     if all(number == number.to_integral_value() for number in numbers):
@@ -429,7 +429,7 @@ def plain(sheet: Sheet) -> str:
 
 
 def _fitted(grid: Grid) -> str:
-    """Return the table in 80 columns: a drawing gives way to digits."""
+    """Return the table in 80 columns; a drawing is left out if it does not fit."""
     drawn = _drawn(grid, "simple")
     if max(map(wcswidth, drawn.splitlines())) > WIDTH and not grid.headers[-1]:
         rows = [row[:-1] for row in grid.rows]
@@ -471,8 +471,8 @@ def _drawn(grid: Grid, form: str) -> str:
 def comma_separated(sheet: Sheet) -> str:
     """Return the figures as CSV (RFC 4180) with a header line.
 
-    It is to be looked at in a spreadsheet, and nothing reads it back. So an
-    apostrophe stands also where a formula could begin that an export has to keep.
+    It is for spreadsheets, and no program reads it back. So it has an apostrophe
+    wherever a formula could begin, also where an export must not have one.
     """
     names = list(dict.fromkeys(name for row in sheet.figures for name in row))
     # The control has no comparison where the others have one of many figures.
