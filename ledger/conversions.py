@@ -301,7 +301,7 @@ def _same(
     when the first one was received, and an event shortly before the enrolment
     occurred at the enrolment; see `_occurred`.
     """
-    return (
+    return bool(
         earlier.assignment_id == participant.id
         and earlier.metric == receipt.metric
         and earlier.value == event.value

@@ -64,10 +64,11 @@ def create(made: Engine, tables: Sequence[type[Table]]) -> str:
 
 def _found_version() -> int | None:
     """Return the schema version of the open database, or None if it is not ours."""
-    # That column alone: of another version it may have others.
+    # Only that column, because another version may have other ones.
     if not Identity.table_exists():
         return None
-    return Identity.select(Identity.schema_version).scalar()
+    version: int | None = Identity.select(Identity.schema_version).scalar()
+    return version
 
 
 def _migrate() -> bool:

@@ -120,7 +120,7 @@ class Documented(fields.Field[Any]):
         super().__init__(metadata=metadata, **options)
 
 
-class Items(fields.List):
+class Items(fields.List[Any]):
     """A list whose length is checked before its items are.
 
     At most 100 wrong items are reported.
