@@ -32,13 +32,6 @@ AROUND_NULL = 0.95
 CLIP = 1e-7
 
 
-class Evidence(NamedTuple):
-    """What the counts say against "no effect", however often one looks."""
-
-    p_value: float
-    log_e_value: float
-
-
 def nuisance_level(comparisons: int) -> float:
     """Return the part of alpha spent on the pooled rate.
 

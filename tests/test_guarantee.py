@@ -72,7 +72,7 @@ def test_no_bet_can_be_expected_to_win_under_the_null():
         for ratio, shift in [(1, 0), (1, 0.1), (1, -0.3), (1.2, 0), (0.5, 0), (3, 0)]:
             rates = evidence.alternatives(pooled, np.asarray(share), np.exp(sizes))
             null = [np.asarray(float(each)) for each in (share, ratio, shift)]
-            s = stats.project(*rates, *null)
+            s = stats.contrasts.project(*rates, *null)
             t = ratio * s + shift
             low, high = max(0, -shift / ratio), min(1, (1 - shift) / ratio)
             for true in np.linspace(low, high, 51):
@@ -103,7 +103,7 @@ def test_no_bet_can_be_expected_to_win_under_the_null():
 def test_the_accepted_differences_and_lifts_are_an_interval(control, treatment):
     counts, threshold = table(control, treatment), -math.log(0.05 - 1e-4)
     share = np.array([treatment[0] / (control[0] + treatment[0])])
-    found = stats.always_valid_limits(counts, share, 0.05)
+    found = stats.evidence.always_valid_limits(counts, share, 0.05)
     differences = np.linspace(-0.999, 0.999, 251)
     ratios = np.exp(np.linspace(-6, 6, 251))
 
@@ -266,7 +266,7 @@ def test_skewed_revenue_raises_few_false_alarms_at_any_look():
                 for arm in range(2)
             ]
             found = (
-                stats.always_valid_means(*samples, 0.95),
+                stats.means.always_valid_means(*samples, 0.95),
                 stats.welch(*samples, 0.95),
             )
             alarms[run] |= [each.p_value < 0.05 for each in found]
@@ -297,7 +297,9 @@ def test_looking_often_at_a_sound_split_raises_no_alarm():
         for name, share in (("sound", 0.5), ("broken", 0.54)):
             treated = np.cumsum(draw.binomial(200, share, 50))
             alarms[name] += any(
-                stats.sample_ratio_mismatch([200 * (i + 1) - t, t], (50, 50)).detected
+                stats.splits.sample_ratio_mismatch(
+                    [200 * (i + 1) - t, t], (50, 50)
+                ).detected
                 for i, t in enumerate(treated.tolist())
             )
 
@@ -309,7 +311,7 @@ def test_looking_often_at_a_sound_split_raises_no_alarm():
     ("call", "message"),
     [
         (lambda: stats.analyse(SEED_ARMS[:1]), "two variants"),
-        (lambda: stats.sample_ratio_mismatch([1, 2], (0, 100)), "above 0"),
+        (lambda: stats.splits.sample_ratio_mismatch([1, 2], (0, 100)), "above 0"),
         (lambda: stats.plan_sample_size(0.1, 0.02, users_per_day=0), "above 0"),
         (lambda: _simulated(looks=200), "looks"),
         (lambda: _simulated(effect=0.95), "between 0 and 1"),
@@ -327,7 +329,7 @@ def _simulated(effect=0.1, looks=10):
 
 
 def test_an_effect_that_too_few_users_can_never_show_is_unknown():
-    assert stats.minimum_detectable_effect(0.5, 3) is None
+    assert stats.planning.minimum_detectable_effect(0.5, 3) is None
 
 
 # ---------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def test_an_effect_that_too_few_users_can_never_show_is_unknown():
 def test_importing_costs_neither_numpy_nor_scipy():
     code = (
         "import sys, stats; assert not {'numpy', 'scipy'} & set(sys.modules);"
-        "stats.posterior([(1, 2), (1, 2)]);"
+        "stats.posterior.posterior([(1, 2), (1, 2)]);"
         "assert 'scipy.special' in sys.modules;"
         "assert not {'scipy.stats', 'scipy.optimize'} & set(sys.modules)"
     )

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stats
-from stats import Arm, Plan, Tables, ValueSums
+from stats import Arm, Plan, Tables, ValueSums, planning
+from stats.posterior import Beta
 
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "cases" / "reference_cases.json").read_text())["cases"]
@@ -99,16 +100,16 @@ def arm_counts(inputs):
 
 def wilson(inputs):
     n, x = inputs["n"], inputs["conversions"]
-    interval = stats.wilson_interval(x, n, 1 - inputs["alpha"])
+    interval = stats.rates.wilson_interval(x, n, 1 - inputs["alpha"])
     return {
-        "conversionRate": stats.conversion_rate(x, n),
+        "conversionRate": stats.rates.conversion_rate(x, n),
         "ci": [interval.lower, interval.upper],
     }
 
 
 def rate_cs(inputs):
     level = 1 - inputs["alpha"]
-    interval = stats.always_valid_rate_interval(
+    interval = stats.rates.always_valid_rate_interval(
         inputs["conversions"], inputs["n"], level
     )
     return {"ci": [interval.lower, interval.upper]}
@@ -116,7 +117,7 @@ def rate_cs(inputs):
 
 def score_limits(inputs):
     critical = scipy.stats.norm.isf(inputs["alpha"] / 2)
-    return stats.score_limits(table(*arm_counts(inputs)), critical)
+    return stats.contrasts.score_limits(table(*arm_counts(inputs)), critical)
 
 
 def ends(limits, minus=0.0):
@@ -138,7 +139,7 @@ def score_ratio(inputs):
 def z_test(inputs):
     counts = table(*arm_counts(inputs))
     return {
-        "z": stats.pooled_score(counts)[0],
+        "z": stats.contrasts.pooled_score(counts)[0],
         "pValue": stats.fixed_horizon_p_value(counts)[0],
     }
 
@@ -146,7 +147,7 @@ def z_test(inputs):
 def bayes(inputs):
     assert inputs["prior"] == [1, 1]
     arms = [(arm["conversions"], arm["n"]) for arm in inputs["arms"]]
-    result = stats.posterior(arms, stats.Beta(1, 1))
+    result = stats.posterior.posterior(arms, Beta(1, 1))
     return {
         "probabilityBest": result.probability_best,
         "expectedLoss": result.expected_loss,
@@ -154,20 +155,20 @@ def bayes(inputs):
 
 
 def srm_chi2(inputs):
-    result = stats.sample_ratio_mismatch(inputs["counts"], inputs["splits"])
+    result = stats.splits.sample_ratio_mismatch(inputs["counts"], inputs["splits"])
     return {"chi2": result.chi_square, "pValue": result.chi_square_p_value}
 
 
 def srm_sequential(inputs):
     counts, splits = inputs["counts"], inputs["splits"]
     return {
-        "eValue": stats.mismatch_e_value(counts, splits),
-        "pValue": stats.sample_ratio_mismatch(counts, splits).p_value,
+        "eValue": stats.splits.mismatch_e_value(counts, splits),
+        "pValue": stats.splits.sample_ratio_mismatch(counts, splits).p_value,
     }
 
 
 def holm(inputs):
-    return {"adjusted": stats.holm(inputs["pValues"])}
+    return {"adjusted": stats.multiplicity.holm(inputs["pValues"])}
 
 
 def welch(inputs):
@@ -193,13 +194,13 @@ def sample_size(inputs):
     ratio = inputs.get("ratio", 1)
     if "nPerArm" in inputs and "power" in inputs:
         n = inputs["nPerArm"]
-        effect = stats.minimum_detectable_effect(
+        effect = planning.minimum_detectable_effect(
             rates[0], n, alpha, inputs["power"], ratio
         )
         return {"mde": effect}
     if "nPerArm" in inputs:
-        return {"power": stats.power_at(*rates, inputs["nPerArm"], alpha, ratio)}
-    return {"nPerArm": stats.sample_size(*rates, alpha, inputs["power"], ratio)}
+        return {"power": planning.power_at(*rates, inputs["nPerArm"], alpha, ratio)}
+    return {"nPerArm": planning.sample_size(*rates, alpha, inputs["power"], ratio)}
 
 
 def av_exact(inputs):
@@ -240,9 +241,9 @@ def test_a_reference_value_is_met_within_its_tolerance(case):
     ],
 )
 def test_size_power_and_effect_are_three_views_of_one_formula(n, p1, p2, power):
-    assert stats.sample_size(p1, p2, 0.05, power) == pytest.approx(n, abs=0.05)
-    assert stats.power_at(p1, p2, n) == pytest.approx(power, abs=1e-3)
-    effect = stats.minimum_detectable_effect(p1, n, power=power)
+    assert planning.sample_size(p1, p2, 0.05, power) == pytest.approx(n, abs=0.05)
+    assert planning.power_at(p1, p2, n) == pytest.approx(power, abs=1e-3)
+    effect = planning.minimum_detectable_effect(p1, n, power=power)
     assert effect == pytest.approx(p2 - p1, abs=1e-4)
 
 
@@ -262,7 +263,7 @@ def test_probability_to_beat_agrees_with_the_exact_sum():
             for i in range(c)
         )
 
-        result = stats.posterior([control, treatment], stats.Beta(1, 1))
+        result = stats.posterior.posterior([control, treatment], Beta(1, 1))
 
         assert result.probability_best[1] == pytest.approx(float(exact), abs=1e-12)
         assert result.probability_to_beat_control[1] == pytest.approx(
@@ -272,12 +273,12 @@ def test_probability_to_beat_agrees_with_the_exact_sum():
 
 def test_the_prior_weighs_two_users_and_is_centred_on_the_pooled_rate():
     # (30 + 1) / (3,030 + 2) of two users.
-    prior = stats.pooled_prior([(0, 30), (30, 3_000)])
+    prior = stats.posterior.pooled_prior([(0, 30), (30, 3_000)])
     assert prior.successes == pytest.approx(2 * 31 / 3_032)
     assert sum(prior) == pytest.approx(2)
-    assert stats.pooled_prior([(0, 0), (0, 0)]) == stats.Beta(1, 1)
+    assert stats.posterior.pooled_prior([(0, 0), (0, 0)]) == Beta(1, 1)
     for counts in ([(0, 10**6)] * 2, [(10**6, 10**6)] * 2):
-        assert min(stats.pooled_prior(counts)) > 0
+        assert min(stats.posterior.pooled_prior(counts)) > 0
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_the_prior_weighs_two_users_and_is_centred_on_the_pooled_rate():
     ],
 )
 def test_a_small_or_an_empty_arm_is_not_likely_to_be_the_best(counts, best):
-    result = stats.posterior(counts)
+    result = stats.posterior.posterior(counts)
 
     assert result.probability_best == pytest.approx(best, abs=0.0015)
     assert result.probability_to_beat_control[0] == 0.5
@@ -307,14 +308,14 @@ def test_a_small_or_an_empty_arm_is_not_likely_to_be_the_best(counts, best):
 @pytest.mark.parametrize("small", [(0, 30), (1, 40), (0, 0), (3, 3)])
 def test_the_posterior_is_the_integral_that_scipy_makes(small):
     counts = [(30, 3_000), small]
-    a, b = stats.pooled_prior(counts)
+    a, b = stats.posterior.pooled_prior(counts)
     control, other = (
         scipy.stats.beta(a + converted, b + size - converted)
         for converted, size in counts
     )
     nodes = np.linspace(0, 0.05, 20_001)
 
-    result = stats.posterior(counts)
+    result = stats.posterior.posterior(counts)
 
     # The control's density is smooth, and the other's distribution is not.
     expected = scipy.integrate.simpson(control.pdf(nodes) * other.sf(nodes), x=nodes)
@@ -330,7 +331,7 @@ def test_conversions_and_their_absence_mirror_each_other():
     counts = [(30, 3_000), (0, 30), (5, 400)]
     mirrored = [(size - converted, size) for converted, size in counts]
 
-    two = stats.posterior(counts[:2]), stats.posterior(mirrored[:2])
+    two = stats.posterior.posterior(counts[:2]), stats.posterior.posterior(mirrored[:2])
     there, back = (each.probability_best for each in two)
 
     assert there == pytest.approx(back[::-1], abs=1e-10)
@@ -483,7 +484,7 @@ def test_every_corner_of_the_table_is_finite(n):
     tables = Tables(*np.array(grid, dtype=float).T)
     empty = (tables.control_size == 0) | (tables.treatment_size == 0)
 
-    low, high = stats.score_limits(tables, 1.96)[0]
+    low, high = stats.contrasts.score_limits(tables, 1.96)[0]
 
     assert (np.isnan(low) == empty).all()
     assert (np.isnan(high) == empty).all()
@@ -573,7 +574,7 @@ def test_twenty_variants_at_the_extremes_stay_finite():
 
 @given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values):
-    adjusted = stats.holm(p_values)
+    adjusted = stats.multiplicity.holm(p_values)
 
     assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
     pairs = sorted(zip(p_values, adjusted, strict=True))

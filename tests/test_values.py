@@ -202,7 +202,7 @@ def test_the_tests_of_means_agree_with_their_intervals(data):
 
     control, treatment = one(), one()
     fixed = stats.welch(control, treatment, 0.95)
-    always = stats.always_valid_means(control, treatment, 0.95)
+    always = stats.means.always_valid_means(control, treatment, 0.95)
 
     json.dumps([fixed, always], allow_nan=False)
     for block in (fixed, always):
@@ -218,9 +218,9 @@ def test_one_user_and_nobody_have_no_variance():
     one, nobody = stats.sample(1, 5, 25), stats.sample(0, 0, 0)
 
     assert (one.mean, one.variance, nobody) == (5, None, None)
-    assert stats.mean_interval(one, 0.95)[:2] == (None, None)
-    assert stats.always_valid_mean_interval(nobody, 0, 0.95)[:2] == (None, None)
-    assert stats.always_valid_means(one, nobody, 0.95).p_value is None
+    assert stats.means.mean_interval(one, 0.95)[:2] == (None, None)
+    assert stats.means.always_valid_mean_interval(nobody, 0, 0.95)[:2] == (None, None)
+    assert stats.means.always_valid_means(one, nobody, 0.95).p_value is None
     with pytest.raises(ValueError, match="Nobody"):
         stats.sample(0, 5, 25)
 
@@ -266,7 +266,7 @@ def test_the_pooled_interval_is_the_published_formula():
         stats.sample(arm["n"], Decimal(arm["sum"]), Decimal(arm["sumSquares"]))
         for arm in case["input"]["arms"]
     )
-    found = stats.always_valid_means(control, treatment, 0.95)
+    found = stats.means.always_valid_means(control, treatment, 0.95)
     lower, upper = found.difference_interval[:2]
     half = (upper - lower) / 2
 
@@ -276,7 +276,7 @@ def test_the_pooled_interval_is_the_published_formula():
     # carry k to the scale of the bets; their information is n_c n_t / N * (m / s)^2.
     z = -scipy.stats.norm.ppf(scipy.stats.t.sf(math.sqrt(k_squared), 998))
     variance = (22_375 + (750 / 900) ** 2 * 90) / 999
-    log_e = stats.normal_log_e_value(z, 90 * 0.75**2 / variance)
+    log_e = stats.evidence.normal_log_e_value(z, 90 * 0.75**2 / variance)
     assert log_e == pytest.approx(math.log(20), abs=1e-6)
     assert (lower + upper) / 2 == pytest.approx(-750 / 900)
 

@@ -188,20 +188,20 @@ def test_the_input_hash_can_be_made_again_from_its_description():
     ],
 )
 def test_a_sentence_prints_two_rates_with_digits_enough_to_differ(shares, printed):
-    assert stats.percentages(shares) == printed
+    assert stats.wording.percentages(shares) == printed
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
 def test_different_rates_never_look_alike_and_none_looks_like_an_end(counts):
     shares = [count / 10**6 for count in counts]
 
-    printed = stats.percentages(shares)
+    printed = stats.wording.percentages(shares)
 
     assert len(set(printed)) == len(set(counts))
     for share, text in zip(shares, printed, strict=True):
         assert (text in ("0 %", "100 %")) == (share in (0, 1))
         decimals = len(text.removesuffix(" %").partition(".")[2])
-        assert decimals <= stats.percent_decimals(shares)
+        assert decimals <= stats.wording.percent_decimals(shares)
 
 
 def test_a_significant_difference_near_100_percent_shows_in_the_verdict():
@@ -213,10 +213,10 @@ def test_a_significant_difference_near_100_percent_shows_in_the_verdict():
 
 
 def test_mean_values_are_printed_without_an_exponent():
-    assert stats.amounts([12_345_678.9, 12_345_679.9]) == [
+    assert stats.wording.amounts([12_345_678.9, 12_345_679.9]) == [
         "12,345,678.9",
         "12,345,679.9",
     ]
-    assert stats.amounts([0.00001, 0]) == ["0.00001", "0"]
-    assert stats.amounts([3, 1]) == ["3", "1"]
-    assert stats.amounts([-0.0]) == ["0"]
+    assert stats.wording.amounts([0.00001, 0]) == ["0.00001", "0"]
+    assert stats.wording.amounts([3, 1]) == ["3", "1"]
+    assert stats.wording.amounts([-0.0]) == ["0"]
