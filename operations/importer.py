@@ -242,12 +242,12 @@ def _read(
     occurred_at = max(fields["converted_at"], assigned_at)
     if not metrics.admit(metric):
         raise ValidationError({"metric": str(TooManyMetrics(metric))})
-    said = (user_id, metric, occurred_at, value)
-    content = rows.content_key(*said)
-    # A line without a key is keyed by its content, and by how many such lines
-    # stand before it. So was one that a version before exported with that key.
+    event = (user_id, metric, occurred_at, value)
+    content = rows.content_key(*event)
+    # A line without a key gets a key of its content, and of how many such lines are
+    # before it. An export of an earlier version may contain such a key.
     key = fields["idempotency_key"]
-    if key is None or rows.is_content_key(key, *said):
+    if key is None or rows.is_content_key(key, *event):
         key = content
     return line._replace(
         metric=metric, value=value, occurred_at=occurred_at, key=key, content=content
@@ -317,7 +317,7 @@ def _elsewhere(experiment: Experiment, users: Iterable[str]) -> dict[str, list[s
 def _stored_conversions(
     experiment: Experiment, keys: Iterable[str]
 ) -> dict[str, StoredConversion]:
-    found = {}
+    stored = {}
     for some in chunked(keys, CHUNK):
         query: Any = (
             Conversion.select(
@@ -335,8 +335,8 @@ def _stored_conversions(
             )
         )
         for key, *cells in query.tuples():
-            found[key] = StoredConversion(*cells)
-    return found
+            stored[key] = StoredConversion(*cells)
+    return stored
 
 
 def _contradictions(
@@ -373,5 +373,5 @@ def _same(line: FileLine, stored: StoredConversion) -> bool:
     occurred_at = line.occurred_at and (
         conversions.occurred(line.occurred_at, assigned_at) or line.occurred_at
     )
-    said = [line.user_id, line.metric, line.value]
-    return body in ([*said, line.occurred_at], [*said, occurred_at])
+    event = [line.user_id, line.metric, line.value]
+    return body in ([*event, line.occurred_at], [*event, occurred_at])

@@ -74,10 +74,10 @@ def _found_version() -> int | None:
 def _migrate() -> bool:
     """Migrate the database in one transaction; tell whether that was necessary."""
     with database.atomic():
-        found = _found_version()
-        if found is None or not 1 <= found < SCHEMA_VERSION:
+        version = _found_version()
+        if version is None or not 1 <= version < SCHEMA_VERSION:
             return False
-        for script in MIGRATIONS[found - 1 :]:
+        for script in MIGRATIONS[version - 1 :]:
             for statement in script.split(";"):
                 database.execute_sql(statement)
         Identity.update(schema_version=SCHEMA_VERSION).execute()
@@ -109,15 +109,15 @@ def alterations(tables: Sequence[type[Table]]) -> list[str]:
     return list(_differences(wanted, here.shape()))
 
 
-def _differences(wanted: Shape, found: Shape) -> Iterator[str]:
-    for name in sorted(found.keys() - wanted.keys()):
+def _differences(wanted: Shape, actual: Shape) -> Iterator[str]:
+    for name in sorted(actual.keys() - wanted.keys()):
         yield f"there is a {name}"
-    for name in sorted(wanted.keys() - found.keys()):
+    for name in sorted(wanted.keys() - actual.keys()):
         yield f"there is no {name}"
-    for name in sorted(wanted.keys() & found.keys()):
-        for fact in sorted(wanted[name] - found[name]):
+    for name in sorted(wanted.keys() & actual.keys()):
+        for fact in sorted(wanted[name] - actual[name]):
             yield f"{name} has no {fact}"
-        for fact in sorted(found[name] - wanted[name]):
+        for fact in sorted(actual[name] - wanted[name]):
             yield f"{name} has a {fact}"
 
 
@@ -127,17 +127,17 @@ def refuse_altered(tables: Sequence[type[Table]]) -> None:
     A trigger would run with every write, and a missing constraint would not hold;
     neither shows in the rows.
     """
-    if found := alterations(tables):
+    if altered := alterations(tables):
         raise NotReady(
-            f"The schema was altered: {sentence(found)}. "
+            f"The schema was altered: {sentence(altered)}. "
             "Undo that, or restore a backup."
         )
 
 
-def sentence(found: list[str]) -> str:
+def sentence(differences: list[str]) -> str:
     """Return the first three of these, and how many more there are."""
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
 
 
 def verify() -> None:

@@ -27,15 +27,15 @@ def shape(database: peewee.Database) -> Shape:
     and constraints and the spaces are ignored. SQLite's own tables, such as its
     statistics, are left out.
     """
-    found: Shape = {}
+    schema_facts: Shape = {}
     texts: dict[str, str] = {}
     master = "SELECT type, name, tbl_name, sql FROM main.sqlite_master"
     for kind, name, table, text in database.execute_sql(master).fetchall():
         texts[name] = text or ""
         if kind == "trigger":
-            found[f"trigger {name!r} of {table!r}"] = set()
+            schema_facts[f"trigger {name!r} of {table!r}"] = set()
     for schema, name, kind, _, rowless, strict in _pragma(database, "table_list"):
-        # A virtual table stands for its shadows.
+        # A virtual table represents its shadow tables.
         if schema != "main" or name.startswith("sqlite_") or kind == "shadow":
             continue
         facts: set[str] = set()
@@ -47,8 +47,8 @@ def shape(database: peewee.Database) -> Shape:
             facts |= {"option WITHOUT ROWID"} if rowless else set()
             facts |= {"option STRICT"} if strict else set()
         kind = "virtual table" if kind == "virtual" else kind
-        found[f"{kind} {name!r}"] = facts
-    return found
+        schema_facts[f"{kind} {name!r}"] = facts
+    return schema_facts
 
 
 def _pragma(database: peewee.Database, name: str, *arguments: str) -> list[Any]:
@@ -71,7 +71,7 @@ def _columns(database: peewee.Database, table: str) -> set[str]:
 
 
 def _indexes(database: peewee.Database, table: str, texts: dict[str, str]) -> set[str]:
-    found = set()
+    rules = set()
     listed = _pragma(database, "index_list", table, "main")
     for _, index, is_unique, origin, is_partial in listed:
         columns = [
@@ -84,26 +84,26 @@ def _indexes(database: peewee.Database, table: str, texts: dict[str, str]) -> se
             if is_key
         ]
         fact = f"({', '.join(columns)})"
-        if origin == "c":  # else SQLite made it, under a name of its own
+        if origin == "c":  # else SQLite created it and chose its name
             fact = f"index {index!r} {fact}"
         if is_partial or "None" in columns:  # a condition, or an expression
             fact += f": {' '.join(_tokens(texts[index]))}"
-        found.add(f"{'unique ' if is_unique else ''}{fact}")
-    return found
+        rules.add(f"{'unique ' if is_unique else ''}{fact}")
+    return rules
 
 
 def _foreign_keys(database: peewee.Database, table: str) -> set[str]:
     keys: dict[int, list[Any]] = {}
-    for key, *told in _pragma(database, "foreign_key_list", table, "main"):
-        keys.setdefault(key, []).append(told)
-    found = set()
+    for key, *clauses in _pragma(database, "foreign_key_list", table, "main"):
+        keys.setdefault(key, []).append(clauses)
+    rules = set()
     for parts in keys.values():
         columns = ", ".join(
             f"{ours!r} = {theirs!r}" for _, _, ours, theirs, *_ in parts
         )
         _, other, _, _, *actions = parts[0]
-        found.add(f"foreign key to {other!r} ({columns}) {' / '.join(actions)}")
-    return found
+        rules.add(f"foreign key to {other!r} ({columns}) {' / '.join(actions)}")
+    return rules
 
 
 def _tokens(text: str) -> list[str]:

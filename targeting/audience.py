@@ -460,26 +460,27 @@ def problems(tree: Any) -> list[Problem]:
     The check stops at the 200th rule, at the 10,000th step of the patterns and at the
     100th problem, so that its own cost is bounded.
     """
-    found = []
+    named = []
     rules = steps = 0
     for prefix, node, depth in _nodes(tree):
         if depth > DEPTH or not _children(node):
             rules += 1
         if rules > RULES:
-            found.append(Problem("", f"A tree holds at most {RULES} rules."))
+            named.append(Problem("", f"A tree holds at most {RULES} rules."))
             break
         own = _group_problems(node, depth) if _is_group(node) else _leaf_problems(node)
-        room = PROBLEMS - len(found)
-        found += [
-            Problem((prefix + key).rstrip("."), said) for key, said in islice(own, room)
+        room = PROBLEMS - len(named)
+        named += [
+            Problem((prefix + key).rstrip("."), message)
+            for key, message in islice(own, room)
         ]
-        if len(found) == PROBLEMS:
+        if len(named) == PROBLEMS:
             break
         steps += _steps(node)
         if steps > STEPS:
-            found.append(Problem(f"{prefix}value", _too_long(steps)))
+            named.append(Problem(f"{prefix}value", _too_long(steps)))
             break
-    return found
+    return named
 
 
 def _nodes(tree: Any) -> Iterator[tuple[str, Any, int]]:

@@ -429,12 +429,12 @@ def is_a_rule_tree(tree: Any) -> None:
 
 def _leaves(operators: list[str], value: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the JSON Schema of the rules with these operators."""
-    given = {} if value is None else {"value": value}
+    properties = {} if value is None else {"value": value}
     field = {"type": "string", "maxLength": audience.FIELD_LENGTH, "pattern": STEPS}
     return {
         "type": "object",
-        "properties": {"field": field, "operator": {"enum": operators}, **given},
-        "required": ["field", "operator", *given],
+        "properties": {"field": field, "operator": {"enum": operators}, **properties},
+        "required": ["field", "operator", *properties],
         "additionalProperties": False,
     }
 

@@ -63,14 +63,14 @@ class WrongSetting(ValueError):
     """A setting has a value that cannot be used; the message says which and why."""
 
 
-def read(given: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Return the app's configuration; *given* takes precedence over the environment.
+def read(config: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Return the app's configuration; *config* takes precedence over the environment.
 
     The names of flask-jwt-extended are set from ours. An empty variable counts as
     unset. Raise WrongSetting where a value cannot be used.
     """
     environment = {one.name: os.environ.get(one.name) or None for one in SETTINGS}
-    values: dict[str, Any] = {**environment, **given}
+    values: dict[str, Any] = {**environment, **config}
     instance = Path(values["INSTANCE"] or root / "instance").absolute()
     values["INSTANCE"] = str(instance)
     values["DATABASE_URL"] = (
