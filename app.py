@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -498,10 +499,15 @@ def get_computed_results(query, id):
     return computed(find(Experiment, id), **query)
 
 
-def computed(experiment: Experiment, as_of: datetime | None, **analysis: Any) -> Any:
-    """Return the analysis of what had been counted by then, in the form accepted."""
+def computed(
+    experiment: Experiment,
+    as_of: datetime | None,
+    metric: str | None,
+    confidence_level: Decimal,
+) -> figures.Computed | Response:
+    """Return the analysis of the counts at a moment, in the form that is accepted."""
     counts = at(experiment, as_of)
-    result = figures.computed_results(counts, **analysis)
+    result = figures.computed_results(counts, metric, confidence_level)
     return readable(experiment.name, result, tables.analysis)
 
 

@@ -47,7 +47,7 @@ def counted(metric="conversion"):
     events = 99_999_999
     value = figures.Value(most, Decimal("-1e19"), Decimal(1))
     moment = datetime(2025, 2, 1, tzinfo=timezone.utc)
-    row = figures.VariantsMetric(metric, True, most, events, value, moment, moment)
+    row = figures.VariantsMetric(metric, most, events, value, True, moment, moment)
     gained = figures.DaysMetric(metric, most, events, value)
     day = figures.Day(moment.date(), most, [gained])
     variant = figures.VariantsCounts("v1", name, Decimal(100), most, [row], [day])

@@ -61,10 +61,10 @@ class VariantsMetric(NamedTuple):
     """The counts of a variant in one metric."""
 
     metric: str
-    primary: bool
     conversions: Count
     events: Count
     value: Value
+    primary: bool
     first_at: datetime
     last_at: datetime
 
@@ -181,10 +181,10 @@ def _metrics(
             continue
         yield VariantsMetric(
             metric,
-            metric == counts.experiment.primary_metric,
             tally.users,
             tally.events,
             Value(tally.value_users, tally.value_sum, tally.value_sum_squares),
+            metric == counts.experiment.primary_metric,
             tally.first_at,
             tally.last_at,
         )
@@ -326,8 +326,8 @@ ANALYSIS = get_type_hints(stats.Analysis)
 COMPUTED = _schema(
     "Computed",
     {
-        "experiment_id": _field(str),
         **{n: _field(hint, attribute=f"analysis.{n}") for n, hint in ANALYSIS.items()},
+        "experiment_id": _field(str),
         "as_of": _field(datetime),
     },
     ("as_of",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
 
 import stats
 from models import Experiment
@@ -20,12 +19,28 @@ SIMULATION = 4_000_000
 LOOK, RUN = 80, 30
 
 
-def sample_sizes(splits: Sequence[int], **plan: Any) -> stats.PlannedSize:
+def sample_sizes(
+    baseline_rate: Decimal,
+    minimum_effect: Decimal | None,
+    relative_effect: Decimal | None,
+    power: Decimal,
+    confidence_level: Decimal,
+    splits: Sequence[int],
+    users_per_day: int | None,
+) -> stats.PlannedSize:
     """Return the users and days that a plan needs, for one look and for any look."""
-    planned = stats.plan_sample_size(splits=splits, **plan)
+    planned = stats.plan_sample_size(
+        baseline_rate,
+        minimum_effect,
+        relative_effect=relative_effect,
+        power=power,
+        confidence_level=confidence_level,
+        splits=splits,
+        users_per_day=users_per_day,
+    )
     # In decimals: 0.1 and 0.02 are 0.12, but with floats 0.12000000000000001.
-    effect = plan["minimum_effect"] or plan["baseline_rate"] * plan["relative_effect"]
-    return planned._replace(target_rate=float(plan["baseline_rate"] + effect))
+    effect = minimum_effect or baseline_rate * (relative_effect or 0)
+    return planned._replace(target_rate=float(baseline_rate + effect))
 
 
 def affordable_runs(participants: int, looks: int, runs: int, treatments: int) -> int:

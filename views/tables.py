@@ -28,14 +28,16 @@ from views.figures import (
     VariantsMetric,
     on_the_wire,
 )
-from web.csv import guarded
+from web.csv import Cell, guarded
 from web.fields import camel_case
 from web.json import moment
 
 Result = TypeVar("Result", Results, Computed)
 
 
-def readable(name: str, result: Result, drawn: Callable[[str, Result], Sheet]) -> Any:
+def readable(
+    name: str, result: Result, drawn: Callable[[str, Result], Sheet]
+) -> Result | Response:
     """Return the result for JSON, or as the text that the caller prefers."""
     accepted = request.accept_mimetypes
     form = accepted.best_match(["application/json", *FORMS])
@@ -90,7 +92,7 @@ class Sheet(NamedTuple):
     lead: str
     grids: list[Grid]
     notes: list[str]
-    figures: list[dict[str, Any]]
+    figures: list[dict[str, Cell]]
 
 
 Row = tuple[VariantsCounts, VariantsMetric | DaysMetric]
@@ -120,15 +122,11 @@ def counts(name: str, result: Results) -> Sheet:
     if result.as_of:
         lead += f", as received by {moment(result.as_of)}"
     figures = [
-        _flat(variant._replace(results=[])) | _flat(row) for variant, row in rows
+        _flat(variant._replace(results=[])) | _metric_figures(row)
+        for variant, row in rows
     ]
     if days:
-        figures = [
-            {"date": day.date, "variantId": variant.variant_id}
-            | {"variantName": variant.variant_name, "participants": day.participants}
-            | _flat(row)
-            for day, variant, row in days
-        ]
+        figures = [_day_figures(*each) for each in days]
     return Sheet(name, lead, grids, [_quality(result.quality)], figures)
 
 
@@ -274,9 +272,27 @@ def _known(end: float | None) -> float:
     return end
 
 
-def _flat(row: Any, path: str = "") -> dict[str, Any]:
+def _day_figures(day: Day, variant: VariantsCounts, row: DaysMetric) -> dict[str, Cell]:
+    first: dict[str, Cell] = {
+        "date": day.date.isoformat(),
+        "variantId": variant.variant_id,
+        "variantName": variant.variant_name,
+        "participants": day.participants,
+    }
+    return first | _flat(row)
+
+
+def _metric_figures(row: VariantsMetric | DaysMetric) -> dict[str, Cell]:
+    """Return the figures of one metric; here `primary` is beside the metric's name."""
+    first: dict[str, Cell] = {"metric": row.metric}
+    if isinstance(row, VariantsMetric):
+        first["primary"] = row.primary
+    return first | _flat(row)
+
+
+def _flat(row: Any, path: str = "") -> dict[str, Cell]:
     """Return the figures of nested tuples side by side: `comparison.lift`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Cell] = {}
     for name, value in row._asdict().items():
         if (name in row._field_defaults and value is None) or value == []:
             continue
@@ -326,7 +342,7 @@ def _clipped(text: str, width: int = NAME) -> str:
     return text if taken <= width else f"{text[:kept]}…"
 
 
-def _fixed(number: Any, places: int) -> str:
+def _fixed(number: float | Decimal, places: int) -> str:
     """Return a number with this many decimals; one that rounds to 0 has no sign."""
     text = f"{number:,.{places}f}"
     return text if text.strip("-0.,") else text.removeprefix("-")
@@ -375,7 +391,7 @@ def _lift(share: float | None, places: int) -> str:
     return f"{'+' if share > 0 and text.strip('0.') else ''}{text}%"
 
 
-def _amounts(column: Sequence[Any]) -> list[str]:
+def _amounts(column: Sequence[float | Decimal]) -> list[str]:
     """Return the numbers of a column with equally many decimals and no exponent.
 
     Whole numbers have none. Others have two, or more if a small number or difference

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import TypeAlias
 
 # Where a spreadsheet may begin a formula: at the start of a text, and after the cell
 # separators of some countries or files.
@@ -17,14 +18,17 @@ FORMULA = re.compile(
 FORMULAS = tuple("=+-@\t\r'")  # a text that begins so gets an apostrophe
 
 
-def guarded(value: Any) -> Any:
+Cell: TypeAlias = str | int | float | Decimal | None
+
+
+def guarded(value: Cell) -> Cell:
     """Return a cell with an apostrophe wherever a formula could begin in it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
-def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Cell]]) -> Iterator[str]:
     """Yield a CSV file line by line.
 
     A text that a spreadsheet would read as a formula gets an apostrophe before it,
@@ -34,13 +38,13 @@ def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[s
     yield from map(_csv_line, rows)
 
 
-def _csv_line(cells: Iterable[Any]) -> str:
+def _csv_line(cells: Iterable[Cell]) -> str:
     line = io.StringIO()
     csv.writer(line).writerow([_cell(cell) for cell in cells])
     return line.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Cell) -> Cell:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str) and value.startswith(FORMULAS):
