@@ -1,9 +1,8 @@
-"""What the counts say: pure functions from values to named tuples.
+"""The statistics: pure functions from counts to named tuples.
 
-Nothing here reads a clock, a database or a request, nothing draws at random
-without a seed, and nothing is rounded. `analyse` is the one entry the service
-calls; the rest are its parts, each with its source, and the planning of the next
-experiment.
+No function reads a clock, a database or a request, draws at random without a seed,
+or rounds its result. The service calls `analyse` and the functions that plan an
+experiment; the others are their parts, each with its source.
 """
 
 from stats.analysis import analyse

@@ -1,8 +1,8 @@
-"""The always-valid test of two arms: significant at any look, or at none.
+"""The always-valid test of two arms, whose error rate holds for any number of looks.
 
-The parts are Turner & Grünwald's; their combination (one user a block, a grid of
-bets, Berger-Boos over time) is ours, so the suite proves it exactly for small
-samples and by simulation for large ones.
+The parts are Turner & Grünwald's. Their combination (blocks of one user, a grid of
+bets, Berger-Boos over time) is ours, so the tests prove it exactly for small samples
+and by simulation for large ones.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from stats.numerics import crossings, np, special
 if TYPE_CHECKING:
     from stats.numerics import Flags, Floats, Indices
 
-#: Where the bets lie if no plan was stored: a log odds ratio of about 20 %.
+#: The log odds ratio on which the bets are centred without a plan: about 20 %.
 CENTRE = 0.2
 
-#: How much of alpha is spent on not knowing the pooled rate.
+#: The part of alpha that is spent on the unknown pooled rate.
 NUISANCE = 1e-4
 
-#: Tables worked on at once; more would cost memory and gain no time.
+#: The number of tables computed at once; more would need memory and save no time.
 BATCH = 10_000
 
 CELLS = 48
@@ -33,16 +33,16 @@ CLIP = 1e-7
 
 
 def nuisance_level(comparisons: int) -> float:
-    """Return the part of alpha spent on the pooled rate.
+    """Return the part of alpha that is spent on the unknown pooled rate.
 
-    1e-4 for up to two comparisons. With more, each gets only alpha / comparisons,
-    and this part must stay small beside it down to alpha = 0.01: one fiftieth.
+    It is 1e-4 for up to two comparisons. With more, each comparison has only
+    alpha / comparisons, and this part is at most one fiftieth of that at alpha = 0.01.
     """
     return min(NUISANCE, 0.01 / 50 / max(comparisons, 1))
 
 
 def always_valid_p_value(log_e: Floats, nuisance: float = NUISANCE) -> Floats:
-    """Return the p-value that holds at every look: ``beta + 1 / E``, at most 1.
+    """Return the p-value that is valid at every look: ``beta + 1 / E``, at most 1.
 
     Berger & Boos (1994), JASA 89, p. 1012-1016; Ville (1939).
     """
@@ -59,9 +59,9 @@ def log_e_values(
 
     *share* is the treatment's planned share of the pair's users. The product over
     users depends on the four counts alone, so neither the order of the users nor
-    the number of looks matters, and under the null the chance that it ever passes
-    ``1 / alpha`` is at most alpha. Not knowing the pooled rate, take the least of
-    the cells it may lie in.
+    the number of looks matters. Under the null, the probability that it ever exceeds
+    ``1 / alpha`` is at most alpha. The pooled rate is unknown, so the e-value is the
+    smallest of all cells that the pooled rate may be in.
 
     Turner, Ly & Grünwald (2024), JSPI 230, 106116; Turner & Grünwald (2023),
     arXiv 2203.09785; Berger & Boos (1994), JASA 89, p. 1012-1016.
@@ -93,13 +93,13 @@ def null_log_e_values(
     centre: float = CENTRE,
     nuisance: float = NUISANCE,
 ) -> Floats:
-    """Return the log e-value of each table against its own null line.
+    """Return the log e-value of each table against its null line.
 
-    As `log_e_values`, for ``p_t = ratio * p_c + shift``: each bet is set against
-    the point of the line nearest to it, its reverse information projection, which
-    keeps the expectation of every factor at most 1 on the whole line. Where no
-    pooled rate that the line allows is compatible with the counts, the nearest
-    cell is kept all the same: a doubt about the split is no evidence of an effect.
+    The method is that of `log_e_values`, for ``p_t = ratio * p_c + shift``. Each bet
+    is compared with the nearest point of the line, its reverse information
+    projection, so that the expectation of every factor is at most 1 on the whole
+    line. If no pooled rate on the line is compatible with the counts, the nearest
+    cell is kept: a doubt about the split is no evidence of an effect.
     """
     edges = _edges()
     low, high = _pooled_range(share, ratio, shift)
@@ -129,8 +129,8 @@ def always_valid_limits(
 ) -> tuple[Limits, Limits]:
     """Return the always-valid intervals for difference and ratio.
 
-    All nulls with ``E < 1 / (alpha - beta)``: they leave out "no effect" exactly if
-    the always-valid p-value is below alpha.
+    They hold all nulls with ``E < 1 / (alpha - beta)``, and so they exclude "no
+    effect" exactly if the always-valid p-value is below alpha.
     """
     threshold = -np.log(alpha - nuisance)
 
@@ -144,7 +144,7 @@ def always_valid_limits(
 
 
 def _counts(tables: Tables) -> Floats:
-    """Return converted and not, control then treatment, one row a table."""
+    """Return the counts (converted, not) of control and treatment, a row a table."""
     control_size, control_conversions, treatment_size, treatment_conversions = tables
     return np.column_stack(
         [
@@ -157,7 +157,7 @@ def _counts(tables: Tables) -> Floats:
 
 
 def _edges() -> Floats:
-    """Return the edges of the cells of the pooled rate, even in arcsine scale."""
+    """Return the edges of the pooled rate's cells, equidistant in arcsine scale."""
     edges = np.sin(np.linspace(0, np.pi / 2, CELLS + 1)) ** 2
     edges[-1] = 1.0
     return np.asarray(edges)
@@ -170,10 +170,10 @@ def _middle(lower: Floats, upper: Floats) -> Floats:
 
 
 def _kept(tables: Tables, lower: Floats, upper: Floats, nuisance: float) -> Flags:
-    """Tell which cells the confidence sequence of the pooled rate meets.
+    """Tell which cells overlap the confidence sequence of the pooled rate.
 
-    The beta-binomial likelihood ratio falls towards the observed rate and rises
-    beyond it, so a cell meets the sequence if its nearest point does.
+    The beta-binomial likelihood ratio is smallest at the observed rate, so a cell
+    overlaps the sequence if its point nearest to that rate is in the sequence.
 
     Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409.
     """
@@ -188,7 +188,7 @@ def _kept(tables: Tables, lower: Floats, upper: Floats, nuisance: float) -> Flag
 
 
 def _nearest(tables: Tables, lower: Floats, upper: Floats, possible: Flags) -> Flags:
-    """Tell which possible cell is nearest to the observed pooled rate."""
+    """Tell which of the possible cells is nearest to the observed pooled rate."""
     total = tables.control_size + tables.treatment_size
     converted = tables.control_conversions + tables.treatment_conversions
     rate = (converted / np.maximum(total, 1))[:, None]
@@ -206,7 +206,7 @@ def bets(centre: float) -> tuple[Floats, Floats]:
 
 
 def alternatives(pooled: Floats, share: Floats, odds: Floats) -> tuple[Floats, Floats]:
-    """Return control's and treatment's rate with this pooled rate and odds ratio."""
+    """Return both arms' rates for this pooled rate and odds ratio."""
     quadratic = (1 - share) * (odds - 1)
     linear = 1 + (odds - 1) * (share - pooled)
     root = np.sqrt(np.maximum(linear**2 + 4 * quadratic * pooled, 0.0))
@@ -220,7 +220,7 @@ def alternatives(pooled: Floats, share: Floats, odds: Floats) -> tuple[Floats, F
 
 @lru_cache(maxsize=64)
 def _equality_bets(share: float, centre: float) -> tuple[Floats, Floats, Floats]:
-    """Return the cells' edges, each cell's (4, 56) log factors, the log weights."""
+    """Return the edges of the cells, their (4, 56) log factors, and the log weights."""
     edges = _edges()
     pooled = _middle(edges[:-1], edges[1:])[:, None]
     sizes, log_weights = bets(centre)
@@ -231,7 +231,7 @@ def _equality_bets(share: float, centre: float) -> tuple[Floats, Floats, Floats]
 
 
 def _log_factors(rate: Floats, null: Floats) -> tuple[Floats, Floats]:
-    """Return what a conversion, and none, multiplies the product by, as logs."""
+    """Return the log factors of a user who converts and of one who does not."""
     null = np.clip(null, 1e-300, 1 - 1e-16)
     return (
         np.log1p((rate - null) / null),
@@ -240,7 +240,7 @@ def _log_factors(rate: Floats, null: Floats) -> tuple[Floats, Floats]:
 
 
 def _pooled_range(share: Floats, ratio: Floats, shift: Floats) -> tuple[Floats, Floats]:
-    """Return the pooled rates that are possible on the null line."""
+    """Return the lowest and the highest pooled rate on the null line."""
     low = np.maximum(0.0, -shift / ratio)
     high = np.minimum(1.0, (1 - shift) / ratio)
     slope = 1 - share + share * ratio
@@ -249,7 +249,7 @@ def _pooled_range(share: Floats, ratio: Floats, shift: Floats) -> tuple[Floats, 
 
 
 class _Line(NamedTuple):
-    """A null line for each (table, cell), with the pair's share: columns."""
+    """The null line of each (table, cell), and the pair's share, as columns."""
 
     share: Floats
     ratio: Floats
@@ -265,8 +265,8 @@ def _null_products(
 ) -> Floats:
     """Return the log of the mixture of products, one for each (table, cell).
 
-    Most of the weight lies on bets around the null's own point at the middle of
-    the cell's possible part, the rest around equality at the middle of the cell.
+    Most of the weight is on bets around the null's point at the middle of the cell's
+    possible part, and the rest on bets around equality at the middle of the cell.
     """
     share, ratio, shift = line
     sizes, log_weights = bets(centre)
@@ -290,7 +290,7 @@ def _null_products(
 
 
 def _log_sum(logarithms: Floats) -> Floats:
-    """Return the log of each row's sum of exponentials."""
+    """Return the log of the sum of exponentials of each row."""
     top = logarithms.max(axis=-1)
     rest = np.exp(logarithms - top[..., None]).sum(axis=-1)
     return np.asarray(top + np.log(rest))
@@ -303,8 +303,8 @@ def _log_sum(logarithms: Floats) -> Floats:
 def normal_log_e_value(z: float, information: float, centre: float = CENTRE) -> float:
     """Return the log e-value of a z statistic: the same bets, asymptotically.
 
-    *information* is what a squared unit of log odds ratio weighs in z squared:
-    ``n_c n_t / N * p (1 - p)`` for two rates. No guarantee in small samples.
+    *information* is the square of the expected z at a log odds ratio of 1:
+    ``n_c n_t / N * p (1 - p)`` for two rates. Small samples have no guarantee.
 
     Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409; Johari, Koomen, Pekelis &
     Walsh (2022), Oper. Res. 70, p. 1806-1821.
@@ -317,9 +317,9 @@ def normal_log_e_value(z: float, information: float, centre: float = CENTRE) -> 
 def critical_score(
     information: float, alpha: float, centre: float = CENTRE
 ) -> float | None:
-    """Return the |z| that is significant at any look, or None if none is.
+    """Return the |z| that is significant at any look; None if there is none.
 
-    Without information no statistic is: the mixture has not moved from 1.
+    Without information no statistic is significant, because the mixture is still 1.
     """
     drift = np.abs(bets(centre)[0]) * np.sqrt(information)
     if not drift.max() > 1e-6:

@@ -1,4 +1,4 @@
-"""Value metrics, such as revenue: means for each user, from exact sums."""
+"""Value metrics such as revenue: the mean over all users, from exact sums."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stats.results import Interval, Number, ValueFixedHorizon, check_counts
 WELCH, FIELLER, STUDENT = "welch", "fieller", "student"
 MIXTURE = "normal_mixture_asymptotic"
 
-#: How far a mean may lie from 0, in standard deviations, to scale the bets by it.
+#: The bounds of the mean in standard deviations that the bets are scaled by.
 LEAST_SCALE, MOST_SCALE = 0.02, 1.0
 
-#: Users with a value from which on one arm's interval for every look is shown.
+#: The fewest users with a value for which an arm's always-valid interval is shown.
 LEAST_VALUES = 300
 
 
 class Sample(NamedTuple):
-    """An exact mean and its variance; one observation has no variance."""
+    """An exact mean and its variance; the variance of one observation is None."""
 
     size: int
     exact_mean: Fraction
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class AlwaysValidMeans(NamedTuple):
-    """Two means at any look; asymptotic, unlike the test of two rates."""
+    """The test of two means at any look; unlike that of two rates, it is asymptotic."""
 
     p_value: float | None
     log_e_value: float | None
@@ -45,15 +45,15 @@ class AlwaysValidMeans(NamedTuple):
 
 
 def sample(size: int, total: Number, sum_squares: Number) -> Sample | None:
-    """Return mean and variance from sums, or None with nobody in it.
+    """Return mean and variance from sums; None for an empty sample.
 
-    In exact fractions up to the last step, so that no digit cancels.
+    All steps but the last are in exact fractions, so that no digits cancel.
     """
     check_counts(0, size)
     exact, squares = Fraction(total), Fraction(sum_squares)
     if size == 0:
         if exact or squares:
-            raise ValueError(f"Nobody cannot have a sum of {total}")
+            raise ValueError(f"An empty sample cannot have the sum {total}")
         return None
     spread = squares - exact * exact / size
     if spread < -_rounding(size, total, sum_squares) or squares < 0:
@@ -63,10 +63,10 @@ def sample(size: int, total: Number, sum_squares: Number) -> Sample | None:
 
 
 def _rounding(size: int, total: Number, sum_squares: Number) -> Fraction:
-    """Return by how much rounded sums may seem impossible together.
+    """Return the amount by which rounding can make two sums contradict each other.
 
-    A decimal with places after the point may have been rounded to them; a whole
-    number is taken as exact, and a float as good to nine digits.
+    A decimal with places after the point may have been rounded to them. A whole
+    number counts as exact, and a float has nine good digits.
     """
     units = [_unit(total), _unit(sum_squares)]
     slack = units[1] / 2 + abs(Fraction(total)) * units[0] / size
@@ -74,7 +74,7 @@ def _rounding(size: int, total: Number, sum_squares: Number) -> Fraction:
 
 
 def _unit(number: Number) -> Fraction:
-    """Return the value of a decimal's last place after the point, 0 without any."""
+    """Return the unit of a decimal's last place; 0 without places after the point."""
     exponent = number.as_tuple().exponent if isinstance(number, Decimal) else 0
     if isinstance(exponent, str) or exponent >= 0:
         return Fraction(0)
@@ -82,7 +82,7 @@ def _unit(number: Number) -> Fraction:
 
 
 def mean_interval(one: Sample | None, confidence_level: float) -> Interval:
-    """Return Student's interval of one mean, for one look. Student (1908)."""
+    """Return Student's interval of one mean, valid for one look. Student (1908)."""
     if one is None or not one.variance:
         return Interval(None, None, confidence_level, STUDENT)
     k = float(special.stdtrit(one.size - 1, (1 + confidence_level) / 2))
@@ -93,11 +93,11 @@ def mean_interval(one: Sample | None, confidence_level: float) -> Interval:
 def always_valid_mean_interval(
     one: Sample | None, values: int, confidence_level: float
 ) -> Interval:
-    """Return the asymptotic interval of one mean for every look.
+    """Return the asymptotic interval of one mean that is valid at every look.
 
-    Unknown below 300 users with a value (*values*). With fewer of skewed values, it
-    would hold the true mean at all looks in 34 to 81 of 100 experiments; from there
-    on, in 91 to 98.
+    It is unknown below 300 users with a value (*values*). With fewer users and skewed
+    values it would hold the true mean at all looks in 34 to 81 of 100 experiments;
+    with 300 or more, in 91 to 98.
     """
     nothing = Interval(None, None, confidence_level, MIXTURE)
     if one is None or not one.variance or values < LEAST_VALUES:
@@ -115,8 +115,8 @@ def welch(
 ) -> ValueFixedHorizon:
     """Return Welch's test of two means, and Fieller's interval for the lift.
 
-    All None where the variance is 0 or unknown. The lift needs a control mean
-    above 0, and has no interval unless that is significantly so.
+    All of it is None if the variance is 0 or unknown. The lift needs a control mean
+    above 0, and its interval one that is significantly above 0.
 
     Welch (1947), Biometrika 34, p. 28-35; Fieller (1954), JRSS-B 16, p. 175-185.
     """
@@ -150,25 +150,25 @@ def always_valid_means(
 ) -> AlwaysValidMeans:
     """Return the test of two means at any look: the bets of the rates, on two t's.
 
-    The smaller of two e-values counts: that of Welch's t and that of the pooled t.
-    Welch's alone fails where one arm is small. Its variance is near 0 until some of
-    that arm's users have a value, so that 0 buyers of 100 would be significant.
+    The e-value is the smaller of those of Welch's t and of the pooled t. Welch's t
+    alone fails if one arm is small: its variance is near 0 until some users of that
+    arm have a value, so that 0 buyers of 100 would be significant.
 
-    Each statistic is first carried to the normal scale by its tail probability,
-    which tames it while there are few users. The bets are on the relative effect,
-    scaled by mean over standard deviation. Each end of an interval is the wider of
-    the two tests'. Asymptotic: a guarantee only in large samples, and the heavier
-    the tails, the larger.
+    The tail probability of each statistic is first converted to a normal score, which
+    makes it smaller while there are few users. The bets are on the relative effect,
+    scaled by mean over standard deviation. Each end of an interval is the outer one
+    of both tests. The guarantee is asymptotic: it needs large samples, and larger ones
+    for heavier tails.
 
-    All None where an arm has fewer than two users, or where no user's value differs
-    from another's in the same arm: no spread is known to measure a difference with.
+    All of it is None if an arm has fewer than two users, or if all users of each arm
+    have the same value: a difference cannot be measured without a spread.
     """
     label = (confidence_level, MIXTURE)
     nothing = Interval(None, None, *label)
     log_e = means_log_e_value(control, treatment)
     if control is None or treatment is None or log_e is None:
         return AlwaysValidMeans(None, None, nothing, nothing)
-    p_value = exp(-max(log_e, 0.0))  # the other way round, it can overflow
+    p_value = exp(-max(log_e, 0.0))  # 1 / exp(log_e) could overflow
     differences, lifts = [], []
     for test in _statistics(control, treatment):
         k = _critical(test.information, test.freedom, 1 - confidence_level)
@@ -182,7 +182,7 @@ def always_valid_means(
 
 
 def means_log_e_value(control: Sample | None, treatment: Sample | None) -> float | None:
-    """Return the log e-value of two means at any look, None if it is unknown."""
+    """Return the log e-value of two means at any look; None if it is unknown."""
     error = _standard_error(control, treatment)
     if control is None or treatment is None or error is None:
         return None
@@ -190,10 +190,10 @@ def means_log_e_value(control: Sample | None, treatment: Sample | None) -> float
 
 
 class _Statistic(NamedTuple):
-    """A t statistic, what a bet on it weighs, and the errors for its intervals.
+    """A t statistic, its degrees of freedom, the information of a bet, and its errors.
 
-    *errors* answers, for a critical value, the squared standard errors of the
-    control's and the treatment's mean; None where no difference is excluded.
+    *errors* returns, for a critical value, the squared standard errors of the
+    control's and the treatment's mean; None if no difference can be excluded.
     """
 
     t: float
@@ -210,7 +210,7 @@ def _statistics(control: Sample, treatment: Sample) -> list[_Statistic]:
 
 
 def _welch_statistic(control: Sample, treatment: Sample) -> _Statistic:
-    """Return Welch's t, whose errors are the same for every critical value."""
+    """Return Welch's t; its errors do not depend on the critical value."""
     errors = _squared_errors(control, treatment)
     return _Statistic(
         difference(control, treatment) / sqrt(sum(errors)),
@@ -221,14 +221,14 @@ def _welch_statistic(control: Sample, treatment: Sample) -> _Statistic:
 
 
 def _pooled_statistic(control: Sample, treatment: Sample) -> _Statistic:
-    """Return the t whose variance is that of all users under the null hypothesis.
+    """Return the t with the variance of all users under the null hypothesis.
 
-    With h = 1 / n_c + 1 / n_t, SSW the squares within the arms and D the difference
-    between the means less the one that is tested, the variance is
-    ``V = (SSW + D^2 / h) / (N - 1)``. An arm without any value so has the other's
-    spread, and the statistic is at most ``sqrt(N - 1)``. Solved for D,
+    With h = 1 / n_c + 1 / n_t, SSW the sum of squares within the arms and D the
+    difference of the means minus the tested one, the variance is
+    ``V = (SSW + D^2 / h) / (N - 1)``. So an arm without any value has the spread of
+    the other arm, and the statistic is at most ``sqrt(N - 1)``. Solved for D,
     ``D^2 <= k^2 h V`` is ``D^2 <= k^2 h SSW / (N - 1 - k^2)``. For a lift the
-    control's values are multiplied by the ratio, and its part of SSW by its square.
+    control's values are multiplied by the ratio, and their part of SSW by its square.
     """
     total = control.size + treatment.size
     h = 1 / control.size + 1 / treatment.size
@@ -249,13 +249,13 @@ def _pooled_statistic(control: Sample, treatment: Sample) -> _Statistic:
 
 
 def _log_e_value(test: _Statistic) -> float:
-    """Return the log e-value of a t statistic, carried to the normal scale."""
+    """Return the log e-value of a t statistic, converted to a normal score."""
     tail = max(float(special.stdtr(test.freedom, -abs(test.t))), 1e-300)
     return normal_log_e_value(-float(special.ndtri(tail)), test.information)
 
 
 def difference(control: Sample, treatment: Sample) -> float:
-    """Return treatment mean minus control mean, subtracted before rounding."""
+    """Return treatment mean minus control mean, rounded only once."""
     return float(treatment.exact_mean - control.exact_mean)
 
 
@@ -267,7 +267,7 @@ def lift(control: Sample | None, treatment: Sample | None) -> float | None:
 
 
 def _standard_error(control: Sample | None, treatment: Sample | None) -> float | None:
-    """Return the standard error of the difference, or None if it is 0 or unknown."""
+    """Return the standard error of the difference; None if it is 0 or unknown."""
     if control is None or treatment is None:
         return None
     if control.variance is None or treatment.variance is None:
@@ -282,7 +282,7 @@ def _squared_errors(control: Sample, treatment: Sample) -> tuple[float, float]:
 
 
 def _degrees_of_freedom(control: Sample, treatment: Sample) -> float:
-    """Return Welch's approximate degrees of freedom, from shares of the variance."""
+    """Return Welch's approximate degrees of freedom."""
     parts = _squared_errors(control, treatment)
     whole = sum(parts)
     return 1 / sum(
@@ -307,7 +307,7 @@ def _fieller(
 ) -> Interval:
     """Return ``{r : (m_t - r m_c)^2 <= k^2 (v_t + r^2 v_c)} - 1``.
 
-    Unbounded unless the control's mean is k standard errors above 0.
+    It is unbounded unless the control's mean is k standard errors above 0.
     """
     control_error, treatment_error = errors
     square = control**2 - k * k * control_error
@@ -319,7 +319,7 @@ def _fieller(
 
 
 def _widest(intervals: Sequence[Interval]) -> Interval:
-    """Return the interval from the lowest of the lower ends to the highest upper."""
+    """Return the interval from the lowest lower end to the highest upper end."""
     lower = [one.lower for one in intervals if one.lower is not None]
     upper = [one.upper for one in intervals if one.upper is not None]
     return intervals[0]._replace(
@@ -329,14 +329,14 @@ def _widest(intervals: Sequence[Interval]) -> Interval:
 
 
 def _scale(mean: float, variance: float) -> float:
-    """Return the squared mean in standard deviations, kept within reason."""
+    """Return the squared mean in standard deviations, within the two bounds."""
     if not variance or not isfinite(mean):
         return MOST_SCALE**2
     return min(max(abs(mean) / sqrt(variance), LEAST_SCALE), MOST_SCALE) ** 2
 
 
 def _information(control: Sample, treatment: Sample) -> float:
-    """Return what a bet on the relative effect weighs: ``n_c n_t / N * (m / s)^2``."""
+    """Return the information of a bet on the lift: ``n_c n_t / N * (m / s)^2``."""
     total = control.size + treatment.size
     mean = (control.mean * control.size + treatment.mean * treatment.size) / total
     variance = (
@@ -347,7 +347,7 @@ def _information(control: Sample, treatment: Sample) -> float:
 
 
 def _critical(information: float, freedom: float, alpha: float) -> float | None:
-    """Return the |t| that is significant at any look, None if beyond reach."""
+    """Return the |t| that is significant at any look; None if no finite |t| is."""
     z = critical_score(information, alpha)
     if z is None:
         return None

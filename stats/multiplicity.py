@@ -1,4 +1,4 @@
-"""Several comparisons at once."""
+"""The adjustment of p-values for several comparisons."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for all of them, in the order given.
+    """Return the adjusted p-values, each at the position of its raw p-value.
 
-    Never below the raw one, never above 1, and in the same order.
+    An adjusted p-value is never below the raw one and never above 1, and sorting by
+    either gives the same order.
 
     Holm (1979), Scand. J. Stat. 6, p. 65-70.
     """

@@ -1,4 +1,4 @@
-"""How many users, how long, and what could be found: before the start."""
+"""Planning: sample sizes, durations, power and detectable effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Size(NamedTuple):
-    """Users needed, in the order of the variants; days if the traffic is known."""
+    """The users of each variant, in order, and the days if the traffic is known."""
 
     users_per_variant: list[int]
     total: int
@@ -24,10 +24,10 @@ class Size(NamedTuple):
 
 
 class PlannedSize(NamedTuple):
-    """The same effect found by one look at the end, and by looking at any time.
+    """The sizes that detect an effect by one look at the end, and by any look.
 
-    *always_valid* is None where the effect is below half the finest bet, 0.25 % of
-    the odds: no number of users makes the test that looks at any time find it.
+    *always_valid* is None if the effect is below half the finest bet, 0.25 % of the
+    odds: the test for any look does not detect it with any number of users.
     """
 
     baseline_rate: float
@@ -46,12 +46,12 @@ def plan_sample_size(
     splits: Sequence[Number] = (50, 50),
     users_per_day: Number | None = None,
 ) -> PlannedSize:
-    """Return the users and days that a plan needs, one look and any look.
+    """Return the users and days that a plan needs, for one look and for any look.
 
-    Give the effect either absolutely (0.02 on 0.10) or relatively (0.2). Several
-    variants share alpha evenly, and the one with the smallest split decides. The
-    figure for any look is the size by which the planned power is reached; most
-    such tests stop well before it.
+    The effect is either absolute (0.02 on 0.10) or relative (0.2). Several variants
+    share alpha evenly, and the one with the smallest split determines the size. The
+    size for any look is the one at which the test has the planned power; most
+    tests stop well before it.
     """
     if (minimum_effect is None) == (relative_effect is None):
         raise ValueError("Give either the minimum effect or the relative effect")
@@ -69,9 +69,9 @@ def plan_sample_size(
 
 
 def planned_rates(plan: Plan) -> tuple[float, float]:
-    """Return baseline and target rate, or refuse a plan that cannot be.
+    """Return baseline and target rate; raise ValueError for an impossible plan.
 
-    The effect is a rise; with a negative one the target lies below the baseline.
+    A positive effect is a rise; with a negative one the target is below the baseline.
     """
     baseline, effect = float(plan.baseline_rate), float(plan.minimum_effect)
     check_level(plan.confidence_level)
@@ -85,7 +85,7 @@ def planned_rates(plan: Plan) -> tuple[float, float]:
 
 
 def planned_centre(plan: Plan | None) -> float:
-    """Return the log odds ratio that the plan's effect implies; 0.2 without one."""
+    """Return the log odds ratio of the plan's effect; 0.2 without a plan."""
     if plan is None:
         return CENTRE
     baseline, target = planned_rates(plan)
@@ -93,7 +93,7 @@ def planned_centre(plan: Plan | None) -> float:
 
 
 def planned_total(plan: Plan, splits: Sequence[Number]) -> float:
-    """Return the users in all variants that one look at the end needs."""
+    """Return the users of all variants that one look at the end needs."""
     baseline, target = planned_rates(plan)
     parts = shares(splits)
     comparisons = max(len(parts) - 1, 1)
@@ -112,11 +112,11 @@ def sample_size(
     power: float = 0.8,
     ratio: float = 1.0,
 ) -> float:
-    """Return the control's users that find this effect with this power, in one look.
+    """Return the control users that detect this effect with this power in one look.
 
-    *ratio* is treatment users for each control user. Pooled variance under the
-    null, unpooled under the alternative, two-sided; equal to R's
-    ``power.prop.test``. Not rounded.
+    *ratio* is the number of treatment users for each control user. The test is
+    two-sided, with pooled variance under the null and unpooled variance under the
+    alternative, as in R's ``power.prop.test``. The size is not rounded.
 
     Fleiss, Levin & Paik (2003), "Statistical Methods for Rates and Proportions",
     3rd ed., section 4.2.
@@ -132,7 +132,7 @@ def power_at(
     alpha: float = 0.05,
     ratio: float = 1.0,
 ) -> float:
-    """Return how often this effect is found by one look at this many control users."""
+    """Return the power of one look at this many control users."""
     critical = normal_quantile(1 - alpha / 2)
     null, alternative = _spreads(baseline_rate, target_rate, ratio)
     signal = abs(target_rate - baseline_rate) * sqrt(users_per_arm)
@@ -146,7 +146,7 @@ def minimum_detectable_effect(
     power: float = 0.8,
     ratio: float = 1.0,
 ) -> float | None:
-    """Return the smallest absolute rise found with this power; None if none is."""
+    """Return the smallest absolute rise with this power; None if there is none."""
 
     def excess(effects: Floats, _: Indices) -> Floats:
         found = [
@@ -171,12 +171,12 @@ def always_valid_sample_size(
     centre: float | None = None,
     nuisance: float = 1e-4,
 ) -> float:
-    """Return the control's users by which looking at any time has this power.
+    """Return the control users at which the test for any look has this power.
 
-    The same formula with the critical |z| of the always-valid test at that size in
-    the place of 1.96, which is about twice the size; the test stops at about 1.1
-    times the size for one look on average, if the effect is as planned. Infinite
-    where no size will do.
+    The formula is that of `sample_size`, with the critical |z| of the always-valid
+    test at that size instead of 1.96. The result is about twice the size for one look.
+    If the effect is as planned, the test stops on average at about 1.1 times the size
+    for one look. The result is infinite if no size is large enough.
     """
     plan = Plan(baseline_rate, target_rate - baseline_rate)
     middle = planned_centre(plan) if centre is None else centre
@@ -194,7 +194,7 @@ def always_valid_sample_size(
 
 
 def _fixed_point(needed: Callable[[float], float], least: float) -> float:
-    """Return the size that is as large as it needs to be, or infinity if none is."""
+    """Return the size that is equal to its needed size; infinity if there is none."""
 
     def excess(logs: Floats, _: Indices) -> Floats:
         return np.array([each - log(needed(exp(each))) for each in logs])
@@ -225,7 +225,7 @@ def _size_at(
 
 
 def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
-    """Return the users in all variants by which any look has the planned power."""
+    """Return the users of all variants at which any look has the planned power."""
     baseline, target = planned_rates(plan)
     parts = shares(splits)
     comparisons = max(len(parts) - 1, 1)
@@ -245,7 +245,7 @@ def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
 
 
 def _size(total: float, splits: Sequence[Number], users_per_day: Number | None) -> Size:
-    """Return whole users for each variant, and whole days."""
+    """Return the size in whole users for each variant, and in whole days."""
     if users_per_day is not None and not users_per_day > 0:
         raise ValueError(f"Users a day must be above 0, not {users_per_day}")
     users = [ceil(total * part - 1e-9) for part in shares(splits)]

@@ -1,6 +1,7 @@
-"""How likely each variant is the best, and what is lost if it is not.
+"""The probability that each variant is the best, and the expected loss.
 
-Not proof against peeking: "95 % likely to be best" at some look is no significance.
+These figures do not allow for repeated looks: a probability of 95 % at some look does
+not mean significance.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from stats.numerics import np, special
 if TYPE_CHECKING:
     from stats.numerics import Floats
 
-#: How many users the prior weighs as much as.
+#: The weight of the prior in users.
 PRIOR_USERS = 2.0
 
 #: Tail probabilities at which each posterior breaks the range into panels.
 TAILS = (1e-14, 1e-9, 1e-6, 1e-4, 0.01, 0.15)
 
-#: Gauss-Legendre nodes on each panel.
+#: The number of Gauss-Legendre nodes on each panel.
 NODES = 32
 
-#: The widest panel below the posteriors' own, as a factor, and how many users times
-#: the end of the lowest panel make up: below it every posterior is a power of x.
+#: The largest ratio of a panel's two ends, and the end of the lowest panel times the
+#: number of users. On the lowest panel every posterior is a power of x.
 PANEL, LOWEST = 1e3, 1e-9
 
 
 class Beta(NamedTuple):
-    """A prior of a rate: as if so many users had converted, and so many had not."""
+    """A prior of a rate, as a number of users who converted and who did not."""
 
     successes: float
     failures: float
 
 
 class Posterior(NamedTuple):
-    """One number for each arm, in the order given."""
+    """The figures of each arm, in the order of the arms."""
 
     probability_best: list[float]
     expected_loss: list[float]
@@ -46,10 +47,10 @@ class Posterior(NamedTuple):
 def pooled_prior(counts: Sequence[tuple[int, int]]) -> Beta:
     """Return a prior with the weight of two users, centred on the pooled rate.
 
-    Beta(1, 1) is centred on 50 %, which makes an arm of few users look good where
-    rates are low: 0 of 30 would be 73 % likely to beat 30 of 3,000. The pooled rate
-    is shrunk by one user who converted and one who did not, so that it is never 0
-    or 1; with nobody enrolled, the prior is Beta(1, 1).
+    Beta(1, 1) is centred on 50 %, and so favours an arm with few users if rates are
+    low: 0 of 30 would beat 30 of 3,000 with a probability of 73 %. The pooled rate
+    includes one more user who converted and one who did not, so that it is never 0
+    or 1. Without users the prior is Beta(1, 1).
     """
     conversions = sum(converted for converted, _ in counts) + 1
     users = sum(size for _, size in counts) + 2
@@ -61,13 +62,13 @@ def pooled_prior(counts: Sequence[tuple[int, int]]) -> Beta:
 def posterior(
     counts: Sequence[tuple[int, int]], prior: Beta | None = None
 ) -> Posterior:
-    """Return what the prior and (conversions, sample size) pairs imply.
+    """Return the posterior figures of arms with these (conversions, sample size) pairs.
 
-    Without a *prior*, the one of `pooled_prior`. P(best) is the integral of
-    ``f_k prod F_j``, the expected loss of choosing an arm is ``E[max] - E[p_k]``
-    with ``E[max]`` the integral of ``1 - prod F_j``; both by Gauss-Legendre
-    quadrature on panels cut at every posterior's quantiles, so the same counts
-    always give the same digits. An arm beats itself with probability 0.5.
+    The default of *prior* is `pooled_prior`. P(best) is the integral of
+    ``f_k prod F_j``. The expected loss of choosing an arm is ``E[max] - E[p_k]``, with
+    ``E[max]`` the integral of ``1 - prod F_j``. Both use Gauss-Legendre quadrature on
+    panels between the quantiles of all posteriors, so that the same counts always give
+    the same digits. An arm beats itself with probability 0.5.
 
     Stucchio (2015), "Bayesian A/B Testing at VWO", white paper; checked against
     the closed forms of Miller (2015).
@@ -75,9 +76,9 @@ def posterior(
     own = prior or pooled_prior(counts)
     successes = np.array([converted + own.successes for converted, _ in counts])
     failures = np.array([size - converted + own.failures for converted, size in counts])
-    # A density may be infinite at the end that is nearer to the prior's centre. It is
-    # brought to 0, where floats are fine: above 50 %, the rates of not converting
-    # are integrated, and the best arm has the lowest.
+    # A density may be infinite at the end that is nearer to the prior's centre. That
+    # end must be 0, because floats are finest there. So with a centre above 50 % the
+    # rates of not converting are integrated, and the best arm has the lowest rate.
     is_mirrored = own.successes > own.failures
     a, b = (failures, successes) if is_mirrored else (successes, failures)
     grid = _grid(a, b, min(own))
@@ -100,10 +101,10 @@ def posterior(
 
 
 class _Grid(NamedTuple):
-    """The nodes of an integral over rates: what each weighs, and for each arm.
+    """The nodes of an integral over rates.
 
-    *widths* are the weights of dx, *mass* those of each posterior, *below* each
-    posterior's probability of a rate below the node.
+    *widths* has the weight of dx at each node, *mass* the weight of each posterior,
+    and *below* each posterior's probability of a rate below the node.
     """
 
     widths: Floats
@@ -112,11 +113,11 @@ class _Grid(NamedTuple):
 
 
 def _grid(a: Floats, b: Floats, least: float) -> _Grid:
-    """Return the nodes for these posteriors; *least* is the prior's own exponent.
+    """Return the nodes for these posteriors; *least* is the exponent of the prior.
 
     Below `LOWEST` divided by the users, a posterior without a conversion is
-    ``c x^least``, which may keep half its mass below the smallest float: that panel
-    is integrated over ``x^least``. All others are integrated over ``log x``.
+    ``c x^least``, and half of its mass may be below the smallest float. That panel
+    is integrated over ``x^least``, and all others over ``log x``.
     """
     start = LOWEST / float((a + b).max())
     lowest = _lowest_panel(a, b, least, start)
@@ -163,14 +164,14 @@ def _lowest_panel(a: Floats, b: Floats, least: float, end: float) -> _Grid:
 
 
 def _filled(logs: Floats) -> Floats:
-    """Return the edges, as logs, with more between those that are far apart."""
+    """Return the edges, as logs, with further edges between distant ones."""
     parts = np.ceil(np.diff(logs) / np.log(PANEL)).astype(int)
     places = np.concatenate([[0], np.cumsum(parts)])
     return np.asarray(np.interp(np.arange(places[-1] + 1), places, logs))
 
 
 def _breakpoints(successes: Floats, failures: Floats) -> Floats:
-    """Return every posterior's quantiles, sorted."""
+    """Return the quantiles of all posteriors, sorted."""
     tails = np.array([*TAILS, 0.5])
     a, b = successes[:, None], failures[:, None]
     mean = a / (a + b)
@@ -185,6 +186,6 @@ def _breakpoints(successes: Floats, failures: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _legendre() -> tuple[Floats, Floats]:
-    """Return the nodes and weights on (-1, 1)."""
+    """Return the Gauss-Legendre nodes and weights on (-1, 1)."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     return nodes, weights

@@ -1,4 +1,4 @@
-"""One variant's conversion rate and its two intervals."""
+"""The conversion rate of one variant, and its two intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def conversion_rate(conversions: int, sample_size: int) -> float:
-    """Return the share that converted; 0 with nobody enrolled."""
+    """Return the share of users who converted; 0 without users."""
     check_counts(conversions, sample_size)
     return conversions / sample_size if sample_size else 0.0
 
@@ -21,10 +21,10 @@ def conversion_rate(conversions: int, sample_size: int) -> float:
 def wilson_interval(
     conversions: int, sample_size: int, confidence_level: float = 0.95
 ) -> Interval:
-    """Return the Wilson score interval of a rate, for one look.
+    """Return the Wilson score interval of a rate, valid for one look.
 
-    With nobody enrolled it is the whole range, which says that nothing is known.
-    It ends at exactly 0 if nobody converted and at exactly 1 if everybody did.
+    Without users it is the whole range from 0 to 1. Its lower end is exactly 0 if
+    nobody converted, and its upper end exactly 1 if everybody did.
 
     Wilson (1927), JASA 22, p. 209-212; Newcombe (1998), Stat. Med. 17, p. 857-872.
     """
@@ -45,10 +45,10 @@ def wilson_interval(
 def always_valid_rate_interval(
     conversions: int, sample_size: int, confidence_level: float = 0.95
 ) -> Interval:
-    """Return the interval of a rate that holds at every look at once.
+    """Return the interval of a rate that is valid at all looks together.
 
-    All rates against which a Beta(1/2, 1/2) mixture has not yet won by
-    ``1 / alpha``.
+    It holds every rate against which the likelihood ratio of a Beta(1/2, 1/2)
+    mixture is still below ``1 / alpha``.
 
     Robbins (1970), Ann. Math. Stat. 41, p. 1397-1409; Howard, Ramdas, McAuliffe &
     Sekhon (2021), Ann. Stat. 49, p. 1055-1080.
@@ -67,8 +67,8 @@ def always_valid_rate_interval(
         likelihood = likelihood + special.xlog1py(failures, -rate)
         return np.asarray(np.minimum(evidence - likelihood, 1e6))
 
-    # Beyond these points the divergence from p alone is enough: KL(p || q) is at
-    # least (q - p)^2 / 2 max(q, p), and the same for 1 - p.
+    # The interval ends before these points, because KL(p || q) is at least
+    # (q - p)^2 / 2 max(q, p), and the same is true for 1 - p.
     spare = special.xlogy(conversions, p) + special.xlog1py(failures, -p) - evidence
     far = 1.001 * max(float(spare), 0.0) / n
     lowest = max(0.0, p - far - sqrt(far * far + 2 * (1 - p) * far))

@@ -1,6 +1,6 @@
-"""What goes in and what comes out: the named tuples of an analysis.
+"""The named tuples that an analysis takes and returns.
 
-Field names are the wire's names in snake case. An unknown number is None, never
+Field names are those of the JSON, in snake case. An unknown number is None, never
 NaN and never infinite; an interval that is unbounded on a side has None there.
 """
 
@@ -16,9 +16,9 @@ Number: TypeAlias = int | float | Decimal
 
 
 class ValueSums(NamedTuple):
-    """Exact totals of a value metric: per-user totals, their sum and squares' sum.
+    """The sum of the users' totals of a value metric, and the sum of their squares.
 
-    *count* says how many users have a value; the others count as 0.
+    Both are exact. *count* is the number of users with a value; the others count as 0.
     """
 
     count: int  # type: ignore[assignment]  # the wire's word, though tuples have it
@@ -38,17 +38,14 @@ class Arm(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What arrived beside the counts: every metric counted, and each refusal.
-
-    *refused* has how many events were refused for each reason.
-    """
+    """Every metric that has conversions, and the number of refusals by reason."""
 
     metrics: Sequence[str] = ()
     refused: Mapping[str, int] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
-    """What was declared before the start: the effect worth finding, and how surely.
+    """The plan of an experiment: the effect to detect, with its power and confidence.
 
     *minimum_effect* is absolute: 0.02 on a baseline of 0.10 means 0.12.
     """
@@ -60,7 +57,7 @@ class Plan(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An interval at its own level; None where it is unbounded or unknown."""
+    """An interval with its level; an end that is unbounded or unknown is None."""
 
     lower: float | None
     upper: float | None
@@ -69,24 +66,24 @@ class Interval(NamedTuple):
 
 
 class Level(NamedTuple):
-    """How sure the reader wants to be, of each comparison and of all together."""
+    """A confidence level, and the number of comparisons that share its error."""
 
     confidence: float
     comparisons: int
 
     @property
     def alpha(self) -> float:
-        """Return the error that one comparison may make, so that all keep theirs."""
+        """Return the error rate of one comparison; together they keep the whole."""
         return (1 - self.confidence) / self.comparisons
 
     @property
     def each(self) -> float:
-        """Return the level of one comparison's interval."""
+        """Return the level of the interval of one comparison."""
         return 1 - self.alpha
 
 
 class FixedHorizon(NamedTuple):
-    """For one look at the planned end, and for no other."""
+    """The test of two rates that is valid for one look, at the planned end."""
 
     p_value: float | None
     difference_interval: Interval
@@ -94,7 +91,7 @@ class FixedHorizon(NamedTuple):
 
 
 class Sequential(NamedTuple):
-    """For looks at any time; this decides significance."""
+    """The test of two rates that is valid at any look; it decides significance."""
 
     p_value: float
     adjusted_p_value: float
@@ -105,7 +102,7 @@ class Sequential(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One variant against the control: treatment minus control throughout."""
+    """A variant compared with the control; differences are variant minus control."""
 
     control_variant_id: str
     difference: float | None
@@ -116,7 +113,7 @@ class Comparison(NamedTuple):
 
 
 class ValueFixedHorizon(NamedTuple):
-    """Welch's test of two means, for one look at the planned end."""
+    """Welch's test of two means, valid for one look at the planned end."""
 
     p_value: float | None
     t: float | None
@@ -126,7 +123,7 @@ class ValueFixedHorizon(NamedTuple):
 
 
 class ValueSequential(NamedTuple):
-    """Two means at any time; asymptotic, and None where no spread is known."""
+    """The test of two means at any look: asymptotic, and None without a variance."""
 
     p_value: float | None
     adjusted_p_value: float | None
@@ -137,7 +134,7 @@ class ValueSequential(NamedTuple):
 
 
 class ValueComparison(NamedTuple):
-    """A variant's mean value against the control's."""
+    """A variant's mean value compared with the control's."""
 
     control_variant_id: str
     difference: float | None
@@ -147,7 +144,7 @@ class ValueComparison(NamedTuple):
 
 
 class ValueFigures(NamedTuple):
-    """The value metric of one variant: a mean for each of its users."""
+    """The value figures of one variant; the mean is over all of its users."""
 
     count: int  # type: ignore[assignment]  # the wire's word, though tuples have it
     sum: float
@@ -158,7 +155,7 @@ class ValueFigures(NamedTuple):
 
 
 class VariantFigures(NamedTuple):
-    """All that is said about one variant."""
+    """All figures of one variant."""
 
     variant_id: str
     variant_name: str
@@ -175,7 +172,7 @@ class VariantFigures(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How the figures were made, enough to make them again."""
+    """How the figures were computed, with all that it takes to repeat it."""
 
     method: str
     confidence_level: float
@@ -189,7 +186,7 @@ class Method(NamedTuple):
 
 
 class SampleRatioMismatch(NamedTuple):
-    """Whether the users fell as the split says."""
+    """The test of whether the users are split as planned."""
 
     p_value: float
     chi_square: float
@@ -199,7 +196,7 @@ class SampleRatioMismatch(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The one sentence, and what it says in a word."""
+    """The verdict as a sentence and as a status."""
 
     status: str
     variant_id: str | None
@@ -207,14 +204,14 @@ class Verdict(NamedTuple):
 
 
 class Caution(NamedTuple):
-    """Something the reader should know before believing the figures."""
+    """A warning that the reader needs before relying on the figures."""
 
     code: str
     message: str
 
 
 class Analysis(NamedTuple):
-    """The whole answer for one metric of one experiment."""
+    """All figures of one metric of one experiment."""
 
     metric: str
     variants: list[VariantFigures]
@@ -232,7 +229,7 @@ def interval(lower: float, upper: float, level: float, method: str) -> Interval:
 
 
 def check_counts(conversions: int, sample_size: int) -> None:
-    """Refuse counts that no experiment can have."""
+    """Raise ValueError for counts that no experiment can have."""
     for count in (conversions, sample_size):
         if isinstance(count, bool) or not isinstance(count, int):
             raise ValueError(f"A count is a whole number, not {count!r}")
@@ -241,8 +238,8 @@ def check_counts(conversions: int, sample_size: int) -> None:
 
 
 def check_level(confidence_level: Number) -> float:
-    """Return the confidence level as a float, or refuse what is not 0.5 to 0.99."""
-    # As a float: the decimal 0.99 is above the float, which is a little below it.
+    """Return the confidence level as a float; raise unless it is 0.5 to 0.99."""
+    # Compared as a float, because the float 0.99 is a little below the decimal 0.99.
     level = float(confidence_level)
     if not 0.5 <= level <= 0.99:
         raise ValueError(f"A confidence level is 0.5 to 0.99, not {confidence_level}")

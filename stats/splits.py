@@ -1,4 +1,4 @@
-"""Whether the users fell as the split says: sample ratio mismatch."""
+"""Sample ratio mismatch: the test of whether the users are split as planned."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stats.results import Number, SampleRatioMismatch
 if TYPE_CHECKING:
     from stats.numerics import Floats
 
-#: Below the first a mismatch is a fact, below the second a suspicion.
+#: A p-value below the first detects a mismatch, one below the second suspects it.
 DETECTED, SUSPECTED = 0.001, 0.01
 
-#: Concentrations of the Dirichlet alternatives; each is sensitive at its own size.
+#: Concentrations of the Dirichlet alternatives; each suits another sample size.
 CONCENTRATIONS = (10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 
 
 def shares(splits: Sequence[Number]) -> list[float]:
-    """Return the splits as parts of 1, or refuse any that is not above 0."""
+    """Return the splits as parts of 1; raise ValueError unless all are above 0."""
     exact = [Fraction(split) for split in splits]
     if not exact or min(exact) <= 0:
         raise ValueError(f"Every split must be above 0: {[str(s) for s in splits]}")
@@ -30,10 +30,11 @@ def shares(splits: Sequence[Number]) -> list[float]:
 def sample_ratio_mismatch(
     counts: Sequence[int], splits: Sequence[Number]
 ) -> SampleRatioMismatch:
-    """Return the split's sequential p-value, with the chi-square test beside it.
+    """Return the sequential p-value of the split, and the chi-square test.
 
-    The first holds at every look: it mixes five Dirichlet alternatives, each an
-    exact Bayes factor against the planned split. The second is for one look.
+    The first is valid at every look: it is the mean of five exact Bayes factors
+    against the planned split, each of one Dirichlet alternative. The chi-square test
+    is valid for one look.
 
     Lindon & Malek (2022), NeurIPS 35 (arXiv 2011.03567); Pearson (1900).
     """
@@ -55,7 +56,7 @@ def sample_ratio_mismatch(
 
 
 def mismatch_e_value(counts: Sequence[int], splits: Sequence[Number]) -> float | None:
-    """Return the e-value against the planned split; None beyond a float's range."""
+    """Return the e-value against the planned split; None if no float can hold it."""
     planned = np.array(shares(splits))
     log_e = _log_bayes_factor(np.array([float(n) for n in counts]), planned)
     return float(np.exp(log_e)) if log_e < 700 else None

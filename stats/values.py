@@ -1,4 +1,4 @@
-"""The value figures of an analysis: each variant's mean beside its rate."""
+"""The value figures of an analysis: the mean of each variant, and its tests."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def value_figures(
 ) -> list[ValueFigures | None]:
     """Return the value figures of each arm; all None unless every arm has sums.
 
-    The mean is over all users of an arm: who has no value counts as 0. The p-value
-    that holds at any look is asymptotic here and says so in its method.
+    The mean is over all users of an arm; a user without a value counts as 0. The
+    p-value for any look is asymptotic, as the name of its method says.
     """
     sums = [arm.value for arm in arms if arm.value is not None]
     if len(sums) < len(arms):
@@ -45,7 +45,7 @@ def value_figures(
         always_valid_means(samples[0], treatment, shown.each)
         for treatment in samples[1:]
     ]
-    # A comparison that is unknown still counts as one of those that are made.
+    # A comparison without a p-value still counts as one of the comparisons.
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in always])
     comparisons: list[ValueComparison | None] = [None]
     for treatment, any_look, p_value in zip(samples[1:], always, adjusted, strict=True):
@@ -69,7 +69,7 @@ def value_figures(
 
 
 def _sample(sample_size: int, sums: ValueSums) -> Sample | None:
-    """Return mean and variance of one arm; refuse more values than users."""
+    """Return mean and variance of one arm; raise for more values than users."""
     if not 0 <= sums.count <= sample_size:
         raise ValueError(f"{sums.count} values of {sample_size} users is impossible")
     return sample(sample_size, sums.sum, sums.sum_squares)
@@ -82,7 +82,7 @@ def _comparison(
     shown: Level,
     sequential: ValueSequential,
 ) -> ValueComparison:
-    """Return one arm's mean against the control's."""
+    """Return the comparison of an arm's mean with the control's."""
     return ValueComparison(
         control_variant_id=control_variant_id,
         difference=difference(control, treatment) if control and treatment else None,
@@ -95,7 +95,7 @@ def _comparison(
 def _sequential(
     any_look: AlwaysValidMeans, adjusted: float, deciding: Level
 ) -> ValueSequential:
-    """Return the any-look block with its adjusted p-value."""
+    """Return the figures for any look, with the adjusted p-value."""
     is_known = any_look.p_value is not None
     return ValueSequential(
         any_look.p_value,
