@@ -50,13 +50,8 @@ class Proxy(NamedTuple):
             time.sleep(0.02)
 
 
-@contextmanager
-def proxied(folder, upstream):
-    """Yield nginx with the shipped configuration, in front of this port."""
-    if shutil.which("nginx") is None:
-        leave_out("nginx is not installed; .ci/run installs it")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def configured(folder, port, upstream):
+    """Write the shipped configuration for these ports and folder; return the file."""
     shipped = (real.ROOT / "deploy" / "nginx.conf").read_text()
     for theirs, ours in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
@@ -69,16 +64,26 @@ def proxied(folder, upstream):
         f"{name}_temp_path {folder / name};"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    whole = folder / "nginx.conf"
-    whole.write_text(
+    file = folder / "nginx.conf"
+    file.write_text(
         # As root, the workers must be able to write below this folder too.
         f"{'user root;' if os.getuid() == 0 else ''}"
         f"daemon off; pid {folder / 'pid'}; worker_processes 1;"
         "events { worker_connections 512; }"
         f"http {{ {paths} {shipped} }}"
     )
-    log = folder / "error.log"
-    nginx = subprocess.Popen(["nginx", "-e", str(log), "-c", str(whole)])
+    return file
+
+
+@contextmanager
+def proxied(folder, upstream):
+    """Yield nginx with the shipped configuration, in front of this port."""
+    if shutil.which("nginx") is None:
+        leave_out("nginx is not installed; .ci/run installs it")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file, log = configured(folder, port, upstream), folder / "error.log"
+    nginx = subprocess.Popen(["nginx", "-e", str(log), "-c", str(file)])
     try:
         deadline = time.monotonic() + 10
         while True:

@@ -97,7 +97,7 @@ class Disk:
 
 
 class Replay:
-    """The log, event by event: what is sure, what is pending, what was told."""
+    """The log, event by event: what is sure, what is pending, what was answered."""
 
     def __init__(self, log: Path, folder: Path, files: dict[str, bytes]) -> None:
         self.log, self.folder = log, str(folder)
@@ -105,7 +105,7 @@ class Replay:
         self.disk = Disk(named)
         self.names = dict(named)  # as the processes see them
         self.pending: list[Change] = []
-        self.told: set[str] = set()
+        self.answered: set[str] = set()
         self._syncing: dict[str, tuple[str, list[Change]]] = {}
 
     def events(self) -> Iterator[None]:
@@ -126,7 +126,7 @@ class Replay:
         pid, name, rest = call.groups()
         if name == "sendto":
             sent = b"".join(_bytes(one) for one in HEX.findall(rest)[1:])
-            self.told |= {user.decode() for user in SEATED.findall(sent)}
+            self.answered |= {user.decode() for user in SEATED.findall(sent)}
             return True
         path = _bytes(HEX.search(rest)[0]).decode() if HEX.search(rest) else ""
         if name == "openat":
@@ -201,5 +201,5 @@ class Replay:
         return [part for part in parts if choice.random() < 0.5]
 
 
-def _bytes(told: str) -> bytes:
-    return bytes.fromhex(told.replace("\\x", ""))
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text.replace("\\x", ""))

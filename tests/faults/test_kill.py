@@ -53,9 +53,9 @@ def shaken(traffic, rounds, fault):
     """
     worst = 0.0
     for number in range(rounds):
-        before = traffic.told()
+        before = traffic.acknowledged()
         with traffic.flowing():
-            wait_until(lambda before=before: traffic.told() > before + 20, 30)
+            wait_until(lambda before=before: traffic.acknowledged() > before + 20, 30)
             time.sleep(random.Random(number).random() * 0.3)
             worst = max(worst, fault(traffic.service))
         assert traffic.proved() == [], f"round {number}"
@@ -65,11 +65,11 @@ def shaken(traffic, rounds, fault):
     return worst
 
 
-def told(figure, fault, rounds, traffic, **figures):
+def report(figure, fault, rounds, traffic, **figures):
     figure(
         fault,
         rounds=rounds,
-        acknowledged=traffic.told(),
+        acknowledged=traffic.acknowledged(),
         checks=traffic.checks,
         violations=0,
         **{name: f"{value:.2f} s" for name, value in figures.items()},
@@ -83,7 +83,7 @@ def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, fi
 
     worst = shaken(traffic, rounds, fault)
 
-    told(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
+    report(figure, "F1 kill -9 of the group", rounds, traffic, restart_at_most=worst)
     assert worst <= 3
 
 
@@ -95,7 +95,7 @@ def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
 
     worst = shaken(traffic, rounds, fault)
 
-    told(figure, "F2 kill -9 of a worker", rounds, traffic, replaced_after=worst)
+    report(figure, "F2 kill -9 of a worker", rounds, traffic, replaced_after=worst)
     assert not [status for status in traffic.statuses if status >= 500]
 
 
@@ -110,7 +110,7 @@ def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, 
 
     worst = shaken(traffic, rounds, fault)
 
-    told(figure, "F3 kill -9 of the master", rounds, traffic, port_free_after=worst)
+    report(figure, "F3 kill -9 of the master", rounds, traffic, port_free_after=worst)
     assert worst <= 2
 
 
@@ -125,7 +125,7 @@ def test_f4_what_was_answered_before_an_orderly_end_is_kept(traffic, rounds, fig
 
     worst = shaken(traffic, rounds, fault)
 
-    told(figure, "F4 SIGTERM under load", rounds, traffic, exit_after=worst)
+    report(figure, "F4 SIGTERM under load", rounds, traffic, exit_after=worst)
     assert worst <= GRACE
 
 
@@ -139,7 +139,7 @@ def test_f11_a_batch_is_there_whole_or_not_at_all(traffic, rounds, figure):
     shaken(traffic, rounds, fault)
 
     cut = sum(batch[0] not in traffic.never for batch in traffic.batches)
-    told(figure, f"F11 killed in the midst of {cut} batches of 100", rounds, traffic)
+    report(figure, f"F11 killed in the midst of {cut} batches of 100", rounds, traffic)
 
 
 def test_f12_eight_callers_who_enrol_the_same_new_users_make_one_row_each(

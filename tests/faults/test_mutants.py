@@ -14,21 +14,24 @@ def noticed(service, rounds):
     """Return what the harness says: callers of the same users, kills, and a lock."""
     traffic = Traffic(service, service.running())
     with traffic.flowing():
-        wait_until(lambda: traffic.told() > 100, 30)
+        wait_until(lambda: traffic.acknowledged() > 100, 30)
         same = [Caller(traffic) for _ in range(8)]
         same_users(same)
     if wrong := proof(traffic):
         return wrong
     for _ in range(rounds):
-        told = traffic.told()
+        before = traffic.acknowledged()
         with traffic.flowing():
-            wait_until(lambda told=told: traffic.told() > told + 20, 30)
+            wait_until(lambda before=before: traffic.acknowledged() > before + 20, 30)
             service.kill()
             service.restarted()
         if wrong := proof(traffic):
             return wrong
     with locked(service, 6), traffic.flowing():
-        wait_until(lambda: traffic.statuses[503] > 0 or traffic.told() > told + 40, 30)
+        wait_until(
+            lambda: traffic.statuses[503] > 0 or traffic.acknowledged() > before + 40,
+            30,
+        )
     return proof(traffic)
 
 

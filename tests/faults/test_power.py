@@ -29,7 +29,7 @@ def recorded(folder, tree, acknowledged):
         traffic = Traffic(service, service.running(), batch_every=25)
         with traffic.flowing(4):
             deadline = time.monotonic() + 120
-            while traffic.told() < acknowledged:
+            while traffic.acknowledged() < acknowledged:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         assert traffic.proved() == []
@@ -41,7 +41,7 @@ def recorded(folder, tree, acknowledged):
     return Replay(log, instance, before), traffic
 
 
-def examined(disk, folder, told, batches):
+def examined(disk, folder, answered, batches):
     """Return how many acknowledged users are lost, and what else is wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -52,7 +52,7 @@ def examined(disk, folder, told, batches):
         users = {user for (user,) in database.execute("SELECT user_id FROM assignment")}
         tally = database.execute("SELECT sum(participants) FROM variant").fetchone()[0]
     except pysqlite3.DatabaseError as error:
-        return len(told), [str(error)]
+        return len(answered), [str(error)]
     finally:
         database.close()
     wrong = [] if found == "ok" else [found]
@@ -63,7 +63,7 @@ def examined(disk, folder, told, batches):
         for batch in batches
         if len(users & batch) not in (0, len(batch))
     ]
-    return len(told - users), wrong
+    return len(answered - users), wrong
 
 
 def cut_often(replay, traffic, folder, cuts):
@@ -77,10 +77,10 @@ def cut_often(replay, traffic, folder, cuts):
         if moment in chosen:
             for model in MODELS:
                 disk = replay.cut(model, choice)
-                lost, found = examined(disk, folder, replay.told, batches)
+                lost, problems = examined(disk, folder, replay.answered, batches)
                 losses.append(lost)
-                wrong += [f"at {moment}, {model}: {one}" for one in found]
-    assert replay.told >= traffic.variants.keys()  # the log has every answer
+                wrong += [f"at {moment}, {model}: {one}" for one in problems]
+    assert replay.answered >= traffic.variants.keys()  # the log has every answer
     return losses, wrong
 
 
@@ -101,7 +101,7 @@ def test_f5_nothing_acknowledged_is_lost_when_the_power_fails(tmp_path, rounds, 
     figure(
         "F5 power cuts",
         cuts=len(losses),
-        acknowledged=len(replay.told),
+        acknowledged=len(replay.answered),
         cuts_that_lost=0,
         broken=0,
     )
@@ -120,5 +120,5 @@ def test_f5_without_the_flush_the_same_cuts_do_lose(tmp_path, rounds, thorough, 
         "F5 control, synchronous=NORMAL",
         cuts=len(losses),
         cuts_that_lost=losing,
-        worst=f"{max(losses)} of {len(replay.told)}",
+        worst=f"{max(losses)} of {len(replay.answered)}",
     )

@@ -1,10 +1,13 @@
 """A database that is locked, full, read-only, damaged or late, and a clock set back."""
 
+import itertools
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,15 +31,15 @@ def under_lock(service, seconds):
     """Return the traffic of 24 callers of a locked database, and the health's worst."""
     traffic = Traffic(service, service.running())
     with traffic.flowing(24):
-        wait_until(lambda: traffic.told() > 50, 30)
+        wait_until(lambda: traffic.acknowledged() > 50, 30)
         with locked(service, seconds):
             traffic.spent.clear()
             done = threading.Event()
             timer = threading.Timer(seconds - 0.2, done.set)
             timer.start()
             slowest = health_until(service, done)
-        told = traffic.told()
-        wait_until(lambda: traffic.told() > told + 20, 30)
+        before = traffic.acknowledged()
+        wait_until(lambda: traffic.acknowledged() > before + 20, 30)
     assert traffic.proved() == []
     return traffic, slowest
 
@@ -111,7 +114,7 @@ def test_f8_a_full_disk_is_503_until_there_is_room(disk, rounds, figure):
     with real.served(disk) as service:
         traffic = Traffic(service, service.running(), batch_every=20)
         with traffic.flowing(8):
-            wait_until(lambda: traffic.told() > 100, 30)
+            wait_until(lambda: traffic.acknowledged() > 100, 30)
             fill(disk / "ballast")
             wait_until(lambda: traffic.statuses[503] > 0, 30)
             assert service("GET", traffic.path)[0] == 200
@@ -123,8 +126,8 @@ def test_f8_a_full_disk_is_503_until_there_is_room(disk, rounds, figure):
                 assert service("GET", f"{traffic.path}/results")[0] == 200
                 assert service("GET", "/healthz")[0] == 200
             (disk / "ballast").unlink()
-            told = traffic.told()
-            writing = wait_until(lambda: traffic.told() > told, 10)
+            before = traffic.acknowledged()
+            writing = wait_until(lambda: traffic.acknowledged() > before, 10)
             ready = wait_until(lambda: service("GET", "/readyz")[0] == 200, 10)
         assert traffic.proved() == []
         assert "SQLITE_FULL" in service.log.read_text()
@@ -133,7 +136,7 @@ def test_f8_a_full_disk_is_503_until_there_is_room(disk, rounds, figure):
     assert writing <= 1
     figure(
         f"F8 disk full {seconds} s",
-        acknowledged=traffic.told(),
+        acknowledged=traffic.acknowledged(),
         missing=0,
         answered_503=traffic.statuses[503],
         answered_500=0,
@@ -152,7 +155,7 @@ def test_f9_a_read_only_disk_is_read_and_503_to_writes(disk, figure):
     with real.served(disk) as service:
         traffic = Traffic(service, service.running())
         with traffic.flowing(1):
-            wait_until(lambda: traffic.told() > 5, 30)
+            wait_until(lambda: traffic.acknowledged() > 5, 30)
         caller = Caller(traffic)
         caller.enrol("first")
         caller.close()
@@ -161,16 +164,18 @@ def test_f9_a_read_only_disk_is_read_and_503_to_writes(disk, figure):
         service.start("/healthz")
 
         assert service("GET", f"{traffic.path}/assignments/first")[0] == 200
-        status, told = service("POST", f"{traffic.path}/assignments", {"userId": "new"})
-        assert (status, told["error"]["code"]) == (503, "UNAVAILABLE")
-        assert told["error"]["message"].startswith("The database is read-only")
+        status, answer = service(
+            "POST", f"{traffic.path}/assignments", {"userId": "new"}
+        )
+        assert (status, answer["error"]["code"]) == (503, "UNAVAILABLE")
+        assert answer["error"]["message"].startswith("The database is read-only")
         assert service("GET", "/readyz")[0] == 503
         assert service("GET", "/healthz")[0] == 200
         remount(disk, "rw")
         ready = wait_until(lambda: service("GET", "/readyz")[0] == 200, 10)
         with traffic.flowing(8):
-            told = traffic.told()
-            wait_until(lambda: traffic.told() > told + 50, 30)
+            before = traffic.acknowledged()
+            wait_until(lambda: traffic.acknowledged() > before + 50, 30)
         assert traffic.proved() == []
         service.stop()  # in order: nothing is left beside the database
         remount(disk, "ro")
@@ -248,8 +253,8 @@ def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, thorough, 
             )
             for _ in range(4)
         ]
-        told = sorted(one.communicate(timeout=60)[0].strip() for one in started)
-        assert told == ["made", "there", "there", "there"]
+        outputs = sorted(one.communicate(timeout=60)[0].strip() for one in started)
+        assert outputs == ["made", "there", "there", "there"]
         assert [one.returncode for one in started] == [0] * 4
     figure("F13 first boot of 4 at once", boots=boots, failures=0)
 
@@ -257,7 +262,7 @@ def test_f13_of_several_that_boot_first_all_succeed(tmp_path, rounds, thorough, 
 def read_whole(service, path):
     """Return the status, once another program has read the body to its end."""
     url = f"http://127.0.0.1:{service.port}/api/{path}"
-    told = subprocess.run(
+    finished = subprocess.run(
         [
             *("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url),
             *("-H", f"Authorization: Bearer {service.token}"),
@@ -265,98 +270,118 @@ def read_whole(service, path):
         capture_output=True,
         check=True,
     )
-    return int(told.stdout)
+    return int(finished.stdout)
+
+
+class Writer:
+    """A caller that writes 20 times a second, and watches the size of the log."""
+
+    def __init__(self, traffic):
+        self.traffic = traffic
+        self.log = traffic.service.instance / "abacus.db-wal"
+        self.numbers = itertools.count()
+        self.largest = 0
+
+    def p99(self, seconds):
+        """Write for so many seconds; return the 99th percentile of the latency."""
+        caller, spent = Caller(self.traffic), []
+        end = time.monotonic() + seconds
+        while (began := time.monotonic()) < end:
+            caller.enrol(f"u{next(self.numbers)}")
+            spent.append(time.monotonic() - began)
+            self.largest = max(self.largest, self.log.stat().st_size)
+            time.sleep(max(0, began + 0.05 - time.monotonic()))
+        caller.close()
+        return percentile(spent, 0.99)
+
+
+def twenty_thousand(service):
+    """Return the traffic of an experiment that has 20,000 converted users already."""
+    traffic = Traffic(service, service.running(), batch_every=10**9)
+    for batch in range(2):
+        users = [{"userId": f"x{batch}-{number}"} for number in range(10_000)]
+        path = f"{traffic.path}/assignments/batch"
+        service.data("POST", path, {"users": users})
+        rows = [{**user, "value": 1} for user in users]
+        path = f"{traffic.path}/conversions/batch"
+        service.data("POST", path, {"conversions": rows})
+    return traffic
+
+
+@contextmanager
+def overlapping_readers(service, path):
+    """Let four readers read a path again and again; yield the list of statuses."""
+    over, statuses = threading.Event(), []
+
+    def read():
+        while not over.is_set():
+            statuses.append(read_whole(service, path))
+
+    with ThreadPoolExecutor(4) as readers:
+        reading = [readers.submit(read) for _ in range(4)]
+        try:
+            yield statuses
+        finally:
+            over.set()
+        for reader in reading:
+            reader.result()
 
 
 def test_f14_readers_that_overlap_grow_no_log_and_stop_no_writer(
     tmp_path, thorough, figure
 ):
     with real.served(tmp_path / "instance") as service:
-        traffic = Traffic(service, service.running(), batch_every=10**9)
-        for batch in range(2):
-            users = [{"userId": f"x{batch}-{number}"} for number in range(10_000)]
-            path = f"{traffic.path}/assignments/batch"
-            service.data("POST", path, {"users": users})
-            rows = [{**user, "value": 1} for user in users]
-            path = f"{traffic.path}/conversions/batch"
-            service.data("POST", path, {"conversions": rows})
-        read = f"{traffic.path}/export?format=ndjson"
-        if read_whole(service, read) == 404:
-            read = f"{traffic.path}/results?granularity=day"
-        written = service.instance / "abacus.db-wal"
-        number, over = iter(range(10**9)), threading.Event()
-        reads, largest = [], 0
+        traffic = twenty_thousand(service)
+        path = f"{traffic.path}/export?format=ndjson"
+        writer = Writer(traffic)
 
-        def writes(seconds):
-            """Write 20 times a second; return how long each write took."""
-            caller, spent = Caller(traffic), []
-            start = time.monotonic()
-            nonlocal largest
-            while (now := time.monotonic()) < start + seconds:
-                caller.enrol(f"u{next(number)}")
-                spent.append(time.monotonic() - now)
-                largest = max(largest, written.stat().st_size)
-                over.wait(max(0, now + 0.05 - time.monotonic()))
-            caller.close()
-            return spent
-
-        def reading():
-            while not over.is_set():
-                reads.append(read_whole(service, read))
-
-        alone = percentile(writes(15), 0.99)
-        readers = [threading.Thread(target=reading) for _ in range(4)]
-        for reader in readers:
-            reader.start()
-        together = percentile(writes(60), 0.99)
-        over.set()
-        for reader in readers:
-            reader.join()
+        alone = writer.p99(15)
+        with overlapping_readers(service, path) as statuses:
+            together = writer.p99(60)
         assert traffic.wrong == []
 
     figure(
         "F14 60 s of 4 overlapping readers",
-        reads=len(reads),
-        path=read.partition("/")[2].partition("/")[2],
-        log=f"{largest / 2**20:.1f} MiB",
+        reads=len(statuses),
+        path="export?format=ndjson",
+        log=f"{writer.largest / 2**20:.1f} MiB",
         write_p99=f"{together * 1000:.0f} ms, alone {alone * 1000:.0f} ms",
     )
-    assert set(reads) == {200}
-    assert largest <= 64 * 2**20
+    assert set(statuses) == {200}
+    assert writer.largest <= 64 * 2**20
     assert together <= alone + 0.1
 
 
-def test_f15_a_clock_set_back_30_seconds_loses_nothing(tmp_path, figure):
+@pytest.fixture
+def clock(tmp_path):
+    """Return a file of seconds, and the settings that add them to a service's clock."""
     if shutil.which("gcc") is None:
         leave_out("no compiler; .ci/run installs it")
-    clock, shim = tmp_path / "clock", tmp_path / "clock.so"
+    offset, shim = tmp_path / "clock", tmp_path / "clock.so"
     source = Path(__file__).with_name("clock.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", shim, source], check=True)
-    clock.write_text("0")
-    with real.served(
-        tmp_path / "instance",
-        LD_PRELOAD=str(shim),
-        CLOCK=str(clock),
-        JWT_LEEWAY="60",
-    ) as service:
+    offset.write_text("0")
+    return offset, {"LD_PRELOAD": str(shim), "CLOCK": str(offset), "JWT_LEEWAY": "60"}
+
+
+def test_f15_a_clock_set_back_30_seconds_loses_nothing(tmp_path, clock, figure):
+    offset, settings = clock
+    with real.served(tmp_path / "instance", **settings) as service:
         traffic = Traffic(service, service.running())
         caller = Caller(traffic)
         for number in range(100):
             caller.enrol(f"u{number}")
         before = service.data("GET", f"{traffic.path}/assignments/u0")["assignedAt"]
-        clock.write_text("-30")
+        offset.write_text("-30")
         for number in range(100, 200):
             caller.enrol(f"u{number}")
         for number in range(200):  # half of them were enrolled in the future
             caller.convert(f"u{number}", f"k{number}", number)
             caller.convert(f"u{number}", f"k{number}", number)
         after = service.data("GET", f"{traffic.path}/assignments/u199")["assignedAt"]
-        listed = [
-            one["userId"]
+        pages = [
+            service.data("GET", f"{traffic.path}/assignments?limit=100&page={number}")
             for number in (1, 2)
-            for one in service(
-                "GET", f"{traffic.path}/assignments?limit=100&page={number}"
-            )[1]["data"]
         ]
         service.data("POST", f"{traffic.path}/stop")
         service.data("POST", f"{traffic.path}/complete", {"conclusion": "lost"})
@@ -364,6 +389,7 @@ def test_f15_a_clock_set_back_30_seconds_loses_nothing(tmp_path, figure):
         assert traffic.proved() == []
 
     assert after < before  # the clock was set back indeed
+    listed = [one["userId"] for page in pages for one in page]
     assert listed == [f"u{number}" for number in reversed(range(200))]
     assert len(traffic.keys) == 200
     figure("F15 clock set back 30 s", enrolled=200, conversions=200, missing=0)

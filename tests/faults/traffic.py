@@ -1,4 +1,4 @@
-"""Traffic under faults, what its callers were told, and the proof of it.
+"""Traffic under faults, the answers to its callers, and the proof of them.
 
 Each request is of one of three classes, as in Jepsen: *ok* (a whole answer: what it
 says must be there, exactly once, for ever), *fail* (refused, or never sent: must not
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from ledger import proof
@@ -38,12 +38,12 @@ time.sleep(float(sys.argv[2]))
 
 
 class Traffic:
-    """Callers of one experiment, who note what they were told."""
+    """Callers of one experiment, who note each answer."""
 
     def __init__(self, service: Any, path: str, batch_every: int = 40) -> None:
         self.service, self.path, self.batch_every = service, path, batch_every
         self.id = path.partition("/")[2]
-        self.variants: dict[str, str] = {}  # ok: a user's variant, as told
+        self.variants: dict[str, str] = {}  # ok: the variant of a user, as answered
         self.keys: dict[str, tuple[str, int]] = {}  # ok: a conversion by its key
         self.batches: list[list[str]] = []  # sent, whatever was answered
         self.maybe: set[str] = set()  # info: users and keys
@@ -74,8 +74,8 @@ class Traffic:
                 thread.join(60)
                 assert not thread.is_alive()
 
-    def told(self) -> int:
-        """Return how much has been acknowledged."""
+    def acknowledged(self) -> int:
+        """Return how many users and conversions have been acknowledged."""
         return len(self.variants) + len(self.keys)
 
     def _call_on(self) -> None:
@@ -125,7 +125,7 @@ class Traffic:
         for user in random.sample(sorted(self.variants), min(20, len(self.variants))):
             again = service.data("POST", f"{self.path}/assignments", {"userId": user})
             if again["variantId"] != self.variants[user]:
-                wrong.append(f"I3: {user} was told {self.variants[user]}, now {again}")
+                wrong.append(f"I3: {user} had {self.variants[user]}, now {again}")
         with opened(service):
             wrong += self._proved_from_rows(experiment, computed, quality)
         return wrong
@@ -153,9 +153,22 @@ class Traffic:
         users, keys = dict(seats), {row[0]: row[1:] for row in rows}
         if len(users) != len(seats) or len(keys) != len(rows):
             yield f"I1: {len(seats)} seats of {len(users)} users, {len(rows)} rows"
+        yield from self._compared_with_answers(users, keys)
+        yield from self._compared_counts(len(seats), len(rows), experiment, quality)
+        for variant in computed["variants"]:
+            if variant["conversions"] > variant["sampleSize"]:
+                yield f"I4: more conversions than participants: {variant}"
+        if len(seats) < self.counts[0] or len(rows) < self.counts[1]:
+            yield f"I6: {self.counts} became {len(seats)}, {len(rows)}"
+        self.counts = len(seats), len(rows)
+
+    def _compared_with_answers(
+        self, users: dict[str, str], keys: dict[str, Any]
+    ) -> Iterator[str]:
+        """Yield each stored user or key that differs from the answers."""
         for user, variant in self.variants.items():
             if users.get(user) != variant:
-                yield f"I1, I3: {user} was told {variant}, stored {users.get(user)}"
+                yield f"I1, I3: {user} got {variant}, stored {users.get(user)}"
         for key, (user, value) in self.keys.items():
             if key not in keys or keys[key] != (user, value):
                 yield f"I1: {key} was accepted, stored {keys.get(key)}"
@@ -165,24 +178,20 @@ class Traffic:
         for batch in self.batches:
             if len(users.keys() & set(batch)) not in (0, len(batch)):
                 yield f"F11: {len(users.keys() & set(batch))} of a batch"
+
+    def _compared_counts(
+        self, seats: int, rows: int, experiment: Any, quality: Any
+    ) -> Iterator[str]:
+        """Yield each count of the service that differs from the number of rows."""
         counted = sum(
             one.participants
             for one in Variant.select().where(Variant.experiment == self.id)
         )
-        if not len(seats) == counted == experiment["_count"]["assignments"]:
-            yield f"I4: {len(seats)} seats, {counted} counted, told {experiment}"
+        if not seats == counted == experiment["_count"]["assignments"]:
+            yield f"I4: {seats} seats, {counted} counted, answered {experiment}"
         refused = Refusal.select().where(Refusal.experiment == self.id).count()
-        if (quality["counted"], quality["received"]) != (
-            len(rows),
-            len(rows) + refused,
-        ):
-            yield f"I4: {len(rows)} rows, {refused} refusals, told {quality}"
-        for variant in computed["variants"]:
-            if variant["conversions"] > variant["sampleSize"]:
-                yield f"I4: more conversions than participants: {variant}"
-        if len(seats) < self.counts[0] or len(rows) < self.counts[1]:
-            yield f"I6: {self.counts} became {len(seats)}, {len(rows)}"
-        self.counts = len(seats), len(rows)
+        if (quality["counted"], quality["received"]) != (rows, rows + refused):
+            yield f"I4: {rows} rows, {refused} refusals, answered {quality}"
 
 
 @contextmanager
@@ -221,33 +230,22 @@ class Caller:
             self.connection = None
 
     def ask(self, path: str, body: Any, *names: str) -> tuple[int, Any]:
-        """Return status and answer; 0 where none came, with the names kept as info."""
+        """Return status and answer; 0 if there is none, with the names kept as info."""
         traffic = self.traffic
         known = (traffic.maybe, traffic.variants, traffic.keys)
         fresh = {name for name in names if not any(name in one for one in known)}
         began = time.monotonic()
         try:
-            if self.connection is None:
-                made = HTTPConnection("127.0.0.1", traffic.service.port, timeout=30)
-                made.connect()
-                self.connection = made
+            connection = self._connected()
         except OSError:
             traffic.never |= fresh  # not sent, so not there
             time.sleep(0.05)
             return 0, None
-        headers = {
-            "Authorization": f"Bearer {traffic.service.token}",
-            "Content-Type": "application/json",
-        }
         # Noted before it is sent; from here on, it may be there.
         traffic.maybe |= fresh
         traffic.never -= fresh
         try:
-            self.connection.request(
-                "POST", f"/api/{traffic.path}/{path}", json.dumps(body), headers
-            )
-            answer = self.connection.getresponse()
-            told = json.loads(answer.read())
+            answer, content = self._exchange(connection, path, body)
         except (OSError, HTTPException, ValueError):
             self.close()
             return 0, None
@@ -260,31 +258,53 @@ class Caller:
             traffic.maybe -= fresh
             if answer.status == 503 and answer.headers["Retry-After"] is None:
                 traffic.wrong.append("a 503 without Retry-After")
-        return answer.status, told
+        return answer.status, content
+
+    def _connected(self) -> HTTPConnection:
+        """Return the open connection, made if there is none."""
+        if self.connection is None:
+            made = HTTPConnection("127.0.0.1", self.traffic.service.port, timeout=30)
+            made.connect()
+            self.connection = made
+        return self.connection
+
+    def _exchange(
+        self, connection: HTTPConnection, path: str, body: Any
+    ) -> tuple[HTTPResponse, Any]:
+        """Send a request; return the response, and the JSON that it contains."""
+        headers = {
+            "Authorization": f"Bearer {self.traffic.service.token}",
+            "Content-Type": "application/json",
+        }
+        connection.request(
+            "POST", f"/api/{self.traffic.path}/{path}", json.dumps(body), headers
+        )
+        answer = connection.getresponse()
+        return answer, json.loads(answer.read())
 
     def enrol(self, user: str) -> None:
-        status, told = self.ask("assignments", {"userId": user}, user)
+        status, answer = self.ask("assignments", {"userId": user}, user)
         if status in (200, 201):
-            self._seated(told["data"])
+            self._seated(answer["data"])
         elif status not in (0, 503):
-            self.traffic.wrong.append(f"enrol {user}: {status} {told}")
+            self.traffic.wrong.append(f"enrol {user}: {status} {answer}")
 
     def enrol_batch(self, users: list[str]) -> None:
         body = {"users": [{"userId": user} for user in users]}
-        status, told = self.ask("assignments/batch", body, *users)
+        status, answer = self.ask("assignments/batch", body, *users)
         if status == 200:
-            for one in told["data"]:
+            for one in answer["data"]:
                 self._seated(one)
         elif status not in (0, 503):
-            self.traffic.wrong.append(f"batch: {status} {told}")
+            self.traffic.wrong.append(f"batch: {status} {answer}")
 
-    def _seated(self, told: Any) -> None:
-        user, variant = told["userId"], told["variantId"]
+    def _seated(self, decision: Any) -> None:
+        user, variant = decision["userId"], decision["variantId"]
         traffic = self.traffic
         # The hash is published: any caller can know what the answer must be.
         expected = f"v{assignment.dealt(traffic.id, user, EVEN) + 1}"
         if variant != traffic.variants.get(user, expected):
-            traffic.wrong.append(f"I3: {user} is told {variant}, not {expected}")
+            traffic.wrong.append(f"I3: {user} got {variant}, not {expected}")
         traffic.variants[user] = variant
         traffic.maybe.discard(user)
         traffic.never.discard(user)
@@ -293,25 +313,25 @@ class Caller:
         traffic = self.traffic
         enrolled = user in traffic.variants
         body = {"userId": user, "value": value, "idempotencyKey": key}
-        status, told = self.ask("conversions", body, key)
+        status, answer = self.ask("conversions", body, key)
         if status in (200, 201):
             if status == 201 and key in traffic.keys:
                 traffic.wrong.append(f"I1: {key} is counted twice")
             traffic.keys[key] = (user, value)
             traffic.maybe.discard(key)
             traffic.never.discard(key)
-        elif status == 409 and told["error"]["code"] == "NOT_ENROLLED":
+        elif status == 409 and answer["error"]["code"] == "NOT_ENROLLED":
             traffic.maybe.discard(key)  # it was not counted before, either
             traffic.never.add(key)
             if enrolled:
                 traffic.wrong.append(f"I1: {user} was enrolled, and is forgotten")
         elif status not in (0, 503):
-            traffic.wrong.append(f"convert {key}: {status} {told}")
+            traffic.wrong.append(f"convert {key}: {status} {answer}")
 
     def convert_stranger(self, user: str) -> None:
         key = f"k-{user}"
         body = {"userId": user, "value": 1, "idempotencyKey": key}
-        status, told = self.ask("conversions", body)
+        status, answer = self.ask("conversions", body)
         self.traffic.never |= {user, key}
         if status not in (0, 409, 503):
-            self.traffic.wrong.append(f"stranger {user}: {status} {told}")
+            self.traffic.wrong.append(f"stranger {user}: {status} {answer}")
