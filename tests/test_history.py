@@ -27,7 +27,9 @@ def history(api, path):
 # ----------------------------------------------------------------------------
 
 
-def test_every_move_edit_and_override_is_written_down(app, token, draft):
+@pytest.fixture
+def lived(app, token):
+    """Return an experiment as it was made by Ann and as it is now, and its history."""
     ann, bob = (Caller(app, token(name)) for name in ("ann", "bob"))
     body = {"name": "Flow", "key": "flow", "variants": two_variants()}
     made = ann.post("experiments", body).json["data"]
@@ -48,10 +50,13 @@ def test_every_move_edit_and_override_is_written_down(app, token, draft):
         (ann, ("DELETE", path)),
     ):
         assert caller(*call).status_code in (200, 201)
+    return made, ann.get(path).json["data"], history(ann, path)
 
-    told = history(ann, path)
 
-    assert [(one["subject"], one["action"], one["userId"]) for one in told] == [
+def test_every_move_edit_and_override_is_written_down(lived):
+    made, now, entries = lived
+
+    assert [(one["subject"], one["action"], one["userId"]) for one in entries] == [
         ("ann", "create", None),
         ("bob", "update", None),
         ("ann", "override", "qa"),
@@ -63,7 +68,7 @@ def test_every_move_edit_and_override_is_written_down(app, token, draft):
         ("bob", "complete", None),
         ("ann", "archive", None),
     ]
-    changes = [one["changes"] for one in told]
+    changes = [one["changes"] for one in entries]
     assert changes[0]["variants"] == {"from": None, "to": made["variants"]}
     assert changes[0]["trafficPercentage"] == {"from": None, "to": 100}
     assert changes[0]["name"] == {"from": None, "to": "Flow"}
@@ -71,21 +76,27 @@ def test_every_move_edit_and_override_is_written_down(app, token, draft):
     assert changes[1]["name"] == {"from": "Flow", "to": "Flows"}
     splits = [one["splitPercentage"] for one in changes[1]["variants"]["to"]]
     assert splits == [33.33, 66.67]
-    assert changes[2] == {"variantId": {"from": None, "to": "v1"}}
-    assert changes[3] == {"variantId": {"from": "v1", "to": "v2"}}
-    assert changes[4] == {"variantId": {"from": "v2", "to": None}}
-    now = ann.get(path).json["data"]
-    start = {"from": None, "to": now["startDate"]}
-    assert changes[5] == {"status": {"from": "draft", "to": "running"}} | {
-        "startDate": start
-    }
-    assert changes[6]["status"] == {"from": "running", "to": "stopped"}
-    assert changes[7]["endDate"] == {"from": changes[6]["endDate"]["to"], "to": None}
-    assert changes[8]["winnerVariantId"] == {"from": None, "to": "v2"}
-    assert changes[8]["note"] == {"from": None, "to": "Ship it"}
-    assert changes[9] == {"archivedAt": {"from": None, "to": now["archivedAt"]}}
-    times = [one["at"] for one in told]
+    assert changes[2:5] == [
+        {"variantId": {"from": None, "to": "v1"}},
+        {"variantId": {"from": "v1", "to": "v2"}},
+        {"variantId": {"from": "v2", "to": None}},
+    ]
+    assert_moves_are_written_down(changes[5:], now)
+    times = [one["at"] for one in entries]
     assert times == sorted(times)
+
+
+def assert_moves_are_written_down(changes, now):
+    started, stopped, resumed, completed, archived = changes
+    assert started == {
+        "status": {"from": "draft", "to": "running"},
+        "startDate": {"from": None, "to": now["startDate"]},
+    }
+    assert stopped["status"] == {"from": "running", "to": "stopped"}
+    assert resumed["endDate"] == {"from": stopped["endDate"]["to"], "to": None}
+    assert completed["winnerVariantId"] == {"from": None, "to": "v2"}
+    assert completed["note"] == {"from": None, "to": "Ship it"}
+    assert archived == {"archivedAt": {"from": None, "to": now["archivedAt"]}}
 
 
 def test_a_copy_says_that_it_is_one(api, draft):
@@ -287,55 +298,61 @@ def everything(api, path):
     return raw, computed, api.get(path).json["data"]["_count"]
 
 
-def test_a_person_is_erased_everywhere_and_moves_no_result(
-    api, app, token, traffic, draft, tmp_path
-):
-    named = {
-        "logicalOperator": "OR",
-        "rules": [
-            {"field": "userId", "operator": "in", "value": ["boss", PERSON]},
-            {"field": "userId", "operator": "eq", "value": PERSON},
-            {"field": "userId", "operator": "eq", "value": f"{PERSON}.not"},
-        ],
-    }
-    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": named})
-    frozen = draft(audienceId="aud_beta")
-    assert api.post(f"{frozen}/start").status_code == 200
+@pytest.fixture
+def named(app, api, token, draft):
+    """Return the path of an experiment whose rules and override name the person.
+
+    The audience names another user too, whose id begins with that of the person.
+    """
+    rules = [
+        {"field": "userId", "operator": "in", "value": ["boss", PERSON]},
+        {"field": "userId", "operator": "eq", "value": PERSON},
+        {"field": "userId", "operator": "eq", "value": f"{PERSON}.not"},
+    ]
+    tree = {"logicalOperator": "OR", "rules": rules}
+    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": tree})
+    path = draft(audienceId="aud_beta")
+    assert api.post(f"{path}/start").status_code == 200
     herself = Caller(app, token(PERSON))
-    put = herself("PUT", f"{frozen}/overrides/{PERSON}", {"variantId": "v1"})
-    assert put.status_code == 201
+    override = {"variantId": "v1"}
+    assert herself("PUT", f"{path}/overrides/{PERSON}", override).status_code == 201
+    return path
+
+
+def assert_no_answer_names_the_person(api, paths):
+    assert api.get(f"users/{PERSON}/assignments").json["data"] == []
+    lists = [f"{path}/{name}" for path in paths for name in LISTS]
+    for path in [*lists, "audiences", "experiments"]:
+        answer = api.get(path)
+        assert answer.status_code == 200
+        assert PERSON not in answer.text.replace(f"{PERSON}.not", ""), path
+
+
+def test_a_person_is_erased_everywhere_and_moves_no_result(
+    api, app, traffic, named, tmp_path
+):
     before = [everything(api, path) for path in traffic]
 
     answer = api.delete(f"users/{PERSON}")
 
     assert answer.status_code == 200
-    told = answer.json["data"]
-    assert told["logEmptied"] is True
-    assert {one["experimentId"] for one in told["experiments"]} == {
-        path.removeprefix("experiments/") for path in (*traffic, frozen)
+    receipt = answer.json["data"]
+    assert receipt["logEmptied"] is True
+    assert {one["experimentId"] for one in receipt["experiments"]} == {
+        path.removeprefix("experiments/") for path in (*traffic, named)
     }
-    for one in told["experiments"]:
+    for one in (*receipt["experiments"], receipt):
         assert one["before"] == one["after"]
-    assert told["before"] == told["after"]
-    assert told["before"]["participants"] == 2 * 401
+    assert receipt["before"]["participants"] == 2 * 401
     assert [everything(api, path) for path in traffic] == before
     assert app.test_cli_runner().invoke(args=["check"]).exit_code == 0
-    # Nothing that can be asked names her,
-    assert api.get(f"users/{PERSON}/assignments").json["data"] == []
-    asked = [
-        *(f"{path}/{what}" for path in (*traffic, frozen) for what in LISTS),
-        "audiences",
-        "experiments",
-    ]
-    for path in asked:
-        answer = api.get(path)
-        assert answer.status_code == 200
-        assert PERSON not in answer.text.replace(f"{PERSON}.not", ""), path
-    tree = api.get("audiences/aud_beta").json["data"]["ruleTree"]
-    assert tree["rules"][0]["value"][0] == "boss"
-    assert tree["rules"][2]["value"] == f"{PERSON}.not"
-    # and once the audience of the one whose id is longer is gone, no byte does.
-    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": named["rules"][0]})
+    assert_no_answer_names_the_person(api, [*traffic, named])
+    first, _, third = api.get("audiences/aud_beta").json["data"]["ruleTree"]["rules"]
+    assert first["value"][0] == "boss"
+    assert third["value"] == f"{PERSON}.not"
+    # Without the audience of the user with the longer id, no byte is left of hers.
+    rule = {"field": "userId", "operator": "in", "value": ["boss", PERSON]}
+    api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": rule})
     assert api.delete(f"users/{PERSON}.not").status_code == 200
     assert api.delete(f"users/{PERSON}").json["data"]["logEmptied"] is True
     engine.database.close()

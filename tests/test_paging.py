@@ -346,53 +346,66 @@ def test_a_cursor_names_nobody(api, running, enrolled, force):
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,512}", cursor)
 
 
+WALKS = [
+    ("experiments", "id", {}),
+    ("experiments", "id", {"archived": "true"}),
+    ("experiments", "id", {"status": "draft"}),
+    ("experiments", "id", {"status": "running"}),
+    ("experiments", "id", {"status": "stopped", "archived": "true"}),
+    ("audiences", "id", {}),
+    ("audiences", "id", {"search": "any"}),
+    ("HOME/assignments", "userId", {}),
+    ("HOME/overrides", "userId", {}),
+    ("HOME/history", "at", {}),
+]
+
+
+@pytest.fixture
+def random_writes(api, draft, audience, force, enrolled):
+    """Return a maker of functions that make up to two random writes when called."""
+
+    def writes_from(chance, made, home, users):
+        def archive():
+            api.delete(chance.choice(made))
+
+        def move():
+            verb = chance.choice(["start", "stop", "resume", "complete", "duplicate"])
+            body = {"conclusion": "lost"} if verb == "complete" else {}
+            api.post(f"{chance.choice(made)}/{verb}", body)
+
+        def rename():
+            api.patch(chance.choice(made), {"name": f"Name {chance.random()}"})
+
+        def write():
+            any_user = chance.choice([*users, f"late-{chance.random()}"])
+            force(home, any_user, chance.choice(["v1", "v2"]))
+            audience(any_user, "Any")
+            enrolled(home, any_user)
+
+        def meanwhile():
+            for _ in range(chance.randrange(3)):
+                chance.choice([archive, move, move, rename, write, draft])()
+
+        return meanwhile
+
+    return writes_from
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_walks_show_what_there_was_through_any_interleaving(
-    api, draft, audience, force, enrolled, seed
+    api, draft, running, audience, force, enrolled, random_writes, seed
 ):
     chance = random.Random(seed)
-    made = [draft() for _ in range(6)]
-    home = draft()
-    assert api.post(f"{home}/start").status_code == 200
+    made, home = [draft() for _ in range(6)], running()
     users = [f"user-{number}" for number in range(8)]
     enrolled(home, *users)
     for user_id in users:
         force(home, user_id)
         audience(user_id, "Any")
+    meanwhile = random_writes(chance, made, home, users)
 
-    def archive():
-        api.delete(chance.choice(made))
-
-    def move():
-        verb = chance.choice(["start", "stop", "resume", "complete", "duplicate"])
-        body = {"conclusion": "lost"} if verb == "complete" else {}
-        api.post(f"{chance.choice(made)}/{verb}", body)
-
-    def rename():
-        api.patch(chance.choice(made), {"name": f"Name {chance.random()}"})
-
-    def write():
-        any_user = chance.choice([*users, f"late-{chance.random()}"])
-        force(home, any_user, chance.choice(["v1", "v2"]))
-        audience(any_user, "Any")
-        enrolled(home, any_user)
-
-    def meanwhile():
-        for _ in range(chance.randrange(3)):
-            chance.choice([archive, move, move, rename, write, draft])()
-
-    for path, key, query in [
-        ("experiments", "id", {}),
-        ("experiments", "id", {"archived": "true"}),
-        ("experiments", "id", {"status": "draft"}),
-        ("experiments", "id", {"status": "running"}),
-        ("experiments", "id", {"status": "stopped", "archived": "true"}),
-        ("audiences", "id", {}),
-        ("audiences", "id", {"search": "any"}),
-        (f"{home}/assignments", "userId", {}),
-        (f"{home}/overrides", "userId", {}),
-        (f"{home}/history", "at", {}),
-    ]:
+    for place, key, query in WALKS:
+        path = place.replace("HOME", home)
         answer = api.get(path, query_string={**query, "limit": 100}).json
         assert answer["meta"]["totalPages"] <= 1
         rows, _ = walk(api, path, key, meanwhile, chance.randrange(1, 6), **query)

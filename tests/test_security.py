@@ -80,10 +80,8 @@ def sent(service, method, path, body=None, **headers):
     return answer.status
 
 
-def test_nothing_that_is_logged_names_a_user_or_holds_a_token(service):
-    service.token = real.flask(service.instance, "token", SUBJECT).stdout.strip()
-    path = service.running(primaryMetric=USER)
-    told = []
+def statuses_of_every_route(service, path):
+    """Yield the status of each request that has markers wherever a route takes them."""
     rules = [
         (rule.rule, method)
         for rule in application.create_app().url_map.iter_rules()
@@ -93,31 +91,44 @@ def test_nothing_that_is_logged_names_a_user_or_holds_a_token(service):
         where = rule.replace("<id>", path.partition("/")[2])
         where = re.sub(r"<(path:)?\w+>", USER, where)
         elsewhere = re.sub(r"<(path:)?\w+>", USER, rule)
-        told.append(sent(service, method, where))
-        told.append(sent(service, method, elsewhere))
-        told.append(sent(service, method, f"{where}?page={USER}&{USER}={USER}"))
-        told.append(sent(service, method, where, Authorization=f"Bearer {USER}.x.y"))
-        told.append(sent(service, method, where, Authorization=f"Basic {USER}"))
+        yield sent(service, method, where)
+        yield sent(service, method, elsewhere)
+        yield sent(service, method, f"{where}?page={USER}&{USER}={USER}")
+        yield sent(service, method, where, Authorization=f"Bearer {USER}.x.y")
+        yield sent(service, method, where, Authorization=f"Basic {USER}")
     for rule, method in rules:
         if method in ("POST", "PATCH", "PUT") and rule.startswith("/api"):
             where = rule.replace("<id>", path.partition("/")[2])
             for body in bodies():
-                told.append(sent(service, method, where, body))
+                yield sent(service, method, where, body)
             kind = {"Content-Type": f"text/{USER}"}
-            told.append(sent(service, method, where, USER, **kind))
-    for broken in BROKEN:
-        with socket.create_connection(("127.0.0.1", service.port)) as connection:
-            connection.sendall(broken.replace("TOKEN", service.token).encode("latin-1"))
-            connection.shutdown(socket.SHUT_WR)
-            told.append(int(connection.recv(65_536).split()[1]))
-            while connection.recv(65_536):
-                pass
+            yield sent(service, method, where, USER, **kind)
+
+
+def status_of_broken(service, request):
+    """Return the status of a request that is not valid HTTP."""
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(request.replace("TOKEN", service.token).encode("latin-1"))
+        connection.shutdown(socket.SHUT_WR)
+        status = int(connection.recv(65_536).split()[1])
+        while connection.recv(65_536):
+            pass
+    return status
+
+
+def test_nothing_that_is_logged_names_a_user_or_holds_a_token(service):
+    service.token = real.flask(service.instance, "token", SUBJECT).stdout.strip()
+    path = service.running(primaryMetric=USER)
+    statuses = [
+        *statuses_of_every_route(service, path),
+        *(status_of_broken(service, request) for request in BROKEN),
+    ]
 
     log = service.log.read_text()
-    assert {200, 201, 400, 401, 404, 405, 409, 415} <= set(told)
+    assert {200, 201, 400, 401, 404, 405, 409, 415} <= set(statuses)
     # 501 is gunicorn's own, for a transfer coding that nobody knows.
-    assert {status for status in told if status >= 500} <= {501}
-    assert log.count('"event": "request"') >= len(told) - len(BROKEN)
+    assert {status for status in statuses if status >= 500} <= {501}
+    assert log.count('"event": "request"') >= len(statuses) - len(BROKEN)
     assert "Refused what is no HTTP." in log
     for secret in (
         USER,

@@ -1,6 +1,7 @@
 """The real service: gunicorn, two workers, one database file."""
 
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -51,6 +52,7 @@ LISTED = {
     "variants",
     "_count",
 }
+RESULTS = {"experimentId", "name", "status", "startDate", "endDate", "variants"}
 
 
 @pytest.fixture(scope="module")
@@ -59,80 +61,85 @@ def service(tmp_path_factory):
         yield service
 
 
+def created_and_listed(service):
+    """Create the experiment of the seed, read it and list it; return its path."""
+    meta = {"total": 0, "page": 1, "limit": 20, "totalPages": 0, "next": None}
+    assert service("GET", "experiments") == (200, {"data": [], "meta": meta})
+    status, made = service("POST", "experiments", CREATE)
+    assert status == 201
+    sent = json.loads(CREATE)
+    assert {name: made["data"][name] for name in sent if name != "variants"} == {
+        name: sent[name] for name in sent if name != "variants"
+    }
+    assert made["data"]["variants"] == [
+        {"id": id, **variant}
+        for id, variant in zip(("v1", "v2"), sent["variants"], strict=True)
+    ]
+    path = f"experiments/{made['data']['id']}"
+
+    status, listed = service("GET", "experiments?page=1&limit=20&status=draft")
+    assert status == 200
+    meta = {"total": 1, "page": 1, "limit": 20, "totalPages": 1, "next": None}
+    assert listed["meta"] == meta
+    assert set(listed["data"][0]) >= LISTED
+    assert listed["data"][0]["_count"] == {"assignments": 0}
+    assert service("GET", path) == (200, {"data": listed["data"][0]})
+    return path
+
+
+def enrolled_until(service, path, size):
+    """Enrol users until each variant has so many; return the users of each variant."""
+    arms, numbers = {"v1": [], "v2": []}, itertools.count()
+    while min(map(len, arms.values())) < size:
+        users = [{"userId": f"user-{next(numbers)}"} for _ in range(100)]
+        for one in service.data("POST", f"{path}/assignments/batch", {"users": users}):
+            arms[one["variantId"]].append(one["userId"])
+    return arms
+
+
+def assert_seed_results(service, path, arms):
+    """Check the raw results and the computed ones."""
+    raw = service.data("GET", f"{path}/results")
+    assert set(raw) >= RESULTS
+    assert [
+        (
+            one["variantId"],
+            one["variantName"],
+            one["splitPercentage"],
+            one["participants"],
+            one["results"][0]["conversions"],
+        )
+        for one in raw["variants"]
+    ] == [
+        ("v1", "Control", 50, len(arms["v1"]), 45),
+        ("v2", "Detailed", 50, len(arms["v2"]), 67),
+    ]
+    computed = service.data("POST", f"{path}/compute-results")
+    assert f"experiments/{computed['experimentId']}" == path
+    assert [
+        (one["variantId"], one["sampleSize"], one["conversions"])
+        for one in computed["variants"]
+    ] == [("v1", len(arms["v1"]), 45), ("v2", len(arms["v2"]), 67)]
+    for one in computed["variants"]:
+        assert one["conversionRate"] == one["conversions"] / one["sampleSize"]
+
+
 def test_every_example_of_the_seed_works_as_written(tmp_path):
     with real.served(tmp_path / "empty") as service:
-        meta = {"total": 0, "page": 1, "limit": 20, "totalPages": 0, "next": None}
-        assert service("GET", "experiments") == (200, {"data": [], "meta": meta})
-        status, made = service("POST", "experiments", CREATE)
-        assert status == 201
-        sent = json.loads(CREATE)
-        assert {name: made["data"][name] for name in sent if name != "variants"} == {
-            name: sent[name] for name in sent if name != "variants"
-        }
-        for id, given, got in zip(
-            ("v1", "v2"), sent["variants"], made["data"]["variants"], strict=True
-        ):
-            assert got == {"id": id, **given}
-        path = f"experiments/{made['data']['id']}"
-
-        status, listed = service("GET", "experiments?page=1&limit=20&status=draft")
-        assert status == 200
-        meta = {"total": 1, "page": 1, "limit": 20, "totalPages": 1, "next": None}
-        assert listed["meta"] == meta
-        assert set(listed["data"][0]) >= LISTED
-        assert listed["data"][0]["_count"] == {"assignments": 0}
-        assert service("GET", path) == (200, {"data": listed["data"][0]})
-
+        path = created_and_listed(service)
         changed = service.data("PATCH", path, {"description": "Changed"})
         assert changed["description"] == "Changed"
         started = service.data("POST", f"{path}/start")
         assert started["status"] == "running" and started["startDate"].endswith("Z")
         assert service("PATCH", path, {"name": "Too late"})[0] == 409
-        arms = {"v1": [], "v2": []}
-        number = 0
-        while min(map(len, arms.values())) < 250:
-            users = [{"userId": f"user-{number + n}"} for n in range(100)]
-            number += 100
-            for one in service.data(
-                "POST", f"{path}/assignments/batch", {"users": users}
-            ):
-                arms[one["variantId"]].append(one["userId"])
+        arms = enrolled_until(service, path, 250)
         rows = [
             {"userId": user_id}
             for arm, conversions in (("v1", 45), ("v2", 67))
             for user_id in arms[arm][:conversions]
         ]
         service.data("POST", f"{path}/conversions/batch", {"conversions": rows})
-        raw = service.data("GET", f"{path}/results")
-        assert set(raw) >= {
-            "experimentId",
-            "name",
-            "status",
-            "startDate",
-            "endDate",
-            "variants",
-        }
-        assert [
-            (
-                one["variantId"],
-                one["variantName"],
-                one["splitPercentage"],
-                one["participants"],
-                one["results"][0]["conversions"],
-            )
-            for one in raw["variants"]
-        ] == [
-            ("v1", "Control", 50, len(arms["v1"]), 45),
-            ("v2", "Detailed", 50, len(arms["v2"]), 67),
-        ]
-        computed = service.data("POST", f"{path}/compute-results")
-        assert computed["experimentId"] == made["data"]["id"]
-        assert [
-            (one["variantId"], one["sampleSize"], one["conversions"])
-            for one in computed["variants"]
-        ] == [("v1", len(arms["v1"]), 45), ("v2", len(arms["v2"]), 67)]
-        for one in computed["variants"]:
-            assert one["conversionRate"] == one["conversions"] / one["sampleSize"]
+        assert_seed_results(service, path, arms)
         stopped = service.data("POST", f"{path}/stop")
         assert stopped["status"] == "stopped" and stopped["endDate"].endswith("Z")
         kept = service.data("GET", path)["_count"]["assignments"]
