@@ -67,14 +67,21 @@ def draft(
     with database.atomic():
         if fields.get("key") is None:
             made["key"] = _free_key(fields["name"])
-        elif Experiment.select().where(Experiment.key == fields["key"]).exists():
-            raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
+        else:
+            _refuse_taken(fields["key"])
         experiment = Experiment.create(**made)
         _write_variants(
             experiment, [{**item, "key": f"v{n}"} for n, item in enumerate(variants, 1)]
         )
         Change.note(experiment, by, action, {}, _settings(experiment))
     return experiment
+
+
+def _refuse_taken(key: str, but: str | None = None) -> None:
+    """Raise Conflict if an experiment has this key, other than the one excepted."""
+    taken = Experiment.get_or_none(key=key)
+    if taken and taken.id != but:
+        raise Conflict(f"The key {key!r} is taken.", key)
 
 
 def _free_key(name: str) -> str:
@@ -130,9 +137,8 @@ def revise(
         variants = check(_merged(experiment, variants))
     read_at = experiment.updated_at
     with _recorded(experiment, "update", by):
-        taken = Experiment.get_or_none(key=fields.get("key", experiment.key))
-        if taken and taken.id != experiment.id:
-            raise Conflict(f"The key {fields['key']!r} is taken.", fields["key"])
+        if "key" in fields:
+            _refuse_taken(fields["key"], but=experiment.id)
         if variants is not None:
             fields["variants_made"] = _number(variants, experiment.variants_made)
         # Later than before, even if the clock stands still: readers compare it.

@@ -168,7 +168,7 @@ def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
 
 def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     now = utcnow()
-    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+    if not _is_open(experiment):
         return [
             _receipt(experiment, event, now, REJECTED, reason=INVALID_STATE)
             for event in events
@@ -335,9 +335,14 @@ def _occurred(
     return occurred(event.occurred_at, participant.assigned_at) or event.occurred_at
 
 
+def _is_open(experiment: Experiment) -> bool:
+    """Tell whether the experiment takes conversions now."""
+    return experiment.state_or_archived in (RUNNING, STOPPED)
+
+
 def refuse_unless_open(experiment: Experiment) -> None:
     """Raise InvalidState if the experiment takes no conversions."""
-    if experiment.archived_at or experiment.state not in (RUNNING, STOPPED):
+    if not _is_open(experiment):
         raise InvalidState(experiment.state_or_archived, [RUNNING, STOPPED])
 
 

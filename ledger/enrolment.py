@@ -152,17 +152,11 @@ def _assigned(
         written: set[str] = set()
         if current.is_open_at(now):
             rows = [
-                {
-                    "experiment": definition.id,
-                    "user_id": user_id,
-                    "variant": one.variant.id,
-                    "assigned_at": now,
-                    "received_at": now,
-                }
+                NewAssignment(user_id, one.variant.id, now)
                 for user_id, one in new.items()
                 if one.variant and user_id not in excluded
             ]
-            written = write_assignments(rows)
+            written = write_assignments(definition.id, rows, now)
     decisions = {one: new[one]._replace(assigned_at=now) for one in written}
     others = [user_id for user_id in new if user_id not in written]
     if others:
@@ -174,16 +168,27 @@ def _assigned(
     return decisions
 
 
-def write_assignments(rows: list[dict[str, Any]]) -> set[str]:
+class NewAssignment(NamedTuple):
+    """A row to write for a user who may not be enrolled yet."""
+
+    user_id: str
+    variant: str
+    assigned_at: datetime
+
+
+def write_assignments(
+    experiment_id: str, rows: Sequence[NewAssignment], now: datetime
+) -> set[str]:
     """Write assignments of one experiment with their tally; return the new users.
 
     Call it within a transaction. A user who is enrolled already keeps their row.
     """
-    variants: dict[str, str] = {row["user_id"]: row["variant"] for row in rows}
+    variants = {row.user_id: row.variant for row in rows}
+    common = {"experiment": experiment_id, "received_at": now}
     written: set[str] = set()
     for some in chunked(rows, CHUNK):
         query = (
-            Assignment.insert_many(some)
+            Assignment.insert_many([{**row._asdict(), **common} for row in some])
             .on_conflict(
                 action="NOTHING",
                 conflict_target=[Assignment.experiment, Assignment.user_id],
@@ -193,7 +198,7 @@ def write_assignments(rows: list[dict[str, Any]]) -> set[str]:
         written.update(row.user_id for row in query.execute())
     for key, number in Counter(variants[user_id] for user_id in written).items():
         Variant.update(participants=Variant.participants + number).where(
-            Variant.experiment == rows[0]["experiment"], Variant.key == key
+            Variant.experiment == experiment_id, Variant.key == key
         ).execute()
     return written
 

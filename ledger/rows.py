@@ -14,6 +14,7 @@ from peewee import JOIN, chunked, fn
 from ledger.conversions import Event, _known, _occurred, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
+    NewAssignment,
     Participant,
     elsewhere,
     participants_among,
@@ -102,18 +103,8 @@ def _enrol(experiment: Experiment, lines: Sequence[Line], now: datetime) -> set[
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
-    return write_assignments(
-        [
-            {
-                "experiment": experiment.id,
-                "user_id": line.user_id,
-                "variant": line.variant,
-                "assigned_at": line.assigned_at,
-                "received_at": now,
-            }
-            for line in first.values()
-        ]
-    )
+    rows = [NewAssignment(*line[:3]) for line in first.values()]
+    return write_assignments(experiment.id, rows, now)
 
 
 def _new_bookings(

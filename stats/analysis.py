@@ -104,12 +104,11 @@ def analyse(
     counts = arms[0].conversions, arms[0].sample_size
     control = always_valid_rate_interval(*counts, deciding.confidence)
     made_from = input_hash(arms, plan, confidence_level, metric)
-    method = _method(shown, deciding, prior, test, plan)
     cautions = warnings(arms, variants, split, plan, control)
     return Analysis(
         metric=metric,
         variants=variants,
-        analysis=method._replace(computed_at=computed_at, input_hash=made_from),
+        analysis=_method(shown, deciding, prior, test, plan, computed_at, made_from),
         sample_ratio_mismatch=split,
         verdict=decided,
         warnings=absence + disagreement + cautions,
@@ -118,7 +117,13 @@ def analyse(
 
 
 def _method(
-    shown: Level, deciding: Level, prior: Beta, test: _Test, plan: Plan | None
+    shown: Level,
+    deciding: Level,
+    prior: Beta,
+    test: _Test,
+    plan: Plan | None,
+    computed_at: str | None,
+    made_from: str,
 ) -> Method:
     return Method(
         method=METHOD,
@@ -128,8 +133,8 @@ def _method(
         prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
         centre=test.centre,
         plan=plan,
-        computed_at=None,
-        input_hash="",
+        computed_at=computed_at,
+        input_hash=made_from,
     )
 
 

@@ -566,8 +566,8 @@ def names(api):
     return [one["name"] for one in api.get("experiments").json["data"]]
 
 
-def served(file, path):
-    """Return what a service answers from a database at a path, as a GET."""
+def serving(file):
+    """Return an app on this database file, and a function that GETs from it."""
     app = create_app(
         {
             "TESTING": True,
@@ -578,6 +578,15 @@ def served(file, path):
     with app.app_context():
         token = create_access_token("tester")
     headers = {"Authorization": f"Bearer {token}"}
-    answer = app.test_client().get(f"/api/experiments{path}", headers=headers)
-    assert answer.status_code == 200, answer.text
-    return answer.json["data"]
+
+    def ask(path):
+        answer = app.test_client().get(f"/api/experiments{path}", headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.json["data"]
+
+    return app, ask
+
+
+def served(file, path):
+    """Return what a service answers from a database at a path, as a GET."""
+    return serving(file)[1](path)

@@ -4,12 +4,9 @@ import re
 
 import peewee
 import pytest
-from conftest import SECRET
-from flask_jwt_extended import create_access_token
-from test_database import ROOT, served
+from test_database import ROOT, served, serving
 
 import models
-from app import create_app
 from ledger import proof
 from models import Assignment, Metric
 from storage import engine, factory, schema
@@ -73,23 +70,7 @@ def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, versi
 def test_a_migration_keeps_all_that_was_counted(tmp_path):
     old = tmp_path / "old.db"
     of_schema(1, old)
-    app = create_app(
-        {
-            "TESTING": True,
-            "DATABASE_URL": f"sqlite:///{old}",
-            "JWT_SECRET_KEY": SECRET,
-        }
-    )
-
-    with app.app_context():
-        token = create_access_token("tester")
-    client = app.test_client()
-    headers = {"Authorization": f"Bearer {token}"}
-
-    def ask(path):
-        answer = client.get(f"/api/experiments{path}", headers=headers)
-        assert answer.status_code == 200, answer.text
-        return answer.json["data"]
+    app, ask = serving(old)
 
     running, draft = ask("")
     assert (running["name"], draft["name"]) == ("A running one", "A draft")

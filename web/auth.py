@@ -15,7 +15,7 @@ from jwt import InvalidSignatureError, PyJWTError
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
-from web.keys import Provider, _keys, _secret
+from web.keys import Provider, signing_secret, verification_keys
 
 SCOPES = ("read", "write", "assign")
 
@@ -140,9 +140,9 @@ def install(app: Flask) -> None:
 
     @manager.decode_key_loader
     def _(header: dict[str, Any], payload: dict[str, Any]) -> Any:
-        key = _keys(app)[1 if g.get("use_previous_key") else 0]
+        key = verification_keys(app)[1 if g.get("use_previous_key") else 0]
         return key.key(header.get("kid")) if isinstance(key, Provider) else key
 
     @manager.encode_key_loader
     def _(identity: Any) -> str:
-        return _secret(app)
+        return signing_secret(app)

@@ -257,12 +257,12 @@ def keys_are_ready(app: Flask) -> None:
     An identity provider that is down does not prevent the start: until it is back,
     requests get 503.
     """
-    key, *_ = _keys(app)
+    key, *_ = verification_keys(app)
     if isinstance(key, Provider):
         key.fetch()
 
 
-def _keys(app: Flask) -> list[Any]:
+def verification_keys(app: Flask) -> list[Any]:
     """Return the keys that verify tokens, the newest first."""
     if "abacus_keys" not in app.extensions:
         app.extensions.setdefault("abacus_keys", _checked_keys(app))
@@ -277,7 +277,7 @@ def _checked_keys(app: Flask) -> list[Any]:
             raise WeakSecret(f"With a public key, JWT_ALGORITHM is one of {PUBLIC}.")
         if previous and not app.testing:
             check_secret(previous)
-        return [_secret(app), previous]
+        return [signing_secret(app), previous]
     if algorithm not in PUBLIC:
         raise WeakSecret(f"JWT_ALGORITHM is HS256 or one of {PUBLIC}.")
     if bool(public) == bool(url):
@@ -294,7 +294,7 @@ def _checked_keys(app: Flask) -> list[Any]:
     return [public, previous]
 
 
-def _secret(app: Flask) -> str:
+def signing_secret(app: Flask) -> str:
     """Return the secret from the settings, or from the file that `init` creates."""
     if not needs_secret(app):
         raise WeakSecret("Tokens are made by whoever has the private key.")
