@@ -16,6 +16,7 @@ from conftest import leave_out
 # One second until a change is noticed, one until it is sent (deploy/litestream.yml),
 # and one for a busy machine.
 BOUND = 3
+CALLERS = 2  # the rest of the suite runs beside them
 LITESTREAM = Path(real.sys.executable).with_name("litestream")
 TABLES = ("assignment", "conversion", "outcome", "tally", "variant")
 
@@ -60,9 +61,11 @@ def rows(file, table):
 
 
 def killed_under_load(service, path, replicator):
-    """Kill a service and its replicator after 4 seconds of bookings.
+    """Kill a service and its replicator while callers are writing.
 
-    Return when each user was acknowledged, in seconds before the end.
+    They write for 4 seconds, and until 200 users were acknowledged that the replica
+    must have: on a slow machine that takes longer. Return when each user was
+    acknowledged, in seconds before the end.
     """
     acknowledged, numbers, killed = {}, itertools.count(), threading.Event()
 
@@ -76,9 +79,15 @@ def killed_under_load(service, path, replicator):
                 return  # cut off: nothing was promised
             acknowledged[user_id] = time.monotonic()
 
-    with ThreadPoolExecutor(4) as callers:
-        sent = [callers.submit(book, one) for one in range(4)]
-        killed.wait(4)  # nobody sets it: they write for so long
+    def is_enough():
+        now = time.monotonic()
+        due = [at for at in list(acknowledged.values()) if now - at > BOUND]
+        return now - began > 4 and len(due) > 200
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        began = time.monotonic()
+        sent = [callers.submit(book, one) for one in range(CALLERS)]
+        real.wait_until(is_enough, 60)
         assert replicator.poll() is None
         replicator.kill()
         service.kill()
