@@ -17,6 +17,7 @@ demo: .venv/ready
 	@$(BIN)/python demo/replay.py
 
 bench: .venv/ready
+	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/cost.py
 	@$(BIN)/python bench/peeking.py
 	@$(BIN)/python bench/values.py
