@@ -29,6 +29,7 @@ import schemas
 from ledger import conversions, enrolment, erasure, rows
 from ledger.counts import at, counted, replayed
 from models import TABLES, Audience, Change, Experiment, Override
+from shortcut import FAILURE, Shortcut
 from storage import columns, engine, factory, schema
 from storage.columns import utcnow
 from storage.table import Row
@@ -82,6 +83,8 @@ def guard() -> None:
     """Verify the token, refuse impossible queries and ids, open the database."""
     if request.method == "OPTIONS":  # a preflight request has no token
         return
+    if FAILURE in request.environ:
+        raise request.environ.pop(FAILURE)
     auth.authenticate()
     handler: Any = current_app.view_functions[str(request.endpoint)]
     refuse_undecodable_path()
@@ -630,6 +633,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/", 308))
     if app.config["CORS_ORIGINS"]:
         CORS(app, resources=FROM_BROWSERS, expose_headers=["ETag", "Retry-After"])
+    app.wsgi_app = Shortcut(app)  # type: ignore[method-assign]
     return app
 
 

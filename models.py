@@ -516,6 +516,7 @@ class Change(Table):
 
         Call it within the transaction of the change.
         """
+        Identity.update(revision=Identity.revision + 1).execute()
         cls.create(
             experiment=experiment.id,
             at=at or utcnow(),

@@ -1,8 +1,8 @@
 """What a request costs, beside a bare echo and a bare INSERT, in one run.
 
-Each side runs under gunicorn with the service's own settings, and wrk (Debian's package)
-calls it over loopback. Rounds of all sides are interleaved. The processor time is what
-the workers used, in user and in system mode, by /proc.
+Each side runs under gunicorn with the service's own settings, and wrk (a package of
+Debian) calls it over loopback. Rounds of all sides are interleaved. The processor time
+is what the workers used, in user and in system mode, by /proc.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -49,8 +49,9 @@ function request()
 end
 function done(summary, latency, requests)
   local errors = summary.errors
-  io.write(string.format("\\n{\\"requests\\": %%d, \\"seconds\\": %%f, \\"p50\\": %%f, " ..
-    "\\"p99\\": %%f, \\"errors\\": %%d}\\n", summary.requests, summary.duration / 1e6,
+  io.write(string.format("\\n{\\"requests\\": %%d, \\"seconds\\": %%f, " ..
+    "\\"p50\\": %%f, \\"p99\\": %%f, \\"errors\\": %%d}\\n",
+    summary.requests, summary.duration / 1e6,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
@@ -197,7 +198,6 @@ def sides(service: Service, echo: Server) -> list[Side]:
     an_id = "'{\"userId\":\"' .. %s .. '\"'"
     post = f'"/api/{paths[0]}/assignments"'
     many = json.dumps(keys[:5])
-    five = f', "experiments":{many}}}'
     return [
         Side("echo", echo, lua("POST", '"/bare"', an_id % a_known + " .. '}'")),
         Side("echo, token", echo, lua("POST", '"/token"', an_id % a_known + " .. '}'")),

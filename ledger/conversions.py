@@ -263,7 +263,7 @@ def _receipt(
         event.user_id,
         event.metric or experiment.primary_metric,
         event.value,
-        _occurred(event, now, participant),
+        occurred_at(event, now, participant),
         event.idempotency_key,
         participant.variant if participant else None,
         reason,
@@ -299,13 +299,13 @@ def _same(
 
     Times are compared as they are booked: a repetition without `occurredAt` occurred
     when the first one was received, and an event shortly before the enrolment
-    occurred at the enrolment; see `_occurred`.
+    occurred at the enrolment; see `occurred_at`.
     """
     return bool(
         earlier.assignment_id == participant.id
         and earlier.metric == receipt.metric
         and earlier.value == event.value
-        and earlier.occurred_at == _occurred(event, earlier.received_at, participant)
+        and earlier.occurred_at == occurred_at(event, earlier.received_at, participant)
     )
 
 
@@ -320,7 +320,7 @@ def occurred(event_time: datetime, assigned_at: datetime) -> datetime | None:
     return max(event_time, assigned_at)
 
 
-def _occurred(
+def occurred_at(
     event: Event, received_at: datetime, participant: Participant | None
 ) -> datetime:
     """Return when an event occurred; without a time of its own, when it was received.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from peewee import JOIN, chunked, fn
 
-from ledger.conversions import Event, _known, _occurred, refuse_unless_open
+from ledger.conversions import Event, _known, occurred_at, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
     NewAssignment,
@@ -157,7 +157,7 @@ def _booking(
         participant.variant,
         event.metric or experiment.primary_metric,
         event.value,
-        _occurred(event, now, participant),
+        occurred_at(event, now, participant),
         now,
         key,
     )

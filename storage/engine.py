@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import peewee
 
 Row = TypeVar("Row")
+Value = TypeVar("Value")
 Shape = dict[str, set[str]]
 """A schema: the facts of each table, index, view or trigger, as words."""
 
@@ -67,6 +68,18 @@ class Engine(peewee.Database, ABC):
     @abstractmethod
     def identity(self) -> tuple[int, int] | None:
         """Return what distinguishes the database at this address from any other."""
+
+    @abstractmethod
+    def opened(self) -> tuple[int, int] | None:
+        """Return the identity of the database that this thread has open."""
+
+    @abstractmethod
+    def write(self, work: Callable[[], Value]) -> Value:
+        """Return what *work* returns, once its transaction has been committed.
+
+        The transaction may be shared with the work of other threads, and any thread may
+        run it. If it fails, *work* may be run a second time.
+        """
 
     @abstractmethod
     def limit_waiting(self, most: int) -> None:

@@ -77,5 +77,10 @@ SELECT "experiment_id", "name", "number" FROM (
 WHERE "number" <= 1000
 """
 
-MIGRATIONS = [AUDIENCES, METRICS]
+# From 3 to 4: a number that tells whether what is remembered still holds.
+REVISION = """
+ALTER TABLE "identity" ADD COLUMN "revision" INTEGER NOT NULL DEFAULT 0
+"""
+
+MIGRATIONS = [AUDIENCES, METRICS, REVISION]
 """The first leads from version 1 to version 2, and so on."""

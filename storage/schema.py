@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 import peewee
-from peewee import IntegerField, TextField
+from peewee import SQL, BigIntegerField, IntegerField, TextField
 
 from storage.columns import Utc, new_id, utcnow
 from storage.engine import (
@@ -34,6 +34,9 @@ class Identity(Table):
     schema_version = IntegerField()
     created_at = Utc(default=utcnow)
     probed_at = Utc(null=True)
+    revision = BigIntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+    """Grows with every change of an experiment or an override, so that whoever
+    remembers one can tell from this number whether it still holds."""
 
 
 def create(made: Engine, tables: Sequence[type[Table]]) -> str:

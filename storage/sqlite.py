@@ -6,8 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from urllib.parse import quote
 import peewee
 from peewee import fn
 
-from storage.engine import Engine, NotReady, Refused, Shape, Trouble
+from storage.engine import Engine, NotReady, Refused, Shape, Trouble, Value
 from storage.files import alone, driver
 from storage.shape import shape
+from storage.turns import Group, Turns
 
 PATIENCE = 5  # seconds that a statement waits for others
 
@@ -71,45 +71,6 @@ def error_name(error: BaseException | None) -> str | None:
     return name
 
 
-class Turns:
-    """The queue of this process's threads that wait to write.
-
-    The first thread in the queue has the turn. At most *most* threads may wait, so that
-    the others can always read and answer health checks.
-    """
-
-    def __init__(self) -> None:
-        self.most: float = float("inf")
-        self._lock = threading.Lock()
-        self._line: deque[tuple[int, threading.Lock]] = deque()
-
-    def take(self, seconds: float) -> None:
-        """Wait for the turn; raise Refused if that takes too long."""
-        turn = threading.Lock()
-        turn.acquire()
-        place = threading.get_ident(), turn
-        with self._lock:
-            if len(self._line) >= self.most:
-                raise Refused("SQLITE_BUSY", "Too many writers wait already.")
-            self._line.append(place)
-            if len(self._line) == 1:
-                return
-        if turn.acquire(timeout=seconds):
-            return
-        with self._lock:
-            if self._line[0] is not place:  # else it came at the last moment
-                self._line.remove(place)
-                raise Refused("SQLITE_BUSY", "The other writers took too long.")
-
-    def give(self) -> None:
-        """Let the next thread write, if this one has the turn."""
-        with self._lock:
-            if self._line and self._line[0][0] == threading.get_ident():
-                self._line.popleft()
-                if self._line:
-                    self._line[0][1].release()
-
-
 class Sqlite(Engine, peewee.SqliteDatabase):
     """SQLite with a queue before its write lock.
 
@@ -120,7 +81,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
         self.file = file
+        self._path = file and str(file)
         self.turns = Turns()
+        self._group = Group(self.turns)
         self.patience: float = PATIENCE
         self._opened = threading.local()  # which file this thread's handle is of
         # The file is opened as a URI, whose options are SQLite's.
@@ -146,21 +109,21 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         return cls(None, "")
 
     def identity(self) -> tuple[int, int] | None:
-        if self.file is None:
+        if self._path is None:
             return None
         try:
-            status = self.file.stat()
+            status = os.stat(self._path)  # noqa: PTH116 - a Path costs twice as much
         except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
 
     def open(self) -> None:
-        if not self.is_closed() and self.identity() != self._opened_file():
+        if not self.is_closed() and self.identity() != self.opened():
             self.close()
         if self.connect(reuse_if_open=True):
             self._opened.file = self.identity()
 
-    def _opened_file(self) -> tuple[int, int] | None:
+    def opened(self) -> tuple[int, int] | None:
         return getattr(self._opened, "file", None)
 
     # Transactions.
@@ -175,8 +138,8 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         if self.damaged:
             raise Refused("SQLITE_CORRUPT", "The database was found damaged.")
         connection = self.connection()
-        deadline = time.monotonic() + self.patience
-        self.turns.take(self.patience)
+        deadline = self._deadline()
+        self.turns.take(deadline - time.monotonic())
         try:
             # A call of the driver: a PRAGMA would be a statement in each transaction.
             connection.set_busy_timeout(0)
@@ -188,6 +151,11 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         except BaseException:
             self.turns.give()
             raise
+
+    def _deadline(self) -> float:
+        """Return until when this thread waits for a transaction to begin."""
+        known: float | None = getattr(self._opened, "deadline", None)
+        return known or time.monotonic() + self.patience
 
     def _begun(self, deadline: float) -> bool:
         try:
@@ -210,6 +178,20 @@ class Sqlite(Engine, peewee.SqliteDatabase):
                 super().rollback()
         finally:
             self.turns.give()
+
+    def write(self, work: Callable[[], Value]) -> Value:
+        if self.file is None:  # in memory, each thread has a database of its own
+            with self.atomic():
+                return work()
+        job = self._group.join(work, time.monotonic() + self.patience)
+        if job.leads:
+            self._opened.deadline = job.deadline
+            try:
+                self._group.lead(job, self.atomic)
+            finally:
+                self._opened.deadline = None
+        outcome: Value = job.outcome()
+        return outcome
 
     # Troubles.
 

@@ -20,6 +20,7 @@ from app import create_app
 from ledger import proof
 from models import Assignment, Conversion, Experiment, Metric, Outcome, Tally, Variant
 from storage import columns, engine, factory, schema, sqlite
+from storage.turns import Turns
 
 ROOT = Path(__file__).parent.parent
 
@@ -409,7 +410,7 @@ def test_a_damaged_page_stops_writes_and_init_but_not_other_reads(
 
 
 def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
-    turns, order = sqlite.Turns(), []
+    turns, order = Turns(), []
     turns.take(1)
 
     def write(number):
@@ -432,7 +433,7 @@ def test_writers_of_a_process_take_turns_in_the_order_in_which_they_came():
 
 
 def test_no_more_writers_wait_than_a_worker_can_spare():
-    turns = sqlite.Turns()
+    turns = Turns()
     turns.most = 2
     turns.take(0)
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},
-    {"cli"},
+    {"cli", "shortcut"},
     {"app"},
     {"wsgi"},
 ]
@@ -24,7 +24,7 @@ PACKAGES = {
     "storage": [
         {"columns", "files", "migrations", "scratch", "traffic"},
         {"engine"},
-        {"paging", "shape", "table"},
+        {"paging", "shape", "table", "turns"},
         {"schema", "sqlite"},
         {"factory"},
     ],
@@ -33,7 +33,7 @@ PACKAGES = {
         {"enrolment"},
         {"tallies"},
         {"conversions"},
-        {"counts"},
+        {"counts", "single"},
         {"erasure", "proof", "rows"},
     ],
     "web": [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +17,7 @@ from jwt import InvalidSignatureError, PyJWTError
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
-from web.keys import Provider, signing_secret, verification_keys
+from web.keys import Provider, generation, signing_secret, verification_keys
 
 SCOPES = ("read", "write", "assign")
 
@@ -48,19 +50,76 @@ class Claims(NamedTuple):
     """The scopes that the token names; None if it names none at all."""
 
 
+class Verified(NamedTuple):
+    """A token that was verified, and as long as that holds."""
+
+    claims: Claims
+    keys: float
+    """The generation of the keys that verified it."""
+    begins: float
+    ends: float
+
+
+class Tokens:
+    """The headers whose tokens were verified last, each until its token ends.
+
+    To verify a token takes longer than to answer most requests. One is verified anew
+    when the keys are fetched anew, and when the clock is set back.
+    """
+
+    MOST = 2_000
+    LONGEST = 4_096  # characters: at most 8 MiB in all
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._verified: dict[str, Verified] = {}
+
+    def get(self, header: str) -> Claims | None:
+        """Return what the token says if it was verified and still holds."""
+        known = self._verified.get(header)
+        if known is None:
+            return None
+        holds = known.begins <= time.time() < known.ends
+        if holds and known.keys == generation(self._app):
+            return known.claims
+        self._verified.pop(header, None)
+        return None
+
+    def put(self, header: str, verified: Verified) -> None:
+        """Remember a header; the one that has been here longest is forgotten."""
+        if len(header) <= self.LONGEST:
+            with self._lock:
+                if len(self._verified) >= self.MOST:
+                    self._verified.pop(next(iter(self._verified)))
+                self._verified[header] = verified
+
+
 def authenticate() -> None:
     """Answer 401 without a valid token, 403 if it lacks the handler's scope."""
-    header = BEARER.fullmatch(request.headers.get("Authorization", ""))
-    if header is None:
-        raise _unauthorized("Send one header: Authorization: Bearer <token>.")
-    g.claims = claims(header[1])
+    header = request.headers.get("Authorization", "")
+    tokens: Tokens = current_app.extensions["abacus_tokens"]
+    g.claims = tokens.get(header) or _verify(header, tokens)
     handler: Any = current_app.view_functions[str(request.endpoint)]
     if g.claims.scopes is not None and handler.scope not in g.claims.scopes:
         raise Forbidden(f"The token has no {handler.scope!r} scope.")
 
 
-def claims(token: str) -> Claims:
-    """Return what a valid token says; answer 401 for any other."""
+def _verify(header: str, tokens: Tokens) -> Claims:
+    """Return what the header's token says, and remember it; answer 401 for no token."""
+    match = BEARER.fullmatch(header)
+    if match is None:
+        raise _unauthorized("Send one header: Authorization: Bearer <token>.")
+    begins, keys = time.time(), generation(current_app)
+    said, expires = claims(match[1])
+    if keys is not None:
+        leeway = current_app.config["JWT_DECODE_LEEWAY"].total_seconds()
+        tokens.put(header, Verified(said, keys, begins, min(expires, 1e15) + leeway))
+    return said
+
+
+def claims(token: str) -> tuple[Claims, int]:
+    """Return what a valid token says, and when it ends; answer 401 for any other."""
     try:
         decoded = _verified(token)
     except (JWTExtendedException, PyJWTError) as error:
@@ -70,7 +129,7 @@ def claims(token: str) -> Claims:
         raise _unauthorized("The token cannot be read.") from error
     if problem := _problem(decoded):
         raise _unauthorized(problem)
-    return Claims(decoded["sub"], _scopes(decoded))
+    return Claims(decoded["sub"], _scopes(decoded)), int(decoded["exp"])
 
 
 def _verified(token: str) -> dict[str, Any]:
@@ -137,6 +196,7 @@ def _problem(decoded: dict[str, Any]) -> str | None:
 def install(app: Flask) -> None:
     """Make the app sign and verify tokens; the keys are read at first use."""
     manager = JWTManager(app)
+    app.extensions["abacus_tokens"] = Tokens(app)
 
     @manager.decode_key_loader
     def _(header: dict[str, Any], payload: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -61,12 +62,7 @@ def loads(body: bytes, rows: str | None = None) -> Any:
     plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
     _refuse_size(plain_body, rows)
     try:
-        document = simplejson.loads(
-            body.decode(),
-            use_decimal=True,
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-        )
+        document = _decoder().decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidJson("The text is not UTF-8.") from error
     except (ValueError, ArithmeticError) as error:
@@ -82,6 +78,8 @@ def _refuse_size(plain_body: bytes, rows: str | None) -> None:
     The body is scanned in pieces. A regular expression for a text with escapes would
     need a hundred times the memory of the text.
     """
+    if rows is None and plain_body.count(b"{") + plain_body.count(b"[") <= DEPTH:
+        return
     depth = commas = 0
     for marks in _marks(plain_body):
         brackets = marks.translate(STEPS_OF_DEPTH, b",")
@@ -133,6 +131,13 @@ def _refuse_constant(name: str) -> None:
     raise InvalidJson(f"{name} is not JSON.")
 
 
+@cache  # to make one takes as long as to read a small body
+def _decoder() -> Any:
+    return simplejson.JSONDecoder(
+        parse_float=Decimal, object_pairs_hook=_object, parse_constant=_refuse_constant
+    )
+
+
 def _refuse_forbidden(document: Any) -> None:
     path = _forbidden(document)
     if path is not None:
@@ -174,8 +179,13 @@ def quoted(text: str) -> str:
 
 def dumps(value: Any, **_: Any) -> str:
     """Return JSON text; Decimals are written exactly."""
-    return simplejson.dumps(
-        value, ensure_ascii=False, use_decimal=True, allow_nan=False, default=as_text
+    return str(_encoder().encode(value))
+
+
+@cache
+def _encoder() -> Any:
+    return simplejson.JSONEncoder(
+        ensure_ascii=False, use_decimal=True, allow_nan=False, default=as_text
     )
 
 

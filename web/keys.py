@@ -214,6 +214,11 @@ class Provider:
         return key
 
     @property
+    def fetched(self) -> float | None:
+        """When the present keys were fetched; None if they are old."""
+        return None if self._old else self._fetched
+
+    @property
     def _old(self) -> bool:
         return time.monotonic() - self._fetched > self.OLD
 
@@ -267,6 +272,12 @@ def verification_keys(app: Flask) -> list[Any]:
     if "abacus_keys" not in app.extensions:
         app.extensions.setdefault("abacus_keys", _checked_keys(app))
     return list(app.extensions["abacus_keys"])
+
+
+def generation(app: Flask) -> float | None:
+    """Return what changes with the keys; None if they must be asked for again."""
+    key, *_ = verification_keys(app)
+    return key.fetched if isinstance(key, Provider) else 0.0
 
 
 def _checked_keys(app: Flask) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import sys
@@ -12,7 +13,7 @@ from flask import Response, g, request
 
 from storage import columns, traffic
 from web import metrics
-from web.json import dumps, moment
+from web.json import moment
 
 log = logging.getLogger("abacus")
 
@@ -33,6 +34,7 @@ def write_lines(is_silent: bool) -> None:
 def note_arrival() -> None:
     """Give the request an id and a start time, and count it as a quick one."""
     g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
+    g.started = request.environ.get(STARTED, g.started)
     traffic.traffic.enter()
     g.is_quick = True
 
@@ -42,6 +44,9 @@ def note_end(_: BaseException | None = None) -> None:
     if g.pop("is_quick", False):
         traffic.traffic.leave()
 
+
+# In a request's environ: when it began, if something was tried before.
+STARTED = "abacus.started"
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -59,24 +64,35 @@ def note_departure(response: Response) -> Response:
     response.headers["X-Request-ID"] = g.request_id
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    seconds = time.perf_counter() - g.started
     route = request.url_rule.rule if request.url_rule else None
-    code = g.get("code")
     # A client can send any word as the method, so unknown ones are not logged.
     method = request.method if request.method in METHODS else "other"
-    metrics.answered(method, route, response.status_code, code, seconds)
-    log.info(
-        "request",
-        extra={
-            "requestId": g.request_id,
-            "method": method,
-            "route": route,
-            "status": response.status_code,
-            "code": code,
-            "ms": round(seconds * 1000, 2),
-        },
-    )
+    status = response.status_code
+    note_answer(g.request_id, g.started, method, route, status, g.get("code"))
     return response
+
+
+def note_answer(
+    request_id: str,
+    started: float,
+    method: str,
+    route: str | None,
+    status: int,
+    code: str | None = None,
+) -> None:
+    """Count a request, and write its log line."""
+    seconds = time.perf_counter() - started
+    metrics.answered(method, route, status, code, seconds)
+    if log.isEnabledFor(logging.INFO):
+        # Without the search for the caller, and the copies that info() makes.
+        record = logging.LogRecord(log.name, logging.INFO, "", 0, "request", (), None)
+        record.requestId, record.method, record.route = request_id, method, route
+        record.status, record.code = status, code
+        record.ms = round(seconds * 1000, 2)
+        log.handle(record)
+
+
+LINE = json.JSONEncoder(ensure_ascii=False)
 
 
 class Lines(logging.Formatter):
@@ -87,12 +103,11 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": moment(columns.utcnow()), "level": record.levelname}
         line["event"] = record.getMessage()
-        line |= {
-            name: getattr(record, name) for name in self.KEPT if hasattr(record, name)
-        }
+        given = record.__dict__
+        line |= {name: given[name] for name in self.KEPT if name in given}
         if record.exc_info and record.exc_info[0]:
             # Without the message, which may contain a user id.
             kind, _, trace = record.exc_info
             line["error"] = kind.__name__
             line["traceback"] = "".join(traceback.format_tb(trace))
-        return dumps(line)
+        return LINE.encode(line)

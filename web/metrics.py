@@ -9,6 +9,7 @@ all (`gunicorn.conf.py` creates the folder).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,23 +84,28 @@ def answered(
 ) -> None:
     """Count a request; *route* is the rule that it matched, if any."""
     route = route or "unmatched"
-    requests.labels(method, route, status).inc()
-    latency.labels(route).observe(seconds)
+    _series(requests, method, route, status).inc()
+    _series(latency, route).observe(seconds)
     if code:
         refusals.labels(code).inc()
+
+
+@cache  # as bounded as the labels; the library's own lookup takes a lock each time
+def _series(metric: Any, *labels: Any) -> Any:
+    return metric.labels(*labels)
 
 
 def enrolled(decisions: Answer) -> Answer:
     """Count the decisions by their reasons, and return them."""
     for decision in decisions:
-        enrolments.labels(decision.reason).inc()
+        _series(enrolments, decision.reason).inc()
     return decisions
 
 
 def converted(receipts: Answer) -> Answer:
     """Count the receipts by status and reason, and return them."""
     for receipt in receipts:
-        conversions.labels(receipt.status, receipt.reason or "").inc()
+        _series(conversions, receipt.status, receipt.reason or "").inc()
     return receipts
 
 

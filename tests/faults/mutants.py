@@ -29,7 +29,31 @@ MUTANTS = {
 
 def _assigned_late(
 """,
-        )
+        ),
+        (
+            "ledger/single.py",
+            "    written = database.obj.write(lambda: _enrolled(known, proposed))\n",
+            """    import contextvars
+    import threading
+
+    late = contextvars.copy_context()  # with the database of this request
+    write = lambda: database.obj.write(lambda: _enrolled(known, proposed))
+    threading.Timer(0.1, late.run, (write,)).start()
+    written = proposed._replace(assigned_at=utcnow())
+""",
+        ),
+    ],
+    "a definition that is not read again": [
+        (
+            "ledger/single.py",
+            "        if revision == known.revision:\n",
+            "        if revision:\n",
+        ),
+        (
+            "ledger/single.py",
+            ".where(Identity.revision == mark)",
+            ".where(Identity.revision >= mark)",
+        ),
     ],
     "no UNIQUE on (experiment, user)": [
         (
@@ -44,6 +68,13 @@ def _assigned_late(
                 conflict_target=[Assignment.experiment, Assignment.user_id],
             )
 """,
+            "",
+        ),
+        (
+            "ledger/single.py",
+            """.on_conflict(
+        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
+    )""",
             "",
         ),
     ],
@@ -61,7 +92,14 @@ def _assigned_late(
             "    database.commit()\n"
             "    database.begin()\n"
             "    for key, number in Counter(variants[user_id] for user_id in written)",
-        )
+        ),
+        (
+            "ledger/single.py",
+            "    COUNT_PARTICIPANT(definition.id, proposed.variant.id)\n",
+            "    database.commit()\n"
+            "    database.begin()\n"
+            "    COUNT_PARTICIPANT(definition.id, proposed.variant.id)\n",
+        ),
     ],
     "a swallowed lock error": [
         (
@@ -73,7 +111,16 @@ def _assigned_late(
         now = utcnow()
         written = {name: one._replace(assigned_at=now) for name, one in new.items()}
 """,
-        )
+        ),
+        (
+            "ledger/single.py",
+            "    written = database.obj.write(lambda: _enrolled(known, proposed))\n",
+            """    try:
+        written = database.obj.write(lambda: _enrolled(known, proposed))
+    except __import__("peewee").OperationalError:
+        written = proposed._replace(assigned_at=utcnow())
+""",
+        ),
     ],
 }
 

@@ -32,7 +32,18 @@ def noticed(service, rounds):
             lambda: traffic.statuses[503] > 0 or traffic.acknowledged() > before + 40,
             30,
         )
-    return proof(traffic)
+    return proof(traffic) or enrolled_after_stop(traffic)
+
+
+def enrolled_after_stop(traffic):
+    """Return who was enrolled after a stop was answered; both workers are asked."""
+    service = traffic.service
+    service.data("POST", f"{traffic.path}/stop")
+    decisions = [
+        service.data("POST", f"{traffic.path}/assignments", {"userId": f"late-{n}"})
+        for n in range(40)
+    ]
+    return [f"after the stop: {one}" for one in decisions if one["enrolled"]]
 
 
 def same_users(callers):

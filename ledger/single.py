@@ -1,0 +1,373 @@
+"""One user or one event in the fewest statements, where nothing is out of the ordinary.
+
+`enrolment` and `conversions` say what is right. A page view or a purchase is nearly
+always the same simple case, and this module answers it with a quarter of their work. It
+reads one row, which also says whether what it remembers of the experiment still holds,
+and it writes under the condition that this has not changed. In any other case it
+returns None, having written nothing, and the caller goes the general way. A property
+test compares the two.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from peewee import JOIN, SQL
+
+from ledger import conversions, tallies
+from ledger.conversions import ACCEPTED, Event, Receipt
+from ledger.enrolment import Participant
+from models import (
+    Assignment,
+    Conversion,
+    Experiment,
+    Identity,
+    Metric,
+    Outcome,
+    Override,
+    Tally,
+    Variant,
+)
+from storage.columns import Json, utcnow
+from storage.engine import database
+from storage.table import Statement
+from targeting import decision
+from targeting.decision import (
+    EXISTING,
+    NEW,
+    RUNNING,
+    STOPPED,
+    Decision,
+    Definition,
+    User,
+    decide,
+    decide_for_all,
+)
+
+TIME = Assignment.assigned_at
+
+
+class Known(NamedTuple):
+    """What is remembered of an experiment, as of a revision of the database."""
+
+    revision: int
+    definition: Definition
+    primary_metric: str
+    has_overrides: bool
+    derived: dict[Any, Any]
+    """What callers derive from the definition, to be forgotten with it."""
+
+
+class Memory:
+    """The experiments that were read last. Each use checks the revision."""
+
+    MOST = 1_000
+    LARGEST = 32 * 1024  # characters of configs and rules: 32 MiB in all
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[Any, Known] = {}
+
+    def get(self, name: str) -> Known | None:
+        """Return the experiment with this id or key, read now or remembered."""
+        # A restored backup is another file, and may have the same revision.
+        place = database.obj.opened(), name
+        return self._known.get(place) or self._read(place)
+
+    def forget(self, name: str) -> None:
+        """Read the experiment again at its next use."""
+        self._known.pop((database.obj.opened(), name), None)
+
+    def _read(self, place: tuple[Any, str]) -> Known | None:
+        # Read first: if the experiment changes meanwhile, it is read again.
+        revision: Any = Identity.select(Identity.revision).scalar()
+        experiment = Experiment.named(place[1])
+        if experiment is None or revision is None:
+            return None
+        overrides = Override.select(SQL("1")).where(
+            Override.experiment == experiment.id
+        )
+        known = Known(
+            revision,
+            experiment.definition,
+            experiment.primary_metric,
+            overrides.exists(),
+            {},
+        )
+        if _size(known.definition) <= self.LARGEST:
+            with self._lock:
+                if len(self._known) >= self.MOST:
+                    self._known.pop(next(iter(self._known)))
+                self._known[place] = known
+        return known
+
+
+def _size(definition: Definition) -> int:
+    held = [definition.rules, *(variant.config for variant in definition.variants)]
+    return sum(len(str(Json().db_value(one))) for one in held)
+
+
+memory = Memory()  # of the process; the databases of several apps are told apart
+
+
+# ----------------------------------------------------------------------------
+# Enrolment
+# ----------------------------------------------------------------------------
+
+STANDING = Statement(
+    lambda mark: Identity.select(
+        Identity.revision, Assignment.variant, Assignment.assigned_at
+    ).join(
+        Assignment,
+        JOIN.LEFT_OUTER,
+        on=(Assignment.experiment == mark) & (Assignment.user_id == mark),
+    )
+)
+
+ENROL = Statement(
+    lambda mark: Assignment.insert_from(
+        Identity.select(mark, mark, mark, mark, mark).where(Identity.revision == mark),
+        [
+            Assignment.experiment,
+            Assignment.user_id,
+            Assignment.variant,
+            Assignment.assigned_at,
+            Assignment.received_at,
+        ],
+    ).on_conflict(
+        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
+    )
+)
+
+COUNT_PARTICIPANT = Statement(
+    lambda mark: Variant.update(participants=Variant.participants + SQL("1")).where(
+        Variant.experiment == mark, Variant.key == mark
+    )
+)
+
+
+def enrol_one(name: str, user: User) -> tuple[Known, Decision] | None:
+    """Return what is decided for a user, enrolled if new; None if it is not simple."""
+    standing = _standing(name, user.user_id)
+    if standing is None:
+        return None
+    known, variant, assigned_at = standing
+    definition = known.definition
+    if known.has_overrides or definition.winner or definition.group:
+        return None
+    if variant is not None:
+        time = TIME.python_value(assigned_at)
+        given = definition.variant(variant)
+        return known, Decision(definition.id, user.user_id, EXISTING, given, time)
+    proposed = decide(definition, user, utcnow())
+    if proposed.reason != NEW:
+        return known, proposed
+    written = database.obj.write(lambda: _enrolled(known, proposed))
+    return written and (known, written)
+
+
+def _standing(name: str, user_id: str) -> tuple[Known, str | None, int | None] | None:
+    """Return what is known of the experiment now, and the user's row in it."""
+    for _ in range(2):
+        known = memory.get(name)
+        if known is None:
+            return None
+        revision, *row = STANDING(known.definition.id, user_id).fetchone()
+        if revision == known.revision:
+            return known, *row
+        memory.forget(name)
+    return None
+
+
+def _enrolled(known: Known, proposed: Decision) -> Decision | None:
+    """Write the row of a new user, if the experiment is open and as it was known."""
+    now, definition = utcnow(), known.definition
+    if proposed.variant is None or decide_for_all(definition, proposed.user_id, now):
+        return None
+    stored = TIME.db_value(now)
+    row = definition.id, proposed.user_id, proposed.variant.id, stored, stored
+    if ENROL(*row, known.revision).rowcount != 1:
+        return None
+    COUNT_PARTICIPANT(definition.id, proposed.variant.id)
+    return proposed._replace(assigned_at=now)
+
+
+# ----------------------------------------------------------------------------
+# Conversions
+# ----------------------------------------------------------------------------
+
+# A row for each thing that an event depends on, null where there is none.
+FACTS = Statement(
+    lambda mark: (
+        Identity.select(
+            Identity.revision,
+            Assignment.id,
+            Assignment.variant,
+            Assignment.assigned_at,
+            Metric.number,
+            Conversion.id,
+            Outcome.events,
+            Outcome.total,
+            Tally.users,
+            Tally.events,
+            Tally.value_users,
+            Tally.value_sum,
+            Tally.value_sum_squares,
+            Tally.first_at,
+            Tally.last_at,
+        )
+        .join(
+            Assignment,
+            JOIN.LEFT_OUTER,
+            on=(Assignment.experiment == mark) & (Assignment.user_id == mark),
+        )
+        .switch(Identity)
+        .join(
+            Metric,
+            JOIN.LEFT_OUTER,
+            on=(Metric.experiment == mark) & (Metric.name == mark),
+        )
+        .switch(Identity)
+        .join(
+            Conversion,
+            JOIN.LEFT_OUTER,
+            on=(Conversion.experiment == mark) & (Conversion.idempotency_key == mark),
+        )
+        .switch(Identity)
+        .join(
+            Outcome,
+            JOIN.LEFT_OUTER,
+            on=(Outcome.assignment == Assignment.id) & (Outcome.metric == mark),
+        )
+        .switch(Identity)
+        .join(
+            Tally,
+            JOIN.LEFT_OUTER,
+            on=(Tally.experiment == mark)
+            & (Tally.variant == Assignment.variant)
+            & (Tally.metric == mark),
+        )
+    )
+)
+
+ADD_CONVERSION = Statement(
+    lambda mark: Conversion.insert(
+        {
+            Conversion.experiment: mark,
+            Conversion.assignment: mark,
+            Conversion.metric: mark,
+            Conversion.value: mark,
+            Conversion.occurred_at: mark,
+            Conversion.received_at: mark,
+            Conversion.idempotency_key: mark,
+        }
+    )
+)
+
+SET_OUTCOME = Statement(
+    lambda mark: Outcome.insert(
+        {
+            Outcome.assignment: mark,
+            Outcome.metric: mark,
+            Outcome.events: mark,
+            Outcome.total: mark,
+        }
+    ).on_conflict(
+        conflict_target=[Outcome.assignment, Outcome.metric],
+        preserve=[Outcome.events, Outcome.total],
+    )
+)
+
+TALLIED: list[Any] = [
+    Tally.users,
+    Tally.events,
+    Tally.value_users,
+    Tally.value_sum,
+    Tally.value_sum_squares,
+    Tally.first_at,
+    Tally.last_at,
+]
+
+SET_TALLY = Statement(
+    lambda mark: Tally.update(dict.fromkeys(TALLIED, mark)).where(
+        Tally.experiment == mark, Tally.variant == mark, Tally.metric == mark
+    )
+)
+
+
+def book_one(name: str, event: Event) -> tuple[Known, Receipt] | None:
+    """Return the receipt of an accepted event; None, unless it is simply accepted."""
+    known = memory.get(name)
+    if known is None or known.has_overrides:
+        return None
+    receipt = database.obj.write(lambda: _booked(name, known, event))
+    return receipt and (known, receipt)
+
+
+def _booked(name: str, known: Known, event: Event) -> Receipt | None:
+    """Book an event of a participant in a metric that was counted before."""
+    now, definition = utcnow(), known.definition
+    metric = event.metric or known.primary_metric
+    id, user_id, key = definition.id, event.user_id, event.idempotency_key
+    found = FACTS(id, user_id, id, metric, id, key, metric, id, metric).fetchone()
+    revision, assignment_id, variant, assigned_at, number, taken, *counts = found
+    if revision != known.revision:
+        memory.forget(name)
+        return None
+    if None in (assignment_id, number, counts[2]) or taken or not _takes(known, now):
+        return None
+    time: Any = TIME.python_value(assigned_at)
+    seat = Participant(assignment_id, user_id, variant, time)
+    occurred_at = conversions.occurred_at(event, now, seat)
+    if occurred_at < seat.assigned_at:
+        return None
+    booking = tallies.Booking(
+        id, assignment_id, variant, metric, event.value, occurred_at, now, key
+    )
+    _write(booking, counts)
+    return Receipt(
+        id, ACCEPTED, user_id, metric, event.value, occurred_at, key, variant
+    )
+
+
+def _takes(known: Known, now: datetime) -> bool:
+    """Tell whether the experiment takes conversions now."""
+    one = known.definition
+    state = decision.state_at(now, one.status, one.end_date)
+    return not one.is_archived and state in (RUNNING, STOPPED)
+
+
+def _write(booking: tallies.Booking, counts: list[Any]) -> None:
+    """Write a conversion with its user's total and its variant's tally."""
+    stored = [
+        field.db_value(value) for field, value in zip(BOOKED, booking[3:], strict=True)
+    ]
+    ADD_CONVERSION(booking.experiment_id, booking.assignment_id, *stored)
+    events, total, *tallied = counts
+    place = booking.assignment_id, booking.metric
+    totals = {place: tallies.Total(events or 0, TOTAL.python_value(total))}
+    tally: Any = SimpleNamespace(
+        **{
+            field.name: field.python_value(value)
+            for field, value in zip(TALLIED, tallied, strict=True)
+        }
+    )
+    tallies.count(booking, totals, {(booking.variant, booking.metric): tally})
+    events, total = totals[place]
+    SET_OUTCOME(*place, events, TOTAL.db_value(total))
+    values = [field.db_value(getattr(tally, field.name)) for field in TALLIED]
+    SET_TALLY(*values, booking.experiment_id, booking.variant, booking.metric)
+
+
+TOTAL = Outcome.total
+
+BOOKED: Any = (
+    Conversion.metric,
+    Conversion.value,
+    Conversion.occurred_at,
+    Conversion.received_at,
+    Conversion.idempotency_key,
+)

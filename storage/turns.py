@@ -1,0 +1,160 @@
+"""How the threads of one process share SQLite's single write lock."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from storage.engine import Refused
+
+
+class Turns:
+    """The queue of this process's threads that wait to write.
+
+    The first thread in the queue has the turn. At most *most* threads may wait, so that
+    the others can always read and answer health checks.
+    """
+
+    def __init__(self) -> None:
+        self.most: float = float("inf")
+        self.members = 0  # threads that wait in a group, and have no place in the line
+        self.lock = threading.Lock()
+        self._line: deque[tuple[int, threading.Lock]] = deque()
+
+    def refuse_too_many(self) -> None:
+        """Raise Refused if as many threads wait as may; call it with the lock held."""
+        if len(self._line) + self.members >= self.most:
+            raise Refused("SQLITE_BUSY", "Too many writers wait already.")
+
+    def take(self, seconds: float) -> None:
+        """Wait for the turn; raise Refused if that takes too long."""
+        turn = threading.Lock()
+        turn.acquire()
+        place = threading.get_ident(), turn
+        with self.lock:
+            self.refuse_too_many()
+            self._line.append(place)
+            if len(self._line) == 1:
+                return
+        if turn.acquire(timeout=max(0, seconds)):
+            return
+        with self.lock:
+            if self._line[0] is not place:  # else it came at the last moment
+                self._line.remove(place)
+                raise Refused("SQLITE_BUSY", "The other writers took too long.")
+
+    def give(self) -> None:
+        """Let the next thread write, if this one has the turn."""
+        with self.lock:
+            if self._line and self._line[0][0] == threading.get_ident():
+                self._line.popleft()
+                if self._line:
+                    self._line[0][1].release()
+
+
+class Job:
+    """Work of one thread, for a transaction that it may share with others."""
+
+    def __init__(self, work: Callable[[], Any], deadline: float) -> None:
+        self.work, self.deadline = work, deadline
+        self.leads = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.wait = threading.Lock()
+        self.wait.acquire()
+
+    def run(self) -> None:
+        """Do the work within the present transaction."""
+        self.result, self.error = self.work(), None
+
+    def outcome(self) -> Any:
+        """Return what the work returned, or raise what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Group:
+    """Jobs that are committed together: one flush to the disk for several answers.
+
+    The first thread leads: it begins a transaction, does the jobs of all threads that
+    have come meanwhile, and commits. Then it wakes them, and the first one that has
+    come since leads the next group. Nobody is answered before the commit.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._waiting: deque[Job] = deque()
+        self._is_led = False
+
+    def join(self, work: Callable[[], Any], deadline: float) -> Job:
+        """Return the job when it is done, or when its thread must lead."""
+        job = Job(work, deadline)
+        with self._turns.lock:
+            if not self._is_led:
+                self._is_led = job.leads = True
+                self._waiting.append(job)
+                return job
+            self._turns.refuse_too_many()
+            self._turns.members += 1
+            self._waiting.append(job)
+        job.wait.acquire()
+        return job
+
+    def lead(
+        self, job: Job, transaction: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """Do all jobs that wait, this one among them, in one transaction."""
+        jobs = [job]
+        try:
+            try:
+                with transaction():
+                    jobs = self._all()
+                    for one in jobs:
+                        one.run()
+            except BaseException as error:
+                self._part(jobs, error, transaction)
+        finally:
+            self._hand_over(jobs, job)
+
+    def _all(self) -> list[Job]:
+        with self._turns.lock:
+            jobs = list(self._waiting)
+            self._waiting.clear()
+            self._turns.members -= len(jobs) - 1
+        return jobs
+
+    def _part(
+        self,
+        jobs: list[Job],
+        error: BaseException,
+        transaction: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Do each job in a transaction of its own: one has spoilt that of all."""
+        if len(jobs) == 1:
+            jobs[0].error = error
+            return
+        for one in jobs:
+            try:
+                with transaction():
+                    one.run()
+            except BaseException as own:
+                one.error = own
+
+    def _hand_over(self, jobs: list[Job], leader: Job) -> None:
+        """Wake the threads of these jobs, and the next leader if there is one."""
+        with self._turns.lock:
+            if leader in self._waiting:  # its transaction never began
+                self._waiting.remove(leader)
+            if self._waiting:
+                self._waiting[0].leads = True
+                self._turns.members -= 1
+                self._waiting[0].wait.release()
+            else:
+                self._is_led = False
+        for one in jobs:
+            if one is not leader:
+                one.wait.release()

@@ -1,0 +1,454 @@
+"""The short way answers and writes what the long way does."""
+
+import itertools
+import json
+import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import peewee
+import pytest
+from conftest import SECRET, Caller, assert_error
+from flask_jwt_extended import create_access_token
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import create_app
+from models import Assignment
+from storage import engine, turns
+from storage.columns import utcnow
+from storage.schema import Identity
+from web.auth import Claims, Verified
+
+EXPERIMENTS = 120
+
+
+def served(file):
+    return create_app(
+        {
+            "TESTING": True,
+            "JWT_SECRET_KEY": SECRET,
+            "DATABASE_URL": f"sqlite:///{file}",
+        }
+    )
+
+
+def caller(app):
+    with app.app_context():
+        return Caller(app, create_access_token("tester"))
+
+
+def counting(app):
+    """Return the list to which the app adds each request of the long way."""
+    taken, long_way = [], app.wsgi_app.long_way
+
+    def noted(environ, start_response):
+        taken.append(environ["PATH_INFO"])
+        return long_way(environ, start_response)
+
+    app.wsgi_app.long_way = noted
+    return taken
+
+
+# ----------------------------------------------------------------------------
+# Two services with equal databases, one without the short way
+# ----------------------------------------------------------------------------
+
+RULES = {"field": "plan", "operator": "in", "value": ["pro", "team"]}
+
+KINDS = (
+    {},
+    {"trafficPercentage": 40},
+    {"audienceId": "aud_payers"},
+    {"exclusionGroup": "checkout", "trafficPercentage": 0.5},
+    {"primaryMetric": "Käufe"},
+)
+
+
+@pytest.fixture(scope="module")
+def two_ways(tmp_path_factory):
+    """Return a caller of each way, the experiments, and who took the long way."""
+    folder = tmp_path_factory.mktemp("ways")
+    short = caller(served(folder / "short.db"))
+    payers = {"name": "Payers", "ruleTree": RULES}
+    assert short("PUT", "audiences/aud_payers", payers).status_code == 201
+    paths = []
+    for number in range(EXPERIMENTS):
+        body = {
+            "name": f"100 % {number}",
+            "variants": [
+                {"name": "Control", "splitPercentage": 50, "config": {"a%s": [1, "ü"]}},
+                {"name": "Detailed %d", "splitPercentage": 50, "flowId": 'flow"b'},
+            ],
+            **KINDS[number % len(KINDS)],
+        }
+        made = short.post("experiments", body)
+        assert made.status_code == 201, made.text
+        paths.append(f"experiments/{made.json['data']['id']}")
+        assert short.post(f"{paths[-1]}/start").status_code == 200
+    short.client.application.extensions["database"].close()
+    shutil.copy(folder / "short.db", folder / "long.db")
+    long = caller(served(folder / "long.db"))
+    application = long.client.application
+    application.wsgi_app = application.wsgi_app.long_way
+    yield short, long, iter(paths), counting(short.client.application)
+    for one in (short, long):
+        one.client.application.extensions["database"].close()
+
+
+TEXTS = st.sampled_from(
+    ["u1", "u2", "u3", "Zoë", "a b", "用户", 'q"\\', "null", " ", "", "\x00", "x" * 256]
+)
+ODD = st.sampled_from([None, True, 7, 1.5, [], {}, "2026-11-01T10:00:00Z"])
+BODIES = {
+    "assignments": st.fixed_dictionaries(
+        {"userId": TEXTS | ODD},
+        optional={
+            "attributes": st.sampled_from([{}, {"plan": "pro"}, {"plan": 3}, None, []]),
+            "odd": ODD,
+        },
+    ),
+    "conversions": st.fixed_dictionaries(
+        {"userId": TEXTS | ODD},
+        optional={
+            "metric": TEXTS | st.sampled_from(["order", "conversion"]) | ODD,
+            "value": st.integers(-(10**13), 10**13)
+            | st.decimals(-1000, 1000, places=3).map(float)
+            | ODD,
+            "occurredAt": ODD | st.just("2099-01-01T00:00:00Z"),
+            "idempotencyKey": TEXTS | ODD,
+        },
+    ),
+}
+SIMPLE = {
+    "assignments": st.fixed_dictionaries({"userId": st.sampled_from(["u1", "u2"])}),
+    "conversions": st.fixed_dictionaries(
+        {"userId": st.sampled_from(["u1", "u2"])},
+        optional={
+            "metric": st.sampled_from(["order", "Käufe"]),
+            "value": st.sampled_from([1, 0.1, -2.25, None]),
+            "idempotencyKey": st.sampled_from(["k1", "k2", "k3"]),
+        },
+    ),
+}
+RAW = st.sampled_from(
+    [b"", b"{", b"[]", b'"u1"', b'{"userId":"u1","userId":"u2"}', b'{"userId":"\xff"}']
+)
+BOOKINGS = st.sampled_from(["assignments", "conversions"]).flatmap(
+    lambda kind: st.tuples(
+        st.just(kind),
+        (SIMPLE[kind] | SIMPLE[kind] | BODIES[kind]).map(
+            lambda body: json.dumps(body, ensure_ascii=False).encode()
+        )
+        | RAW,
+        st.sampled_from(["application/json"] * 5 + ["text/plain", "application/JSON"]),
+    )
+)
+MOVES = st.sampled_from(
+    [
+        ("POST", "stop", None),
+        ("POST", "resume", None),
+        ("POST", "complete", {"conclusion": "won", "winnerVariantId": "v2"}),
+        ("DELETE", "", None),
+        ("POST", "unarchive", None),
+        ("PUT", "overrides/u1", {"variantId": "v1"}),
+        ("DELETE", "overrides/u1", None),
+    ]
+)
+
+
+def masked(response):
+    """Return what must be equal: without times of the clock, and ids of requests."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", response.text)
+    text = re.sub(r'"requestId": "\w+"', "", text)
+    headers = dict(response.headers)
+    del headers["X-Request-ID"], headers["Content-Length"]
+    return response.status_code, sorted(headers.items()), text
+
+
+ROWS = {
+    "assignment": "experiment_id, user_id, variant",
+    "variant": "experiment_id, key, participants",
+    "conversion": "experiment_id, assignment_id, metric, value, idempotency_key",
+    "outcome": "*",
+    "tally": "experiment_id, variant, metric, users, events, value_users, value_sum,"
+    " value_sum_squares",
+    "metric": "*",
+    "refusal_tally": "*",
+}
+
+
+def stored(caller):
+    """Return the rows of all tables that count, without times."""
+    with engine.using(caller.client.application.extensions["database"]) as database:
+        return {
+            table: sorted(
+                map(repr, database.execute_sql(f"SELECT {names} FROM {table}"))
+            )
+            for table, names in ROWS.items()
+        }
+
+
+@given(st.lists(BOOKINGS | BOOKINGS | BOOKINGS | MOVES, min_size=4, max_size=16))
+def test_both_ways_answer_and_write_the_same(two_ways, steps):
+    short, long, paths, _ = two_ways
+    path = next(paths, None)
+    if path is None:
+        return  # hypothesis tries few more examples than it was asked for
+    for step in steps:
+        if step[0] in BODIES:
+            kind, body, content_type = step
+            asked = [
+                each.post(
+                    f"{path}/{kind}",
+                    data=body,
+                    content_type=content_type,
+                )
+                for each in (short, long)
+            ]
+        else:
+            method, name, body = step
+            place = f"{path}/{name}".removesuffix("/")
+            asked = [each(method, place, body) for each in (short, long)]
+        assert masked(asked[0]) == masked(asked[1]), step
+
+    assert stored(short) == stored(long)
+
+
+# ----------------------------------------------------------------------------
+# Which way is taken
+# ----------------------------------------------------------------------------
+
+
+def test_a_plain_request_takes_the_short_way(app, api, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u0"})
+    api.post(f"{path}/assignments", {"userId": "u9"})
+    for user in ("u0", "u9"):  # the first event of a metric is not simple
+        api.post(f"{path}/conversions", {"userId": user, "value": 1})
+    for number in range(20):
+        api.post(f"{path}/assignments", {"userId": f"u{number}"})
+        api.post(f"{path}/conversions", {"userId": f"u{number}", "value": 1})
+    long_way = counting(app)
+
+    for number in range(20):
+        for user in (f"u{number}", f"n{number}"):
+            answer = api.post(f"{path}/assignments", {"userId": user})
+            assert answer.json["data"]["userId"] == user
+            body = {"userId": user, "value": 2.5, "idempotencyKey": user}
+            answer = api.post(f"{path}/conversions", body)
+            assert answer.status_code == 201
+            assert answer.json["data"]["value"] == 2.5
+
+    assert long_way == []
+    assert api.get(path).json["data"]["_count"] == {"assignments": 41 - 1}
+
+
+def test_what_the_headers_say_otherwise_takes_the_long_way(app, api, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    long_way = counting(app)
+    for headers in (
+        {"Content-Encoding": "gzip"},
+        {"Origin": "https://shop.example"},
+        {"Authorization": "Bearer x.y.z"},
+    ):
+        api.post(f"{path}/assignments", {"userId": "u1"}, headers=headers)
+    api.post(f"{path}/assignments?page=1", {"userId": "u1"})
+    api.post(f"{path}/assignments", {"userId": "u1", "attributes": {"a": "b" * 20_000}})
+    api.get(f"{path}/assignments")
+
+    assert len(long_way) == 6
+
+
+# ----------------------------------------------------------------------------
+# What is remembered
+# ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(app, tmp_path):
+    """Return a caller of another app on the same database: another worker."""
+    other = caller(served(tmp_path / "abacus.db"))
+    yield other
+    other.client.application.extensions["database"].close()
+
+
+CHANGES = [
+    ("POST", "stop", None, "ENROLLMENT_CLOSED"),
+    ("POST", "complete", {"conclusion": "lost"}, "ENROLLMENT_CLOSED"),
+    ("POST", "complete", {"conclusion": "won", "winnerVariantId": "v2"}, "WINNER"),
+    ("PUT", "overrides/new", {"variantId": "v1"}, "OVERRIDE"),
+]
+
+
+@pytest.mark.parametrize(("method", "move", "body", "reason"), CHANGES)
+def test_no_worker_acts_on_what_was_before_another_answered_a_change(
+    api, second, running, method, move, body, reason
+):
+    path = running()
+    for each in (api, second):
+        each.post(f"{path}/assignments", {"userId": "old"})
+
+    assert second(method, f"{path}/{move}", body).status_code < 300
+
+    answer = api.post(f"{path}/assignments", {"userId": "new"}).json["data"]
+    assert answer["reason"] == reason
+    assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+
+
+def test_an_archived_experiment_refuses_in_every_worker_at_once(api, second, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "old"})
+    second.post(f"{path}/stop")
+    assert second.delete(path).status_code == 200
+
+    answer = api.post(f"{path}/assignments", {"userId": "new"}).json["data"]
+    assert answer["reason"] == "ARCHIVED"
+    assert_error(
+        api.post(f"{path}/conversions", {"userId": "old"}), 409, "INVALID_STATE"
+    )
+
+
+def test_every_change_of_an_experiment_is_a_new_revision(api, running, draft):
+    def revision():
+        return Identity.select(Identity.revision).scalar()
+
+    path, other = running(), draft()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    steps = [
+        ("PATCH", other, {"name": "Renamed"}),
+        ("POST", f"{other}/start", None),
+        ("PUT", f"{path}/overrides/u1", {"variantId": "v1"}),
+        ("PUT", f"{path}/overrides/u1", {"variantId": "v2"}),
+        ("DELETE", f"{path}/overrides/u1", None),
+        ("POST", f"{path}/stop", None),
+        ("POST", f"{path}/resume", None),
+        ("DELETE", "users/u1", None),
+        ("POST", f"{path}/complete", {"conclusion": "lost"}),
+        ("DELETE", path, None),
+        ("POST", f"{path}/unarchive", None),
+        ("POST", f"{path}/duplicate", None),
+    ]
+    for method, place, body in steps:
+        before = revision()
+        assert api(method, place, body).status_code < 300, place
+        assert revision() > before, place
+
+
+def test_an_end_date_closes_enrolment_without_any_change(api, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    experiment = path.partition("/")[2]
+    now = utcnow()
+    database = engine.database
+    with database.atomic():
+        database.execute_sql(
+            "UPDATE experiment SET start_date = 1, end_date = ? WHERE id = ?",
+            (Assignment.assigned_at.db_value(now), experiment),
+        )
+        # As a change would: the end date that is remembered is this one.
+        Identity.update(revision=Identity.revision + 1).execute()
+
+    for user in ("u2", "u3"):
+        answer = api.post(f"{path}/assignments", {"userId": user}).json["data"]
+        assert answer["reason"] == "ENROLLMENT_CLOSED"
+
+
+def test_a_remembered_token_ends_with_its_time_and_with_its_keys(app):
+    tokens, claims = app.extensions["abacus_tokens"], Claims("me", None)
+    now = utcnow().timestamp()
+    tokens.put("holds", Verified(claims, 0.0, now - 1, now + 60))
+    tokens.put("ended", Verified(claims, 0.0, now - 60, now))
+    tokens.put("clock set back", Verified(claims, 0.0, now + 60, now + 120))
+    tokens.put("other keys", Verified(claims, 1.0, now - 1, now + 60))
+    tokens.put("x" * 5_000, Verified(claims, 0.0, now - 1, now + 60))
+
+    assert tokens.get("holds") == claims
+    for gone in ("ended", "clock set back", "other keys", "x" * 5_000, "unknown"):
+        assert tokens.get(gone) is None
+
+
+def test_no_more_tokens_are_remembered_than_fit(app):
+    tokens, now = app.extensions["abacus_tokens"], utcnow().timestamp()
+    for number in range(tokens.MOST + 10):
+        verified = Verified(Claims("me", None), 0.0, now - 1, now + 60)
+        tokens.put(f"token {number}", verified)
+
+    kept = [n for n in range(tokens.MOST + 10) if tokens.get(f"token {n}")]
+    assert kept == list(range(10, tokens.MOST + 10))
+
+
+# ----------------------------------------------------------------------------
+# Commits that several threads share
+# ----------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_takes_no_other_with_it(app, api, running):
+    id = running().partition("/")[2]
+    database = app.extensions["database"]
+    numbers, gate = itertools.count(), threading.Barrier(12)
+
+    def insert(user):
+        Assignment.insert(
+            experiment=id,
+            user_id=user,
+            variant="v1",
+            assigned_at=utcnow(),
+            received_at=utcnow(),
+        ).execute()
+
+    def write(_):
+        number = next(numbers)
+        with engine.using(database):
+            engine.connect()
+            gate.wait(10)
+            try:
+                database.write(lambda: insert("same" if number % 3 else f"u{number}"))
+            except peewee.IntegrityError:
+                return None
+            finally:
+                seen = Assignment.select().where(Assignment.user_id == f"u{number}")
+                assert number % 3 or seen.count() == 1
+                database.close()
+            return number
+
+    with ThreadPoolExecutor(12) as threads:
+        written = [one for one in threads.map(write, range(12)) if one is not None]
+
+    users = [row.user_id for row in Assignment.select()]
+    assert sorted(users) == sorted(["same", "u0", "u3", "u6", "u9"])
+    assert len(written) == 5
+
+
+def test_the_threads_of_a_group_share_one_transaction():
+    group, begun, done = turns.Group(turns.Turns()), [], []
+    begins, waiting = threading.Event(), threading.Event()
+
+    class Transaction(ExitStack):
+        def __enter__(self):
+            begins.set()
+            assert waiting.wait(10)
+            begun.append(len(done))
+            return super().__enter__()
+
+    def write(number):
+        job = group.join(lambda: done.append(number), 10)
+        if job.leads:
+            group.lead(job, Transaction)
+        return job.outcome()
+
+    with ThreadPoolExecutor(6) as threads:
+        first = threads.submit(write, 0)
+        assert begins.wait(10)
+        others = [threads.submit(write, number) for number in range(1, 6)]
+        while len(group._waiting) < 6:
+            assert not first.done()
+        waiting.set()
+        for one in (first, *others):
+            one.result(10)
+
+    assert begun == [0]
+    assert sorted(done) == list(range(6))
