@@ -35,6 +35,7 @@ from storage.columns import utcnow
 from storage.table import Row
 from targeting.decision import NEW, Decision, User, decide_each, explain
 from views import export, figures, planning, tables
+from views.answers import decision_texts, receipt_lists, receipt_texts
 from views.tables import readable
 from web import auth, metrics, settings
 from web.auth import requires
@@ -243,7 +244,7 @@ def enrol(body, id):
 def enrol_batch(body, id):
     """Enrol up to 10,000 users in one transaction; one result a row, in order."""
     users = [User(**user) for user in body["users"]]
-    return streamed_list(DECISION, enrolled(id, users))
+    return streamed_list(decision_texts(enrolled(id, users)))
 
 
 def enrolled(id: str, users: Sequence[User]) -> list[Decision]:
@@ -290,6 +291,16 @@ def get_assignment(query, id, user_id):
 def list_memberships(query, user_id):
     """List the experiments that a user is in, newest first."""
     return page(enrolment.assignments_of(user_id, **query))
+
+
+@api.post("/users/<path:user_id>/assignments")
+@api.arguments(schemas.ExperimentsOfUserSchema())
+@api.response(200, DECISIONS)
+@requires("assign")
+def enrol_in_experiments(body, user_id):
+    """Enrol a user in several experiments in one transaction; one result each."""
+    user = User(user_id, body["attributes"])
+    return metrics.enrolled(enrolment.enrol_in(body["experiments"], user))
 
 
 @api.delete("/users/<path:user_id>")
@@ -435,7 +446,7 @@ def convert_batch(body, id):
     """Book up to 10,000 conversions in one transaction; good rows are kept."""
     events = [conversions.Event(**row) for row in body["conversions"]]
     receipts = conversions.record(find(Experiment, id), events)
-    return streamed_list(RECEIPT, metrics.converted(receipts))
+    return streamed_list(receipt_texts(metrics.converted(receipts)))
 
 
 @api.post("/events")
@@ -455,7 +466,7 @@ def record_events_batch(body):
     """Book up to 10,000 events; for each, one result an experiment."""
     events = [conversions.Event(**row) for row in body["events"]]
     booked = [metrics.converted(receipts) for receipts in conversions.credit(events)]
-    return streamed_list(RECEIPTS, booked)
+    return streamed_list(receipt_lists(booked))
 
 
 # ----------------------------------------------------------------------------

@@ -561,13 +561,14 @@ class Assignment(Table):
 
     id = BigAutoField()
     experiment = ForeignKeyField(Experiment)
-    user_id = TextField(index=True)
+    user_id = TextField()
     variant = TextField()
     assigned_at = Utc()
     received_at = Utc()
 
     class Meta:
-        indexes = ((("experiment", "user_id"), True),)
+        # The user first: this index also finds all experiments of a user.
+        indexes = ((("user_id", "experiment"), True),)
         constraints = [_VARIANT_OF_THE_SAME_EXPERIMENT]
 
 

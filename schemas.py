@@ -372,6 +372,13 @@ class UserSchema(Wire):
     attributes = fields.Dict(load_default=dict)
 
 
+class ExperimentsOfUserSchema(Wire):
+    """The experiments to enrol a user in, and what the caller knows about the user."""
+
+    experiments = Items(Id(), required=True, validate=validate.Length(1, 100))
+    attributes = fields.Dict(load_default=dict)
+
+
 class ExplainQuery(Wire):
     """Whether to explain the decision, and what is known about the user."""
 
@@ -532,10 +539,7 @@ class ImportLineSchema(Schema):
             raise ValidationError(message, "converted_at")
 
 
-REASONS = (
-    *(NOT_ENROLLED, BEFORE_ENROLLMENT, TOO_MANY_METRICS),
-    *(CONFLICT, INVALID_STATE),
-)
+REASONS = (NOT_ENROLLED, BEFORE_ENROLLMENT, TOO_MANY_METRICS, CONFLICT, INVALID_STATE)
 """Why an event is rejected."""
 
 

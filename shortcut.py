@@ -15,25 +15,25 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from io import BytesIO
-from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask
-from marshmallow import Schema, ValidationError
+from marshmallow import ValidationError
 from peewee import PeeweeException
 
 import schemas
 from ledger import single
-from ledger.conversions import Event, Receipt
-from ledger.single import Known
+from ledger.conversions import Event
 from storage import engine, traffic
 from storage.engine import NotReady
-from targeting.decision import NEW, Decision, User
+from targeting.decision import NEW, User
+from views.answers import decision_text, receipt_text
 from web import metrics
 from web.auth import Tokens
-from web.json import InvalidJson, dumps, loads, moment
+from web.fields import Reader
+from web.json import InvalidJson, loads
 from web.logging import HEADERS, STARTED, note_answer
 
 Environ = dict[str, Any]
@@ -41,86 +41,41 @@ Answer = Iterable[bytes]
 
 FAILURE = "abacus.failure"  # in a request's environ: the error that it ended with
 
-# An id or a key, and nothing that a URL may spell in two ways.
-ROUTE = re.compile(r"/api/experiments/([\w.-]{1,255})/(assignments|conversions)", re.A)
+# Ids and keys of plain letters, which a URL can spell in one way only.
+ROUTE = re.compile(
+    r"/api/(experiments|users)/([\w.+@-]{1,255})/(assignments|conversions)", re.ASCII
+)
 
 LARGEST = 16 * 1024  # bytes of a body; a larger one is worth the whole way
 
 COMMON = [("Content-Type", "application/json"), *HEADERS.items()]
 
 
-class Reader:
-    """Reads a body with the fields of a schema, as the schema would.
+USER = schemas.UserSchema()
 
-    It does for one flat object what Schema.load does for anything, and leaves every
-    refusal to it.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._fields = {
-            str(field.data_key): (name, field) for name, field in schema.fields.items()
-        }
-        self._required = {
-            name for name, field in schema.fields.items() if field.required
-        }
-
-    def __call__(self, body: bytes) -> dict[str, Any]:
-        """Return the values by name; raise ValidationError if it refuses the body."""
-        document = loads(body)
-        if not isinstance(document, dict):
-            raise ValidationError("It is no object.")
-        values = {}
-        for key, value in document.items():
-            if key not in self._fields:
-                raise ValidationError("Unknown field.")
-            name, field = self._fields[key]
-            values[name] = field.deserialize(value)
-        if not self._required <= values.keys():
-            raise ValidationError("A field is missing.")
-        return values
-
-
-DECISION = schemas.DecisionSchema()
-RECEIPT = schemas.ReceiptSchema()
-
-read_user = Reader(schemas.UserSchema())
+read_user = Reader(USER)
+read_experiments = Reader(schemas.ExperimentsOfUserSchema())
 read_event = Reader(schemas.EventSchema())
-
-
-class Template:
-    """An answer of a schema, as JSON with holes for what differs between users."""
-
-    def __init__(self, data: Mapping[str, Any], holes: Iterable[str]) -> None:
-        texts = [
-            f"{dumps(name)}: %s"
-            if name in holes
-            else f"{dumps(name)}: {dumps(value)}".replace("%", "%%")
-            for name, value in data.items()
-        ]
-        self._text = '{"data": {' + ", ".join(texts) + "}}"
-
-    def filled(self, *values: str) -> bytes:
-        """Return the answer with these JSON texts in the holes, in their order."""
-        return (self._text % values).encode()
 
 
 class Shortcut:
     """The service as a WSGI application, with the short way before the long one."""
 
     def __init__(self, app: Flask) -> None:
+        self._app = app
         self._tokens: Tokens = app.extensions["abacus_tokens"]
-        self._database: engine.Engine = app.extensions["database"]
         self.long_way = app.wsgi_app
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Answer:
         if environ["REQUEST_METHOD"] == "POST":
             match = ROUTE.fullmatch(environ["PATH_INFO"])
-            if match and self._is_plain(environ):
-                answer = self._short_way(environ, *match.groups())
+            way = WAYS.get((match[1], match[3])) if match else None
+            if match and way and self._is_plain(environ):
+                answer = self._short_way(environ, way, match[2])
                 if answer is not None:
-                    status, headers, body = answer
+                    status, headers, content = answer
                     start_response(status, headers)
-                    return [body]
+                    return [content]
         return self.long_way(environ, start_response)
 
     def _is_plain(self, environ: Environ) -> bool:
@@ -143,16 +98,16 @@ class Shortcut:
         return claims.scopes is None or "assign" in claims.scopes
 
     def _short_way(
-        self, environ: Environ, name: str, kind: str
+        self, environ: Environ, way: Way, name: str
     ) -> tuple[str, list[tuple[str, str]], bytes] | None:
         started = time.perf_counter()
         body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
         answer = None
         traffic.traffic.enter()
-        engine.enter(self._database)
+        engine.enter(self._app.extensions["database"])
         try:
             engine.connect()
-            answer = WAYS[kind](name, body)
+            answer = way.answer(name, body)
         except (ValidationError, InvalidJson):
             pass  # the long way words it
         except (PeeweeException, NotReady) as error:
@@ -164,76 +119,69 @@ class Shortcut:
             environ[STARTED] = started
             environ["wsgi.input"] = BytesIO(body)
             return None
-        is_new, content = answer
+        status, data = answer
+        content = f'{{"data": {data}}}'.encode()
         request_id = secrets.token_hex(8)
         headers = [
             *COMMON,
             ("Content-Length", str(len(content))),
             ("X-Request-ID", request_id),
         ]
-        note_answer(
-            request_id,
-            started,
-            "POST",
-            f"/api/experiments/<id>/{kind}",
-            201 if is_new else 200,
-        )
-        return "201 CREATED" if is_new else "200 OK", headers, content
+        note_answer(request_id, started, "POST", way.route, status)
+        return STATUSES[status], headers, content
 
 
-def enrol(name: str, body: bytes) -> tuple[bool, bytes] | None:
-    """Return whether the user is new, and the answer; None if it is not simple."""
-    read = read_user(body)
-    decided = single.enrol_one(name, User(**read))
+STATUSES = {200: "200 OK", 201: "201 CREATED"}
+
+Short = tuple[int, str] | None
+"""A status and the JSON of the data; None if the request is not simple."""
+
+
+def enrol(name: str, body: bytes) -> Short:
+    """Enrol one user in the experiment of this name."""
+    decided = single.enrol([name], User(**read_user(loads(body))))
     if decided is None:
         return None
-    known, decision = decided
+    ((known, decision),) = decided
     metrics.enrolled([decision])
-    time = decision.assigned_at
-    content = decision_template(known, decision).filled(
-        encode_basestring(decision.user_id), f'"{moment(time)}"' if time else "null"
+    return 201 if decision.reason == NEW else 200, decision_text(
+        decision, known.derived
     )
-    return decision.reason == NEW, content
 
 
-def decision_template(known: Known, decision: Decision) -> Template:
-    """Return the template of all answers with this reason and this variant."""
-    key = decision.reason, decision.variant and decision.variant.id
-    template: Template | None = known.derived.get(key)
-    if template is None:
-        data: Any = DECISION.dump(decision)
-        template = known.derived[key] = Template(data, ("userId", "assignedAt"))
-    return template
+def enrol_in_experiments(user_id: str, body: bytes) -> Short:
+    """Enrol the user in the experiments that the body names."""
+    read = read_experiments(loads(body))
+    user = User(USER.fields["user_id"].deserialize(user_id), read["attributes"])
+    decided = single.enrol(read["experiments"], user)
+    if decided is None:
+        return None
+    metrics.enrolled([decision for _, decision in decided])
+    texts = [decision_text(decision, known.derived) for known, decision in decided]
+    return 200, f"[{', '.join(texts)}]"
 
 
-def convert(name: str, body: bytes) -> tuple[bool, bytes] | None:
-    """Return True and the receipt of an accepted event; None if it is not simple."""
-    booked = single.book_one(name, Event(**read_event(body)))
+def convert(name: str, body: bytes) -> Short:
+    """Book an event in the experiment of this name."""
+    booked = single.book(name, Event(**read_event(loads(body))))
     if booked is None:
         return None
     known, receipt = booked
     metrics.converted([receipt])
-    key = receipt.idempotency_key
-    content = receipt_template(known, receipt).filled(
-        encode_basestring(receipt.user_id),
-        encode_basestring(receipt.metric),
-        dumps(RECEIPT.fields["value"].serialize("value", receipt)),
-        f'"{moment(receipt.occurred_at)}"',
-        "null" if key is None else encode_basestring(key),
-    )
-    return True, content
+    return 201, receipt_text(receipt, known.derived)
 
 
-HOLES = ("userId", "metric", "value", "occurredAt", "idempotencyKey")
+class Way(NamedTuple):
+    """One kind of request: what answers it, and its route as the metrics name it."""
+
+    answer: Callable[[str, bytes], Short]
+    route: str
 
 
-def receipt_template(known: Known, receipt: Receipt) -> Template:
-    """Return the template of all accepted events of this variant."""
-    template: Template | None = known.derived.get(receipt.variant_id)
-    if template is None:
-        data: Any = RECEIPT.dump(receipt)
-        template = known.derived[receipt.variant_id] = Template(data, HOLES)
-    return template
-
-
-WAYS = {"assignments": enrol, "conversions": convert}
+WAYS = {
+    ("experiments", "assignments"): Way(enrol, "/api/experiments/<id>/assignments"),
+    ("experiments", "conversions"): Way(convert, "/api/experiments/<id>/conversions"),
+    ("users", "assignments"): Way(
+        enrol_in_experiments, "/api/users/<path:user_id>/assignments"
+    ),
+}

@@ -20,10 +20,12 @@ from targeting.decision import (
     EXISTING,
     NEW,
     NOT_ENROLLED,
+    NOT_FOUND,
     OVERRIDE,
     Decision,
     Definition,
     Explanation,
+    User,
 )
 
 
@@ -60,6 +62,24 @@ def enrol(definition: Definition, proposed: Sequence[Decision]) -> list[Decision
             stored[one.user_id] = answer._replace(reason=again)
         decisions.append(answer or one)
     return decisions
+
+
+def enrol_in(names: Sequence[str], user: User) -> list[Decision]:
+    """Return the decision of each of these experiments for a user, in order.
+
+    An experiment is named by its id or its key. All rows are written, or none.
+    """
+    with database.atomic():
+        return [_enrolled_in(name, user) for name in names]
+
+
+def _enrolled_in(name: str, user: User) -> Decision:
+    experiment = Experiment.named(name)
+    if experiment is None:
+        return Decision(name, user.user_id, NOT_FOUND)
+    definition = experiment.definition
+    proposed = decision.decide(definition, user, utcnow())
+    return enrol(definition, [proposed])[0]
 
 
 def stored_decision(
@@ -183,24 +203,27 @@ def write_assignments(
 
     Call it within a transaction. A user who is enrolled already keeps their row.
     """
-    variants = {row.user_id: row.variant for row in rows}
-    common = {"experiment": experiment_id, "received_at": now}
-    written: set[str] = set()
-    for some in chunked(rows, CHUNK):
-        query = (
-            Assignment.insert_many([{**row._asdict(), **common} for row in some])
-            .on_conflict(
-                action="NOTHING",
-                conflict_target=[Assignment.experiment, Assignment.user_id],
-            )
-            .returning(Assignment.user_id)
-        )
-        written.update(row.user_id for row in query.execute())
-    for key, number in Counter(variants[user_id] for user_id in written).items():
+    present = participants_among(experiment_id, [row.user_id for row in rows])
+    variants = {
+        row.user_id: (row.variant, row.assigned_at)
+        for row in rows
+        if row.user_id not in present
+    }
+    Assignment.write_rows(
+        [
+            Assignment.experiment,
+            Assignment.user_id,
+            Assignment.variant,
+            Assignment.assigned_at,
+            Assignment.received_at,
+        ],
+        [(experiment_id, user_id, *row, now) for user_id, row in variants.items()],
+    )
+    for key, number in Counter(variant for variant, _ in variants.values()).items():
         Variant.update(participants=Variant.participants + number).where(
             Variant.experiment == experiment_id, Variant.key == key
         ).execute()
-    return written
+    return set(variants)
 
 
 def assignments_page(experiment: Experiment, page: Page) -> Listing:

@@ -11,7 +11,9 @@ test compares the two.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -117,26 +119,36 @@ memory = Memory()  # of the process; the databases of several apps are told apar
 # Enrolment
 # ----------------------------------------------------------------------------
 
-STANDING = Statement(
-    lambda mark: Identity.select(
-        Identity.revision, Assignment.variant, Assignment.assigned_at
-    ).join(
-        Assignment,
-        JOIN.LEFT_OUTER,
-        on=(Assignment.experiment == mark) & (Assignment.user_id == mark),
-    )
-)
 
-ENROL = Statement(
-    lambda mark: Assignment.insert_from(
-        Identity.select(mark, mark, mark, mark, mark).where(Identity.revision == mark),
-        [
+@cache
+def standing_in(number: int) -> Statement:
+    """Return the statement for the rows of a user in so many experiments."""
+    return Statement(
+        lambda mark: Identity.select(
+            Identity.revision,
             Assignment.experiment,
-            Assignment.user_id,
             Assignment.variant,
             Assignment.assigned_at,
-            Assignment.received_at,
-        ],
+        ).join(
+            Assignment,
+            JOIN.LEFT_OUTER,
+            on=(Assignment.user_id == mark)
+            & Assignment.experiment.in_([mark] * number),
+        )
+    )
+
+
+REVISION = Statement(lambda _: Identity.select(Identity.revision))
+
+ENROL = Statement(
+    lambda mark: Assignment.insert(
+        {
+            Assignment.experiment: mark,
+            Assignment.user_id: mark,
+            Assignment.variant: mark,
+            Assignment.assigned_at: mark,
+            Assignment.received_at: mark,
+        }
     ).on_conflict(
         action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
     )
@@ -149,50 +161,80 @@ COUNT_PARTICIPANT = Statement(
 )
 
 
-def enrol_one(name: str, user: User) -> tuple[Known, Decision] | None:
-    """Return what is decided for a user, enrolled if new; None if it is not simple."""
-    standing = _standing(name, user.user_id)
+def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | None:
+    """Return the decision of each of these experiments for a user, enrolled if new.
+
+    None if one of them is not known, or not simple.
+    """
+    standing = _standing(names, user.user_id)
     if standing is None:
         return None
-    known, variant, assigned_at = standing
-    definition = known.definition
-    if known.has_overrides or definition.winner or definition.group:
+    known, rows = standing
+    now = utcnow()
+    decisions = [_decided(one.definition, rows, user, now) for one in known]
+    new = [place for place, one in enumerate(decisions) if one.reason == NEW]
+    if any(one.has_overrides for one in known) or any(
+        known[place].definition.group for place in new
+    ):
         return None
-    if variant is not None:
-        time = TIME.python_value(assigned_at)
-        given = definition.variant(variant)
-        return known, Decision(definition.id, user.user_id, EXISTING, given, time)
-    proposed = decide(definition, user, utcnow())
-    if proposed.reason != NEW:
-        return known, proposed
-    written = database.obj.write(lambda: _enrolled(known, proposed))
-    return written and (known, written)
-
-
-def _standing(name: str, user_id: str) -> tuple[Known, str | None, int | None] | None:
-    """Return what is known of the experiment now, and the user's row in it."""
-    for _ in range(2):
-        known = memory.get(name)
-        if known is None:
+    if new:
+        pairs = [(known[place], decisions[place]) for place in new]
+        written = database.obj.write(lambda: _enrolled(pairs))
+        if written is None:
             return None
-        revision, *row = STANDING(known.definition.id, user_id).fetchone()
-        if revision == known.revision:
-            return known, *row
-        memory.forget(name)
+        for place, one in zip(new, written, strict=True):
+            decisions[place] = one
+    return list(zip(known, decisions, strict=True))
+
+
+Rows = dict[str, tuple[str, int]]
+"""The variant of a user, and since when, by the experiment."""
+
+
+def _standing(names: Sequence[str], user_id: str) -> tuple[list[Known], Rows] | None:
+    """Return what is known of the experiments now, and the user's rows in them."""
+    for _ in range(2):
+        found = [memory.get(name) for name in names]
+        known = [one for one in found if one is not None]
+        if len(known) < len(names):
+            return None
+        ids = [one.definition.id for one in known]
+        stored = standing_in(len(ids))(user_id, *ids).fetchall()
+        if all(one.revision == stored[0][0] for one in known):
+            return known, {id: (variant, time) for _, id, variant, time in stored}
+        for name in names:
+            memory.forget(name)
     return None
 
 
-def _enrolled(known: Known, proposed: Decision) -> Decision | None:
-    """Write the row of a new user, if the experiment is open and as it was known."""
-    now, definition = utcnow(), known.definition
-    if proposed.variant is None or decide_for_all(definition, proposed.user_id, now):
+def _decided(definition: Definition, rows: Rows, user: User, now: datetime) -> Decision:
+    if definition.id not in rows or definition.winner:
+        return decide(definition, user, now)
+    variant, stored = rows[definition.id]
+    time, given = TIME.python_value(stored), definition.variant(variant)
+    return Decision(definition.id, user.user_id, EXISTING, given, time)
+
+
+def _enrolled(new: Sequence[tuple[Known, Decision]]) -> list[Decision] | None:
+    """Write the rows of a new user; None if an experiment is not as it was known."""
+    if REVISION().fetchone()[0] != new[0][0].revision:
         return None
-    stored = TIME.db_value(now)
-    row = definition.id, proposed.user_id, proposed.variant.id, stored, stored
-    if ENROL(*row, known.revision).rowcount != 1:
-        return None
-    COUNT_PARTICIPANT(definition.id, proposed.variant.id)
-    return proposed._replace(assigned_at=now)
+    now = utcnow()
+    if any(decide_for_all(known.definition, "", now) for known, _ in new):
+        return None  # its end date has passed meanwhile
+    return [_written(known.definition, one, now) for known, one in new]
+
+
+def _written(definition: Definition, new: Decision, now: datetime) -> Decision:
+    """Write one row with its tally, unless another request has enrolled the user."""
+    stored, variant = TIME.db_value(now), new.variant
+    if variant is None:
+        raise ValueError(f"{new} comes without a variant.")
+    if ENROL(definition.id, new.user_id, variant.id, stored, stored).rowcount == 1:
+        COUNT_PARTICIPANT(definition.id, variant.id)
+        return new._replace(assigned_at=now)
+    ((_, id, *row),) = standing_in(1)(new.user_id, definition.id).fetchall()
+    return _decided(definition, {id: (row[0], row[1])}, User(new.user_id), now)
 
 
 # ----------------------------------------------------------------------------
@@ -298,7 +340,7 @@ SET_TALLY = Statement(
 )
 
 
-def book_one(name: str, event: Event) -> tuple[Known, Receipt] | None:
+def book(name: str, event: Event) -> tuple[Known, Receipt] | None:
     """Return the receipt of an accepted event; None, unless it is simply accepted."""
     known = memory.get(name)
     if known is None or known.has_overrides:

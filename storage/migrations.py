@@ -77,9 +77,14 @@ SELECT "experiment_id", "name", "number" FROM (
 WHERE "number" <= 1000
 """
 
-# From 3 to 4: a number that tells whether what is remembered still holds.
+# From 3 to 4: a number that tells whether what is remembered still holds, and one index
+# of assignments for two.
 REVISION = """
-ALTER TABLE "identity" ADD COLUMN "revision" INTEGER NOT NULL DEFAULT 0
+ALTER TABLE "identity" ADD COLUMN "revision" INTEGER NOT NULL DEFAULT 0;
+DROP INDEX "assignment_user_id";
+DROP INDEX "assignment_experiment_id_user_id";
+CREATE UNIQUE INDEX "assignment_user_id_experiment_id"
+    ON "assignment" ("user_id", "experiment_id")
 """
 
 MIGRATIONS = [AUDIENCES, METRICS, REVISION]

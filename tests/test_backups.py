@@ -181,9 +181,9 @@ ALTERED = {
     "another table": ("CREATE TABLE other (id)", "there is a table 'other'"),
     "a table less": ("DROP TABLE refusal", "there is no table 'refusal'"),
     "without a unique index": (
-        "DROP INDEX assignment_experiment_id_user_id",
-        "table 'assignment' has no unique index 'assignment_experiment_id_user_id' "
-        "('experiment_id', 'user_id')",
+        "DROP INDEX assignment_user_id_experiment_id",
+        "table 'assignment' has no unique index 'assignment_user_id_experiment_id' "
+        "('user_id', 'experiment_id')",
     ),
     "an index that is not unique any more": (
         "DROP INDEX experiment_key; CREATE INDEX experiment_key ON experiment (key)",

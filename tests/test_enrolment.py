@@ -424,3 +424,72 @@ def test_an_enrolment_that_meets_a_stop_on_its_way_is_refused(api, running):
 
     assert (answer.reason, answer.variant) == ("ENROLLMENT_CLOSED", None)
     assert api.get(path).json["data"]["_count"] == {"assignments": 0}
+
+
+# ----------------------------------------------------------------------------
+# One user in several experiments
+# ----------------------------------------------------------------------------
+
+
+def test_a_page_asks_for_all_its_experiments_at_once(api, running, draft):
+    paths = [running(), running(key="checkout-button"), draft()]
+    ids = [path.partition("/")[2] for path in paths]
+    body = {"experiments": [ids[0], "checkout-button", "nobody", ids[2], ids[0]]}
+
+    first = api.post("users/u1/assignments", body)
+    again = api.post("users/u1/assignments", body)
+
+    assert first.status_code == again.status_code == 200
+    assert [(one["experimentId"], one["reason"]) for one in first.json["data"]] == [
+        (ids[0], "NEW_ASSIGNMENT"),
+        (ids[1], "NEW_ASSIGNMENT"),
+        ("nobody", "NOT_FOUND"),
+        (ids[2], "NOT_STARTED"),
+        (ids[0], "EXISTING_ASSIGNMENT"),
+    ]
+    for path, one in zip(paths[:2], first.json["data"], strict=False):
+        single = api.post(f"{path}/assignments", {"userId": "u1"}).json["data"]
+        assert single == {**one, "reason": "EXISTING_ASSIGNMENT"}
+    variants = [one["variantId"] for one in first.json["data"]]
+    assert [one["variantId"] for one in again.json["data"]] == variants
+    assert [one["enrolled"] for one in again.json["data"]] == [
+        *(True, True, False, False, True)
+    ]
+    for path in paths[:2]:
+        assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+
+
+def test_attributes_decide_in_each_of_several_experiments(api, running):
+    rules = {"field": "plan", "operator": "eq", "value": "pro"}
+    assert api("PUT", "audiences/payers", {"name": "P", "ruleTree": rules}).status_code
+    ids = [running(audienceId="payers").partition("/")[2] for _ in range(2)]
+    outside = api.post("users/u1/assignments", {"experiments": ids}).json["data"]
+    body = {"experiments": ids, "attributes": {"plan": "pro"}}
+    inside = api.post("users/u1/assignments", body).json["data"]
+
+    assert {one["reason"] for one in outside} == {"NOT_IN_AUDIENCE"}
+    assert {one["reason"] for one in inside} == {"NEW_ASSIGNMENT"}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "experiments"),
+        ({"experiments": []}, "experiments"),
+        ({"experiments": ["a"] * 101}, "experiments"),
+        ({"experiments": ["a", "null"]}, "experiments.1"),
+        ({"experiments": ["a"], "attributes": []}, "attributes"),
+        ({"experiments": ["a"], "userId": "u1"}, "userId"),
+    ],
+)
+def test_a_call_for_several_experiments_that_is_wrong_enrols_nobody(
+    api, running, body, path
+):
+    place = running(key="a")
+
+    error = assert_error(
+        api.post("users/u1/assignments", body), 400, "VALIDATION_ERROR"
+    )
+
+    assert path in {one["path"] for one in error["details"]}
+    assert api.get(place).json["data"]["_count"] == {"assignments": 0}

@@ -44,7 +44,7 @@ PACKAGES = {
         {"blueprint"},
         {"openapi"},
     ],
-    "views": [{"figures"}, {"export", "planning", "tables"}],
+    "views": [{"answers", "figures"}, {"export", "planning", "tables"}],
     "operations": [{"backups", "staging"}, {"importer"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},

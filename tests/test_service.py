@@ -392,11 +392,11 @@ def test_without_a_good_secret_or_a_database_gunicorn_does_not_start(
 def test_a_database_whose_schema_was_altered_is_not_served(tmp_path):
     real.flask(tmp_path, "init")
     with closing(peewee.sqlite3.connect(tmp_path / "abacus.db")) as database:
-        database.execute("DROP INDEX assignment_experiment_id_user_id")
+        database.execute("DROP INDEX assignment_user_id_experiment_id")
 
     told = real.refusal(tmp_path)
 
-    assert "has no unique index 'assignment_experiment_id_user_id'" in told
+    assert "has no unique index 'assignment_user_id_experiment_id'" in told
 
 
 def contents(folder):

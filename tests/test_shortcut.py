@@ -191,7 +191,15 @@ def stored(caller):
         }
 
 
-@given(st.lists(BOOKINGS | BOOKINGS | BOOKINGS | MOVES, min_size=4, max_size=16))
+SEVERAL = st.tuples(
+    st.just("users"),
+    st.sampled_from(["u1", "u2", "u3", "null", "a%20b", "Zo%C3%AB"]),
+    st.lists(st.sampled_from(["100-0", "100-1", "100-2", "100-3", "nobody"])),
+    st.sampled_from([{}, {"attributes": {"plan": "pro"}}, {"attributes": None}]),
+)
+
+
+@given(st.lists(BOOKINGS | BOOKINGS | SEVERAL | MOVES, min_size=4, max_size=16))
 def test_both_ways_answer_and_write_the_same(two_ways, steps):
     short, long, paths, _ = two_ways
     path = next(paths, None)
@@ -201,13 +209,14 @@ def test_both_ways_answer_and_write_the_same(two_ways, steps):
         if step[0] in BODIES:
             kind, body, content_type = step
             asked = [
-                each.post(
-                    f"{path}/{kind}",
-                    data=body,
-                    content_type=content_type,
-                )
+                each.post(f"{path}/{kind}", data=body, content_type=content_type)
                 for each in (short, long)
             ]
+        elif step[0] == "users":
+            _, user, others, attributes = step
+            body = {"experiments": [path.partition("/")[2], *others], **attributes}
+            place = f"users/{user}/assignments"
+            asked = [each.post(place, body) for each in (short, long)]
         else:
             method, name, body = step
             place = f"{path}/{name}".removesuffix("/")
@@ -234,6 +243,9 @@ def test_a_plain_request_takes_the_short_way(app, api, running):
     long_way = counting(app)
 
     for number in range(20):
+        body = {"experiments": [path.partition("/")[2]]}
+        answer = api.post(f"users/n{number}/assignments", body).json["data"]
+        assert [one["reason"] for one in answer] == ["NEW_ASSIGNMENT"]
         for user in (f"u{number}", f"n{number}"):
             answer = api.post(f"{path}/assignments", {"userId": user})
             assert answer.json["data"]["userId"] == user

@@ -401,11 +401,56 @@ class LevelText(Documented):
         return str(value)
 
 
+class Reader:
+    """Reads a flat object with the fields of a schema, as Schema.load would.
+
+    It does without what Schema.load does for objects of any kind, and without wording:
+    whoever gets a ValidationError asks the schema itself.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        named = schema.fields.items()
+        self._fields = {str(field.data_key): (name, field) for name, field in named}
+        self._required = {name for name, field in named if field.required}
+        self._defaults = {
+            name: field.load_default for name, field in named if not field.required
+        }
+
+    def __call__(self, document: Any) -> dict[str, Any]:
+        """Return the values by name; raise ValidationError for any other object."""
+        if not isinstance(document, dict):
+            raise ValidationError("Not an object.")
+        values = {}
+        for key, value in document.items():
+            if key not in self._fields:
+                raise ValidationError("Unknown field.")
+            name, field = self._fields[key]
+            values[name] = field.deserialize(value)
+        if not self._required <= values.keys():
+            raise ValidationError("A field is missing.")
+        for name, default in self._defaults.items():
+            if name not in values:
+                values[name] = default() if callable(default) else default
+        return values
+
+
+class Row(fields.Nested):
+    """One of many objects: read by a Reader, and by its schema if that refuses it."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self._reader = Reader(schema)
+
+    def _deserialize(self, value: Any, *place: Any, **options: Any) -> Any:
+        try:
+            return self._reader(value)
+        except ValidationError:
+            return super()._deserialize(value, *place, **options)
+
+
 def Rows(schema: Schema) -> Items:
     """Return a field for 1 to 10,000 rows."""
-    return Items(
-        fields.Nested(schema), required=True, validate=validate.Length(1, ROWS)
-    )
+    return Items(Row(schema), required=True, validate=validate.Length(1, ROWS))
 
 
 class Batch(Wire):

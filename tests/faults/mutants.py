@@ -32,42 +32,38 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    written = database.obj.write(lambda: _enrolled(known, proposed))\n",
-            """    import contextvars
-    import threading
+            "        written = database.obj.write(lambda: _enrolled(pairs))\n",
+            """        import contextvars
+        import threading
 
-    late = contextvars.copy_context()  # with the database of this request
-    write = lambda: database.obj.write(lambda: _enrolled(known, proposed))
-    threading.Timer(0.1, late.run, (write,)).start()
-    written = proposed._replace(assigned_at=utcnow())
+        late = contextvars.copy_context()  # with the database of this request
+        write = lambda: database.obj.write(lambda: _enrolled(pairs))
+        threading.Timer(0.1, late.run, (write,)).start()
+        written = [one._replace(assigned_at=now) for _, one in pairs]
 """,
         ),
     ],
     "a definition that is not read again": [
         (
             "ledger/single.py",
-            "        if revision == known.revision:\n",
-            "        if revision:\n",
+            "        if all(one.revision == stored[0][0] for one in known):\n",
+            "        if stored:\n",
         ),
         (
             "ledger/single.py",
-            ".where(Identity.revision == mark)",
-            ".where(Identity.revision >= mark)",
+            "    if REVISION().fetchone()[0] != new[0][0].revision:\n",
+            "    if REVISION().fetchone()[0] < new[0][0].revision:\n",
         ),
     ],
     "no UNIQUE on (experiment, user)": [
         (
             "models.py",
-            'indexes = ((("experiment", "user_id"), True),)',
-            'indexes = ((("experiment", "user_id"), False),)',
+            'indexes = ((("user_id", "experiment"), True),)',
+            'indexes = ((("user_id", "experiment"), False),)',
         ),
         (
             "ledger/enrolment.py",
-            """            .on_conflict(
-                action="NOTHING",
-                conflict_target=[Assignment.experiment, Assignment.user_id],
-            )
-""",
+            "        if row.user_id not in present\n",
             "",
         ),
         (
@@ -88,17 +84,17 @@ def _assigned_late(
     "a counter in another transaction": [
         (
             "ledger/enrolment.py",
-            "    for key, number in Counter(variants[user_id] for user_id in written)",
+            "    for key, number in Counter(variant for variant, _ in",
             "    database.commit()\n"
             "    database.begin()\n"
-            "    for key, number in Counter(variants[user_id] for user_id in written)",
+            "    for key, number in Counter(variant for variant, _ in",
         ),
         (
             "ledger/single.py",
-            "    COUNT_PARTICIPANT(definition.id, proposed.variant.id)\n",
-            "    database.commit()\n"
-            "    database.begin()\n"
-            "    COUNT_PARTICIPANT(definition.id, proposed.variant.id)\n",
+            "        COUNT_PARTICIPANT(definition.id, variant.id)\n",
+            "        database.commit()\n"
+            "        database.begin()\n"
+            "        COUNT_PARTICIPANT(definition.id, variant.id)\n",
         ),
     ],
     "a swallowed lock error": [
@@ -114,11 +110,11 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    written = database.obj.write(lambda: _enrolled(known, proposed))\n",
-            """    try:
-        written = database.obj.write(lambda: _enrolled(known, proposed))
-    except __import__("peewee").OperationalError:
-        written = proposed._replace(assigned_at=utcnow())
+            "        written = database.obj.write(lambda: _enrolled(pairs))\n",
+            """        try:
+            written = database.obj.write(lambda: _enrolled(pairs))
+        except __import__("peewee").OperationalError:
+            written = [one._replace(assigned_at=now) for _, one in pairs]
 """,
         ),
     ],
