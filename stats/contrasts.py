@@ -74,34 +74,55 @@ def project(
     s = _start(control_rate, treatment_rate, share, ratio, shift)
     s = np.where((s > low) & (s < high), s, (low + high) / 2)
     for _ in range(100):
-        t = ratio * s + shift
-        spreads = s * (1 - s), t * (1 - t)
-        rates = control_rate, treatment_rate
-        slope, step = _newton((s, t), rates, spreads, share, ratio)
-        rising = slope > 0
+        step = _newton(s, (control_rate, treatment_rate), share, ratio, shift)
+        moved = s + step.length
+        if _is_last(s, moved, step):
+            # Rounding alone can turn a step against its slope.
+            is_uphill = step.length * step.slope >= 0
+            if (is_uphill & (moved >= low) & (moved <= high)).all():
+                return moved
+        rising = step.slope > 0
         low, high = np.where(rising, s, low), np.where(rising, high, s)
-        moved = s + step
         is_safe = (moved >= low) & (moved <= high)
         moved = np.where(is_safe, moved, (low + high) / 2)
-        # Newton converges quadratically, so a step this small is the last one.
-        room = np.minimum(spreads[0], spreads[1] / ratio)
-        still = np.abs(moved - s) <= np.maximum(1e-9 * room, 2e-16 * s)
+        is_last = _is_last(s, moved, step)
         s = moved
-        if still.all() or (high - low <= 1e-17).all():
+        if is_last or (high - low <= 1e-17).all():
             break
     return s
 
 
+class _Step(NamedTuple):
+    """A step of Newton, with the slope of the likelihood where it starts.
+
+    *room* is how far the start is from the ends of its range, about.
+    """
+
+    length: Floats
+    slope: Floats
+    room: Floats
+
+
+def _is_last(s: Floats, moved: Floats, step: _Step) -> bool:
+    """Tell whether the steps are so small that each is the last one.
+
+    Newton converges quadratically.
+    """
+    enough = np.maximum(1e-9 * step.room, 2e-16 * s)
+    return bool((np.abs(moved - s) <= enough).all())
+
+
 def _newton(
-    point: tuple[Floats, Floats],
+    s: Floats,
     rates: tuple[Floats, Floats],
-    spreads: tuple[Floats, Floats],
     share: Floats,
     ratio: Floats,
-) -> tuple[Floats, Floats]:
-    """Return the slope of the likelihood at (s, t), and Newton's step from there."""
-    (s, t), (control_rate, treatment_rate) = point, rates
-    control_spread, treatment_spread = spreads
+    shift: Floats,
+) -> _Step:
+    """Return Newton's step from the point of the null line at s."""
+    control_rate, treatment_rate = rates
+    t = ratio * s + shift
+    control_spread, treatment_spread = s * (1 - s), t * (1 - t)
     other, tilted = 1 - share, share * ratio
     slope = other * (control_rate - s) * treatment_spread
     slope += tilted * (treatment_rate - t) * control_spread
@@ -110,8 +131,8 @@ def _newton(
         share * ratio**2 * (treatment_rate * (1 - 2 * t) + t * t)
     ) * control_spread**2
     with np.errstate(all="ignore"):
-        step = slope * control_spread * treatment_spread / curve
-    return slope, step
+        length = slope * control_spread * treatment_spread / curve
+    return _Step(length, slope, np.minimum(control_spread, treatment_spread / ratio))
 
 
 def _start(
