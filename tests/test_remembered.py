@@ -73,23 +73,19 @@ def test_whatever_is_new_changes_the_answer_at_once(api, sold, enrolled):
     api.post(f"{path}/conversions", {"userId": "u50", "metric": "purchase", "value": 7})
     value = answer(api, path)
 
+    seen = [before, enrolment, conversion, value]
     sizes, conversions, sums = (
-        [
-            sum(read(variant) for variant in one["variants"])
-            for one in (before, enrolment, conversion, value)
-        ]
+        [round(sum(read(variant) for variant in one["variants"])) for one in seen]
         for read in (
             lambda variant: variant["sampleSize"],
             lambda variant: variant["conversions"],
-            lambda variant: round(variant["value"]["sum"]),
+            lambda variant: variant["value"]["sum"],
         )
     )
     assert sizes == [60, 61, 61, 61]
     assert conversions == [20, 20, 21, 21]
     assert sums == [192, 192, 192, 199]
-    hashes = [
-        one["analysis"]["inputHash"] for one in (before, enrolment, conversion, value)
-    ]
+    hashes = [one["analysis"]["inputHash"] for one in seen]
     assert len(set(hashes)) == 4
     assert value == fresh(api, path)
 
