@@ -520,7 +520,7 @@ def computed(
     confidence_level: Decimal,
 ) -> figures.Computed | Response:
     """Return the analysis of the counts at a moment, in the form that is accepted."""
-    counts = at(experiment, as_of)
+    counts = at(experiment, as_of, metric)
     result = figures.computed_results(counts, metric, confidence_level)
     return readable(experiment.name, result, tables.analysis)
 

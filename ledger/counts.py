@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from peewee import fn
 
 from ledger.tallies import Total, count, exact
-from models import Assignment, Conversion, Experiment, Refusal, RefusalTally, Tally
+from models import (
+    Assignment,
+    Conversion,
+    Experiment,
+    Refusal,
+    RefusalTally,
+    Tally,
+    Variant,
+)
 from storage.columns import utcnow
 from storage.engine import database
 from storage.traffic import giving_way
@@ -37,6 +45,7 @@ class Counts(NamedTuple):
     """The counts of an experiment at one moment."""
 
     experiment: Experiment
+    variants: list[Variant]
     participants: dict[str, int]
     tallies: dict[tuple[str, str], Tally]
     refusals: dict[str, int]
@@ -61,18 +70,78 @@ class Counts(NamedTuple):
         )
 
 
+class Compiled:
+    """A query whose parameters are texts, compiled once for each engine.
+
+    Each text in the query is the name of a parameter. To compile a small query takes
+    four times as long as to run it.
+    """
+
+    def __init__(self, query: Any) -> None:
+        self._query = query
+        self._compiled: dict[type[Any], tuple[str, list[str]]] = {}
+
+    def rows(self, **texts: str) -> list[Any]:
+        """Return the rows for these values of the parameters."""
+        engine = type(database.obj)
+        if engine not in self._compiled:
+            self._compiled[engine] = self._query.sql()
+        statement, names = self._compiled[engine]
+        return list(self._query.model.raw(statement, *(texts[name] for name in names)))
+
+
+EXPERIMENT = Compiled(Experiment.select().where(Experiment.id == "experiment"))
+VARIANTS = Compiled(Variant.of(["experiment"]))
+REFUSED = Compiled(RefusalTally.select().where(RefusalTally.experiment == "experiment"))
+TALLIES = Compiled(Tally.select().where(Tally.experiment == "experiment"))
+# The names of the variants make it a search by the primary key, which costs the same
+# for any number of metrics.
+TALLIES_OF_METRIC = Compiled(
+    Tally.select().where(
+        Tally.experiment == "experiment",
+        Tally.variant.in_(
+            Variant.select(Variant.key).where(Variant.experiment == "experiment")
+        ),
+        Tally.metric == "metric",
+    )
+)
+
+
 def counted(experiment: Experiment) -> Counts:
     """Return the present counts, at the same cost for any number of users."""
     with database.transaction("DEFERRED"):  # one snapshot that blocks no writer
-        current = Experiment.get_by_id(experiment.id)
-        participants = {one.key: one.participants for one in current.variants}
-        tallies = {
-            (row.variant, row.metric): row
-            for row in Tally.select().where(Tally.experiment == current.id)
-        }
-        refused = RefusalTally.select().where(RefusalTally.experiment == current.id)
-        refusals = {row.reason: row.count for row in refused}
-    return Counts(current, participants, tallies, refusals)
+        current = _current(experiment)
+        return _counts(current, TALLIES.rows(experiment=current.id))
+
+
+def counted_in(experiment: Experiment, metric: str | None) -> Counts:
+    """Return the present counts of one metric, of the primary one by default.
+
+    If it has none, return the counts of all metrics, which say what was received.
+    """
+    with database.transaction("DEFERRED"):
+        current = _current(experiment)
+        wanted = metric or current.primary_metric
+        tallies = TALLIES_OF_METRIC.rows(experiment=current.id, metric=wanted)
+        return _counts(current, tallies or TALLIES.rows(experiment=current.id))
+
+
+def _current(experiment: Experiment) -> Experiment:
+    """Return the experiment as this transaction sees it."""
+    current: Experiment
+    (current,) = EXPERIMENT.rows(experiment=experiment.id)
+    return current
+
+
+def _counts(current: Experiment, tallies: list[Tally]) -> Counts:
+    variants = VARIANTS.rows(experiment=current.id)
+    return Counts(
+        current,
+        variants,
+        {one.key: one.participants for one in variants},
+        {(row.variant, row.metric): row for row in tallies},
+        {row.reason: row.count for row in REFUSED.rows(experiment=current.id)},
+    )
 
 
 def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
@@ -110,12 +179,15 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
             Refusal.experiment == current.id, Refusal.received_at <= until
         )
         refusals = dict(refused.group_by(Refusal.reason).tuples())
-    return Counts(current, participants, tallies, refusals, enrolled_on, days, as_of)
+    counts = Counts(current, current.variants, participants, tallies, refusals)
+    return counts._replace(enrolled_on=enrolled_on, days=days, as_of=as_of)
 
 
-def at(experiment: Experiment, as_of: datetime | None) -> Counts:
-    """Return the counts at a moment: now from the tallies, else from the rows."""
-    return counted(experiment) if as_of is None else replayed(experiment, as_of)
+def at(experiment: Experiment, as_of: datetime | None, metric: str | None) -> Counts:
+    """Return the counts of a metric now, from tallies, or at a moment, from rows."""
+    if as_of is None:
+        return counted_in(experiment, metric)
+    return replayed(experiment, as_of)
 
 
 def _grown(day: DayTally, row: Any, before: Total | None) -> DayTally:

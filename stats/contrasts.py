@@ -69,48 +69,70 @@ def project(
     """
     low = np.maximum(0.0, -shift / ratio)
     high = np.minimum(1.0, (1 - shift) / ratio)
-    control_rate = np.clip(control_rate, EDGE, 1 - EDGE)
-    treatment_rate = np.clip(treatment_rate, EDGE, 1 - EDGE)
+    control_rate = np.minimum(np.maximum(control_rate, EDGE), 1 - EDGE)
+    treatment_rate = np.minimum(np.maximum(treatment_rate, EDGE), 1 - EDGE)
     s = _start(control_rate, treatment_rate, share, ratio, shift)
     s = np.where((s > low) & (s < high), s, (low + high) / 2)
-    low, high = np.broadcast_to(low, s.shape), np.broadcast_to(high, s.shape)
     for _ in range(100):
-        t = ratio * s + shift
-        control_spread, treatment_spread = s * (1 - s), t * (1 - t)
-        slope, step = _newton(s, t, control_rate, treatment_rate, share, ratio)
-        rising = slope > 0
+        step = _newton(s, (control_rate, treatment_rate), share, ratio, shift)
+        moved = s + step.length
+        if _is_last(s, moved, step):
+            # Rounding alone can turn a step against its slope.
+            is_uphill = step.length * step.slope >= 0
+            if (is_uphill & (moved >= low) & (moved <= high)).all():
+                return moved
+        rising = step.slope > 0
         low, high = np.where(rising, s, low), np.where(rising, high, s)
-        moved = s + step
-        moved = np.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
-        # Newton converges quadratically, so a step this small is the last one.
-        room = np.minimum(control_spread, treatment_spread / ratio)
-        still = np.abs(moved - s) <= np.maximum(1e-9 * room, 2e-16 * s)
+        is_safe = (moved >= low) & (moved <= high)
+        moved = np.where(is_safe, moved, (low + high) / 2)
+        is_last = _is_last(s, moved, step)
         s = moved
-        if still.all() or (high - low <= 1e-17).all():
+        if is_last or (high - low <= 1e-17).all():
             break
     return s
 
 
+class _Step(NamedTuple):
+    """A step of Newton, with the slope of the likelihood where it starts.
+
+    *room* is how far the start is from the ends of its range, about.
+    """
+
+    length: Floats
+    slope: Floats
+    room: Floats
+
+
+def _is_last(s: Floats, moved: Floats, step: _Step) -> bool:
+    """Tell whether the steps are so small that each is the last one.
+
+    Newton converges quadratically.
+    """
+    enough = np.maximum(1e-9 * step.room, 2e-16 * s)
+    return bool((np.abs(moved - s) <= enough).all())
+
+
 def _newton(
     s: Floats,
-    t: Floats,
-    control_rate: Floats,
-    treatment_rate: Floats,
+    rates: tuple[Floats, Floats],
     share: Floats,
     ratio: Floats,
-) -> tuple[Floats, Floats]:
-    """Return the slope of the likelihood at (s, t), and Newton's step from there."""
-    other = 1 - share
+    shift: Floats,
+) -> _Step:
+    """Return Newton's step from the point of the null line at s."""
+    control_rate, treatment_rate = rates
+    t = ratio * s + shift
     control_spread, treatment_spread = s * (1 - s), t * (1 - t)
+    other, tilted = 1 - share, share * ratio
     slope = other * (control_rate - s) * treatment_spread
-    slope += share * ratio * (treatment_rate - t) * control_spread
+    slope += tilted * (treatment_rate - t) * control_spread
     curve = other * (control_rate * (1 - 2 * s) + s * s) * treatment_spread**2
     curve += (
         share * ratio**2 * (treatment_rate * (1 - 2 * t) + t * t)
     ) * control_spread**2
     with np.errstate(all="ignore"):
-        step = slope * control_spread * treatment_spread / curve
-    return slope, step
+        length = slope * control_spread * treatment_spread / curve
+    return _Step(length, slope, np.minimum(control_spread, treatment_spread / ratio))
 
 
 def _start(
@@ -125,10 +147,26 @@ def _start(
     linear = other * (1 + ratio * control_rate) + share * (treatment_rate + ratio)
     constant = other * control_rate + share * treatment_rate
     inner = np.maximum(linear * linear - 4 * ratio * constant, 0.0)
-    quadratic = 2 * constant / (linear + np.sqrt(inner))
-    if not np.any(shift):
-        return quadratic
+    root = 2 * constant / (linear + np.sqrt(inner))
+    # The sines take longer than all else. Only the rows of differences need them.
+    rows = np.flatnonzero(shift)
+    if len(rows) and np.size(shift) == len(root):
+        columns = (control_rate, treatment_rate, share, ratio, shift)
+        root[rows] = _cubic_root(*(each[rows] for each in columns))
+    elif len(rows):
+        root = _cubic_root(control_rate, treatment_rate, share, ratio, shift)
+    return root
 
+
+def _cubic_root(
+    control_rate: Floats,
+    treatment_rate: Floats,
+    share: Floats,
+    ratio: Floats,
+    shift: Floats,
+) -> Floats:
+    """Return the root where the shift is not 0."""
+    other = 1 - share
     tilt, level = ratio * (1 - 2 * shift), shift * (1 - shift)
     gap = treatment_rate - shift
     square = ratio * ratio
@@ -139,8 +177,8 @@ def _start(
     middle = -two / 3
     radius = np.sqrt(np.maximum(middle * middle - one / 3, 1e-300))
     height = ((middle + two) * middle + one) * middle + zero
-    angle = np.arcsin(np.clip(height / (2 * radius**3), -1, 1)) / 3
-    return np.where(shift == 0, quadratic, middle + 2 * radius * np.sin(angle))
+    sine = np.minimum(np.maximum(height / (2 * radius**3), -1), 1)
+    return np.asarray(middle + 2 * radius * np.sin(np.arcsin(sine) / 3))
 
 
 def score(tables: Tables, ratio: Floats, shift: Floats) -> Floats:
@@ -202,8 +240,10 @@ def score_limits(tables: Tables, critical: float) -> tuple[Limits, Limits]:
 
     def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
         rows = tables.rows(index)
+        z = score(rows, ratio, shift)
         none = (ratio == 1) & (shift == 0)
-        z = np.where(none, pooled_score(rows), score(rows, ratio, shift))
+        if none.any():
+            z = np.where(none, pooled_score(rows), z)
         return np.abs(z) - critical
 
     return accepted(tables, excess, critical, 1e-11)

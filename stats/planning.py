@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil, exp, inf, isfinite, log, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from stats.evidence import CENTRE, critical_score, nuisance_level
-from stats.numerics import crossings, normal_quantile, np, special
+from stats.numerics import crossing, normal_quantile, special
 from stats.results import Number, Plan, check_level
 from stats.splits import shares
-
-if TYPE_CHECKING:
-    from stats.numerics import Floats, Indices
 
 
 class Size(NamedTuple):
@@ -148,18 +145,14 @@ def minimum_detectable_effect(
 ) -> float | None:
     """Return the smallest absolute rise with this power; None if there is none."""
 
-    def excess(effects: Floats, _: Indices) -> Floats:
-        found = [
-            power_at(baseline_rate, baseline_rate + each, users_per_arm, alpha, ratio)
-            for each in effects
-        ]
-        return np.array(found) - power
+    def excess(effect: float) -> float:
+        target = baseline_rate + effect
+        return power_at(baseline_rate, target, users_per_arm, alpha, ratio) - power
 
     largest = (1 - baseline_rate) * (1 - 1e-12)
-    if excess(np.array([largest]), np.array([0]))[0] < 0:
+    if excess(largest) < 0:
         return None
-    least = np.array([largest * 1e-12])
-    return float(crossings(excess, least, np.array([largest]), 1e-13)[0])
+    return crossing(excess, largest * 1e-12, largest, 1e-13)
 
 
 def always_valid_sample_size(
@@ -196,17 +189,17 @@ def always_valid_sample_size(
 def _fixed_point(needed: Callable[[float], float], least: float) -> float:
     """Return the size that is equal to its needed size; infinity if there is none."""
 
-    def excess(logs: Floats, _: Indices) -> Floats:
-        return np.array([each - log(needed(exp(each))) for each in logs])
+    def excess(size: float) -> float:
+        return size - log(needed(exp(size)))
 
     low = high = log(least)
-    while excess(np.array([high]), np.array([0]))[0] < 0:
+    while excess(high) < 0:
         low, high = high, high + log(2)
         if high > log(1e18):
             return inf
     if low == high:
         return least
-    return exp(float(crossings(excess, np.array([low]), np.array([high]), 1e-9)[0]))
+    return exp(crossing(excess, low, high, 1e-9))
 
 
 def _spreads(baseline: float, target: float, ratio: float) -> tuple[float, float]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from math import log, sqrt
-from typing import TYPE_CHECKING
 
-from stats.numerics import crossings, normal_quantile, np, special
+from stats.numerics import crossing, normal_quantile, special
 from stats.results import Interval, check_counts
-
-if TYPE_CHECKING:
-    from stats.numerics import Floats, Indices
 
 
 def conversion_rate(conversions: int, sample_size: int) -> float:
@@ -62,10 +58,9 @@ def always_valid_rate_interval(
     evidence = special.betaln(conversions + 0.5, failures + 0.5)
     evidence += log(1 - confidence_level) - special.betaln(0.5, 0.5)
 
-    def excess(rate: Floats, _: Indices) -> Floats:
-        likelihood = special.xlogy(conversions, rate)
-        likelihood = likelihood + special.xlog1py(failures, -rate)
-        return np.asarray(np.minimum(evidence - likelihood, 1e6))
+    def excess(rate: float) -> float:
+        likelihood = special.xlogy(conversions, rate) + special.xlog1py(failures, -rate)
+        return min(float(evidence - likelihood), 1e6)
 
     # The interval ends before these points, because KL(p || q) is at least
     # (q - p)^2 / 2 max(q, p), and the same is true for 1 - p.
@@ -73,12 +68,9 @@ def always_valid_rate_interval(
     far = 1.001 * max(float(spare), 0.0) / n
     lowest = max(0.0, p - far - sqrt(far * far + 2 * (1 - p) * far))
     highest = min(1.0, p + far + sqrt(far * far + 2 * p * far))
-    lower, upper = crossings(
-        excess, np.array([p, p]), np.array([lowest, highest]), 1e-12
-    )
     return Interval(
-        0.0 if conversions == 0 else float(lower),
-        1.0 if failures == 0 else float(upper),
+        0.0 if conversions == 0 else crossing(excess, p, lowest, 1e-12),
+        1.0 if failures == 0 else crossing(excess, p, highest, 1e-12),
         confidence_level,
         "beta_binomial_mixture",
     )
