@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import peewee
 from peewee import JOIN, chunked, fn
 
 from ledger.conversions import Event, _known, _occurred, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
-    NewAssignment,
     Participant,
     elsewhere,
     participants_among,
-    write_assignments,
 )
 from ledger.tallies import Booking, write_conversions
-from models import Assignment, Conflict, Conversion, Experiment
-from storage.columns import utcnow
+from models import Assignment, Conflict, Conversion, Experiment, Variant
+from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.engine import database
 from storage.table import CHUNK
 from storage.traffic import giving_way
@@ -33,7 +32,8 @@ class Line(NamedTuple):
 
     user_id: str
     variant: str
-    assigned_at: datetime
+    assigned_at: int
+    """In microseconds since 1970."""
     event: Event | None
     number: int | None = None
     """For an event without its own key: its place among those with equal content."""
@@ -82,35 +82,78 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
         refuse_unless_open(Experiment.get_by_id(experiment.id))
         enrolled = _enrol(experiment, lines, now)
         participants = participants_among(
-            experiment.id, [line.user_id for line in lines]
+            experiment.id, {line.user_id for line in lines} - enrolled.keys()
         )
         group = experiment.exclusion_group
         if elsewhere(experiment.id, group, enrolled) or any(
-            participants[line.user_id].variant != line.variant for line in lines
+            participants[line.user_id].variant != line.variant
+            for line in lines
+            if line.user_id in participants
         ):
             raise Conflict(
                 "A user of the file was enrolled elsewhere after the file was checked; "
                 "run the import again.",
                 experiment.id,
             )
-        rows = _new_bookings(experiment, lines, enrolled, participants, now)
+        participants |= enrolled
+        rows = _new_bookings(experiment, lines, enrolled.keys(), participants, now)
         write_conversions(experiment, rows)
     return len(enrolled), len(rows)
 
 
-def _enrol(experiment: Experiment, lines: Sequence[Line], now: datetime) -> set[str]:
-    """Enrol the users of the lines who are not enrolled; return them."""
+def _enrol(
+    experiment: Experiment, lines: Sequence[Line], now: datetime
+) -> dict[str, Participant]:
+    """Enrol the users of the lines who are not enrolled; return their rows."""
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
-    rows = [NewAssignment(*line[:3]) for line in first.values()]
-    return write_assignments(experiment.id, rows, now)
+    received_at = (now - EPOCH) // MICROSECOND
+    last = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+    _insert(
+        Assignment.insert_many([dict.fromkeys(ASSIGNED)]).on_conflict(
+            action="NOTHING",
+            conflict_target=[Assignment.experiment, Assignment.user_id],
+        ),
+        [(experiment.id, *line[:3], received_at) for line in first.values()],
+    )
+    # Under the write lock, the rows after the last one are those of this call.
+    new: Any = Assignment.select(Assignment.id, Assignment.user_id)
+    enrolled = {}
+    for id, user_id in new.where(Assignment.id > last).tuples():
+        line = first[user_id]
+        assigned_at = EPOCH + line.assigned_at * MICROSECOND
+        enrolled[user_id] = Participant(id, user_id, line.variant, assigned_at)
+    for key, number in Counter(one.variant for one in enrolled.values()).items():
+        Variant.update(participants=Variant.participants + number).where(
+            Variant.experiment == experiment.id, Variant.key == key
+        ).execute()
+    return enrolled
+
+
+ASSIGNED = (
+    Assignment.experiment,
+    Assignment.user_id,
+    Assignment.variant,
+    Assignment.assigned_at,
+    Assignment.received_at,
+)
+
+
+def _insert(query: Any, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Run an insert for each of these rows, whose values are as columns store them.
+
+    To convert the values of a row takes longer than to write it.
+    """
+    statement, _ = query.sql()
+    with peewee.__exception_wrapper__:
+        database.connection().executemany(statement, rows)
 
 
 def _new_bookings(
     experiment: Experiment,
     lines: Sequence[Line],
-    enrolled: set[str],
+    enrolled: Set[str],
     participants: dict[str, Participant],
     now: datetime,
 ) -> list[Booking]:
