@@ -23,7 +23,7 @@ from ledger.enrolment import Participant, participants_among
 from ledger.tallies import Metrics, TooManyMetrics, metrics_of
 from models import Assignment, Conversion, Experiment, GroupShare
 from operations.shortcut import Event, Read, Shortcut
-from operations.staging import CheckedLine, StagedLine, Staging
+from operations.staging import CheckedLine, Staging
 from schemas import ImportLineSchema
 from storage.columns import EPOCH, MICROSECOND, Exact
 from storage.table import CHUNK, one_of
@@ -102,28 +102,18 @@ def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
     """
     lines = enrolled = counted = 0
     for chunk in staging.chunks(WRITTEN):
-        users, events = rows.book(experiment, [*map(_booked, chunk)])
+        users, events = rows.book(experiment, chunk)
         lines += len(chunk)
         enrolled += users
         counted += events
     return lines, enrolled, counted
 
 
-def _booked(line: StagedLine) -> rows.Line:
-    """Return a line as it is booked: its user is enrolled as of the earliest one."""
-    event = None
-    if line.occurred_at is not None:
-        event = conversions.Event(
-            line.user_id, line.metric, _value(line), _moment(line), line.key
-        )
-    return rows.Line(line.user_id, line.variant, line.earliest, event, line.place)
-
-
-def _value(line: StagedLine | CheckedLine) -> Decimal | None:
+def _value(line: CheckedLine) -> Decimal | None:
     return Decimal(line.value) if line.value else None
 
 
-def _moment(line: StagedLine | CheckedLine) -> datetime | None:
+def _moment(line: CheckedLine) -> datetime | None:
     at = line.occurred_at
     return None if at is None else EPOCH + at * MICROSECOND
 
@@ -193,7 +183,7 @@ class _Lines:
                 byte = line[error.start]
                 self.problem = f"it cannot be read: byte 0x{byte:02x} is not UTF-8"
                 text = line.decode(errors="replace")
-            if "\r" not in text.removesuffix("\n").removesuffix("\r"):
+            if "\r" not in text:
                 self._number += 1
                 yield text
                 continue
@@ -376,8 +366,9 @@ def _contradictions(
 ) -> Iterator[str]:
     """Yield the contradictions of a line with other lines or with the database."""
     occurred_at = _moment(line)
-    if line.first_variant not in (None, line.variant):
-        yield f"variant {line.variant}, but the file has the user in {line.first_variant}"
+    before = line.first_variant
+    if before not in (None, line.variant):
+        yield f"variant {line.variant}, but the file has the user in {before}"
     participant = stored.participants.get(line.user_id)
     if participant is not None:
         if line.variant != participant.variant:

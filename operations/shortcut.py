@@ -29,8 +29,6 @@ COLUMNS = (
 
 MOMENT, MICROSECONDS = Moment(), Utc()
 
-MINUTE = "2024-01-01T00:00"  # any minute, with the length of all
-
 # Numbers below 1e12 in the form in which they are stored.
 PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,11})(?:\.[0-9]{1,20})?")
 
@@ -64,31 +62,41 @@ Reader = Callable[[Sequence[str]], Read | None]
 def microseconds(text: str) -> int | None:
     """Return the time in a usual text as the schema reads it, or else None.
 
-    Each minute and each rest of a text is read by the schema's field once, and then
-    remembered. The microseconds that an export writes are too many for that.
+    Each day, each minute of a day, and each rest of a text is read by the schema's
+    field once, and then remembered. The microseconds that an export writes are too
+    many for that.
     """
-    minute, rest, fraction = _minute(text[:16]), text[16:], 0
+    rest, fraction = text[16:], 0
     if len(rest) == 11 and rest[3] == ".":  # :04.123456Z
         digits, rest = rest[4:10], rest[:3] + rest[10]
         if not (digits.isascii() and digits.isdecimal()):
             return None
         fraction = int(digits)
-    after = _after_the_minute(rest)
-    if minute is None or after is None:
+    day, minute, after = _day(text[:10]), _minute(text[10:16]), _rest(rest)
+    if day is None or minute is None or after is None:
         return None
-    return minute + after + fraction
+    return day + minute + after + fraction
 
 
 @lru_cache(4_096)
-def _minute(text: str) -> int | None:
-    """Return the time of a minute without its offset, in years far from the bounds."""
-    return _moment(f"{text}Z") if text.startswith(("19", "20")) else None
+def _day(day: str) -> int | None:
+    """Return when a day begins in UTC, in years that are far from the bounds."""
+    return _moment(f"{day}T00:00Z") if day.startswith(("19", "20")) else None
 
 
 @lru_cache(4_096)
-def _after_the_minute(rest: str) -> int | None:
-    """Return how long after the minute a time with this rest is."""
-    start, time = _moment(f"{MINUTE}Z"), _moment(f"{MINUTE}{rest}")
+def _minute(minute: str) -> int | None:
+    """Return how long after its day's beginning a minute begins."""
+    return _after(_moment("2024-01-01T00:00Z"), _moment(f"2024-01-01{minute}Z"))
+
+
+@lru_cache(4_096)
+def _rest(rest: str) -> int | None:
+    """Return how long after its minute a time is, with its offset in this text."""
+    return _after(_moment("2024-01-01T00:00Z"), _moment(f"2024-01-01T00:00{rest}"))
+
+
+def _after(start: int | None, time: int | None) -> int | None:
     return None if start is None or time is None else time - start
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import peewee
 
-from operations.shortcut import Event, Read
+from ledger.rows import Line
+from operations.shortcut import Read
 from storage.scratch import scratch
 
 CHUNK = 1_000
 
-
-class StagedLine(NamedTuple):
-    """A line as it is written."""
-
-    user_id: str
-    variant: str
-    earliest: int
-    """The earliest assignment of its user, in microseconds since 1970."""
-    metric: str | None
-    """None, as all that follows, if the line has no conversion."""
-    value: str | None
-    occurred_at: int | None
-    key: str | None
-    place: int | None
-    """How many lines with its key there are up to this one, if the key is made of the
-    content."""
+Row = TypeVar("Row")
 
 
 class CheckedLine(NamedTuple):
@@ -99,15 +85,22 @@ COMPARE = (
 
 WRITTEN = """
 SELECT
-    lines.line, lines.user_id, lines.variant, COALESCE(earliest, lines.assigned_at),
+    lines.user_id, lines.variant, COALESCE(earliest, lines.assigned_at),
     metric, value, occurred_at, key,
     CASE WHEN is_numbered THEN COALESCE(place, 1) END
 FROM lines
 LEFT JOIN users USING (user_id)
 LEFT JOIN events USING (line)
 LEFT JOIN places USING (line)
-WHERE lines.line > ? ORDER BY lines.line LIMIT ?
+ORDER BY lines.line
 """
+
+# The same, three times as fast, if no user is in two lines and there is no conversion.
+IS_ALONE = """
+SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM events)
+"""
+
+WRITTEN_ALONE = "SELECT user_id, variant, assigned_at FROM lines ORDER BY line"
 
 CHECKED = """
 SELECT
@@ -122,15 +115,13 @@ LEFT JOIN events USING (line)
 LEFT JOIN keys USING (key)
 LEFT JOIN lines AS other ON other.line = keys.first
 LEFT JOIN events AS same ON same.line = keys.first
-WHERE lines.line > ? {condition} ORDER BY lines.line LIMIT ?
+{condition} ORDER BY lines.line
 """
 
 DIFFERS = """
-AND (
-    first.variant <> lines.variant OR other.user_id <> lines.user_id
+WHERE first.variant <> lines.variant OR other.user_id <> lines.user_id
     OR same.metric <> events.metric OR same.value <> events.value
     OR same.occurred_at <> events.occurred_at
-)
 """
 
 
@@ -170,26 +161,25 @@ class Staging:
         for statement in COMPARE:
             self._database.execute_sql(statement)
 
-    def chunks(self, size: int) -> Iterator[list[StagedLine]]:
-        """Yield all lines, in their order, a chunk at a time."""
-        for rows in self._pages(WRITTEN, size):
-            yield [StagedLine(*cells) for _, *cells in rows]
+    def chunks(self, size: int) -> Iterator[list[Line]]:
+        """Yield all lines as they are booked, in their order, a chunk at a time."""
+        (is_alone,) = self._database.execute_sql(IS_ALONE).fetchone()
+        return self._chunks(WRITTEN_ALONE if is_alone else WRITTEN, Line, size)
 
     def checked(self) -> Iterator[list[CheckedLine]]:
         """Yield all lines, in their order, a chunk at a time, to be checked."""
-        for rows in self._pages(CHECKED.format(condition=""), CHUNK):
-            yield list(starmap(CheckedLine, rows))
+        return self._chunks(CHECKED.format(condition=""), CheckedLine, CHUNK)
 
     def differing(self) -> Iterator[list[CheckedLine]]:
         """Yield the lines that may contradict other lines, a chunk at a time."""
-        for rows in self._pages(CHECKED.format(condition=DIFFERS), CHUNK):
-            yield list(starmap(CheckedLine, rows))
+        return self._chunks(CHECKED.format(condition=DIFFERS), CheckedLine, CHUNK)
 
-    def _pages(self, query: str, size: int) -> Iterator[list[Any]]:
-        last = 0
-        while rows := self._database.execute_sql(query, (last, size)).fetchall():
-            yield rows
-            last = rows[-1][0]
+    def _chunks(
+        self, query: str, kind: Callable[..., Row], size: int
+    ) -> Iterator[list[Row]]:
+        cursor = self._database.execute_sql(query)
+        while rows := cursor.fetchmany(size):
+            yield [*starmap(kind, rows)]
 
 
 @contextmanager
