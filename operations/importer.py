@@ -8,10 +8,11 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,6 +40,8 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
 
 WRITTEN = 10_000  # lines of a transaction: as many as the rows of a batch of the API
 
+BUFFER = 128 * 1024  # bytes that are read at once
+
 LONGEST = 1024 * 1024  # bytes of a line, and of a record of several lines
 
 
@@ -53,7 +56,17 @@ class TooLong(Exception):
 UNREADABLE = (csv.Error, TooLong, EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]:
+Progress = Callable[[int], object]
+"""What is called with the number of bytes read, or of lines written, since the last."""
+
+
+def unseen(_: int) -> None:
+    """Show no progress."""
+
+
+def stage(
+    experiment: Experiment, file: Path, staging: Staging, progress: Progress = unseen
+) -> Iterator[str]:
     """Stage the whole file, and yield a sentence for each bad line.
 
     A line is named by its number, a record of several lines by its first. Nothing is
@@ -63,7 +76,7 @@ def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]
     variants |= {variant.key: variant.key for variant in experiment.variants}
     metrics = Metrics(experiment, metrics_of(experiment.id))
     shortcut = Shortcut(variants, metrics, experiment.primary_metric)
-    for number, row, problem in _rows(file, shortcut):
+    for number, row, problem in _rows(file, shortcut, progress):
         if isinstance(row, Read):
             staging.add(number, row)
             continue
@@ -95,7 +108,9 @@ def _may_be_stored(experiment: Experiment) -> bool:
     return Assignment.get_or_none(experiment=experiment.id) is not None
 
 
-def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
+def write(
+    experiment: Experiment, staging: Staging, progress: Progress = unseen
+) -> tuple[int, int, int]:
     """Write the staged lines; return lines, users enrolled, conversions counted.
 
     Each chunk is a transaction; an interrupted run is completed by the next one.
@@ -106,6 +121,7 @@ def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
         lines += len(chunk)
         enrolled += users
         counted += events
+        progress(len(chunk))
     return lines, enrolled, counted
 
 
@@ -125,12 +141,26 @@ The fields are a dict, or the text to parse, or what the fast reader has read.
 """
 
 
-def _rows(file: Path, shortcut: Shortcut) -> Iterator[Record]:
+class _Measured(FileIO):
+    """A file that reports how many bytes are read."""
+
+    def __init__(self, file: Path, progress: Progress) -> None:
+        super().__init__(file, "rb")
+        self._progress = progress
+
+    def readinto(self, buffer: Any) -> int | None:
+        size = super().readinto(buffer)
+        self._progress(size or 0)
+        return size
+
+
+def _rows(file: Path, shortcut: Shortcut, progress: Progress) -> Iterator[Record]:
     """Yield each record of a file, which is opened once: it may be a pipe."""
     lines = None
     with ExitStack() as opened:
         try:
-            raw: Any = opened.enter_context(file.open("rb"))
+            measured = _Measured(file, progress)
+            raw: Any = opened.enter_context(BufferedReader(measured, BUFFER))
             if raw.peek(1)[:1] == b"\x1f":  # gzip's; no text begins with it
                 raw = opened.enter_context(gzip.GzipFile(fileobj=raw))
             lines = _Lines(raw)

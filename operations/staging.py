@@ -134,11 +134,14 @@ class Staging:
         # store it. So lines and events have tables without nulls.
         self._lines: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
+        self.count = 0
+        """How many lines there are."""
         for statement in TABLES:
             database.execute_sql(statement)
 
     def add(self, number: int, read: Read) -> None:
         """Store a line; lines come in their order."""
+        self.count += 1
         self._lines.append((number, *read[:3]))
         if read.event:
             self._events.append((number, *read.event))
