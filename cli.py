@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -113,13 +114,40 @@ def import_(experiment: str, file: Path) -> None:
         conversions.refuse_unless_open(target)
         with staging(database.obj.file) as staged:
             bad = 0
-            for problem in importer.stage(target, file, staged):
-                bad += 1
-                click.echo(problem, err=True)
+            with _progress("Checking", _size(file)) as progress:
+                for problem in importer.stage(target, file, staged, progress):
+                    bad += 1
+                    click.echo(f"{_line_start()}{problem}", err=True)
             if bad:
                 raise click.ClickException(f"{bad} bad lines; nothing was written.")
-            lines, enrolled, counted = importer.write(target, staged)
+            with _progress("Writing", staged.count) as progress:
+                lines, enrolled, counted = importer.write(target, staged, progress)
     click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
+
+
+@contextmanager
+def _progress(label: str, length: int) -> Iterator[Callable[[int], object]]:
+    """Show progress on a terminal, and yield what is called with each step of it.
+
+    Without a known length, or without a terminal, nothing is shown.
+    """
+    is_hidden = not length or not sys.stderr.isatty()
+    with click.progressbar(
+        label=label, length=length, file=sys.stderr, hidden=is_hidden
+    ) as bar:
+        yield bar.update
+
+
+def _size(file: Path) -> int:
+    """Return the size of a regular file, or 0: a pipe tells none."""
+    with suppress(OSError):  # the import itself says why a file cannot be read
+        return file.stat().st_size if file.is_file() else 0
+    return 0
+
+
+def _line_start() -> str:
+    """Return what moves a terminal from a progress bar to an empty line."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 @commands.cli.command("check")

@@ -24,7 +24,7 @@ from storage.columns import EPOCH, MICROSECOND, Exact, Json, Utc, new_id, utcnow
 from storage.engine import database
 from storage.paging import Fence, Listing, Page
 from storage.schema import Identity
-from storage.table import Table, one_of
+from storage.table import Statement, Table, one_of
 from targeting import assignment, audience, decision
 from targeting.decision import COMPLETED, DRAFT, RUNNING, STATUSES, STOPPED, Definition
 
@@ -118,9 +118,8 @@ class Experiment(Table):
 
         An id begins with `exp_`, and a key may not, so that no key hides an id.
         """
-        column = cls.id if name.startswith(ID_PREFIX) else cls.key
-        row: Experiment | None = cls.get_or_none(column == name)
-        return row
+        statement = BY_ID if name.startswith(ID_PREFIX) else BY_KEY
+        return next(iter(statement.rows(cls, name)), None)
 
     @classmethod
     def page(cls, page: Page, status: str | None, archived: bool) -> Listing:
@@ -241,7 +240,7 @@ class Experiment(Table):
     def variants(self) -> list[Variant]:
         """The variants in their order; the first is the control."""
         if "_variants" not in self.__dict__:
-            self._variants = list(Variant.of([self.id]))
+            self._variants = VARIANTS.rows(Variant, self.id)
         return self._variants
 
     def forget_variants(self) -> None:
@@ -289,6 +288,10 @@ class Variant(Table):
             .order_by(cls.experiment, cls.position)
         )
 
+
+BY_ID = Statement(lambda mark: Experiment.select().where(Experiment.id == mark))
+BY_KEY = Statement(lambda mark: Experiment.select().where(Experiment.key == mark))
+VARIANTS = Statement(lambda mark: Variant.of([mark]))
 
 _VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
     'FOREIGN KEY ("experiment_id", "variant") REFERENCES "variant" '

@@ -23,6 +23,7 @@ from models import (
 )
 from storage.columns import utcnow
 from storage.engine import database
+from storage.table import Statement
 from storage.traffic import giving_way
 
 FEW = 20  # rows; reading them takes about a third of a millisecond
@@ -70,39 +71,20 @@ class Counts(NamedTuple):
         )
 
 
-class Compiled:
-    """A query whose parameters are texts, compiled once for each engine.
-
-    Each text in the query is the name of a parameter. To compile a small query takes
-    four times as long as to run it.
-    """
-
-    def __init__(self, query: Any) -> None:
-        self._query = query
-        self._compiled: dict[type[Any], tuple[str, list[str]]] = {}
-
-    def rows(self, **texts: str) -> list[Any]:
-        """Return the rows for these values of the parameters."""
-        engine = type(database.obj)
-        if engine not in self._compiled:
-            self._compiled[engine] = self._query.sql()
-        statement, names = self._compiled[engine]
-        return list(self._query.model.raw(statement, *(texts[name] for name in names)))
-
-
-EXPERIMENT = Compiled(Experiment.select().where(Experiment.id == "experiment"))
-VARIANTS = Compiled(Variant.of(["experiment"]))
-REFUSED = Compiled(RefusalTally.select().where(RefusalTally.experiment == "experiment"))
-TALLIES = Compiled(Tally.select().where(Tally.experiment == "experiment"))
+EXPERIMENT = Statement(lambda mark: Experiment.select().where(Experiment.id == mark))
+REFUSED = Statement(
+    lambda mark: RefusalTally.select().where(RefusalTally.experiment == mark)
+)
+TALLIES = Statement(lambda mark: Tally.select().where(Tally.experiment == mark))
 # The names of the variants make it a search by the primary key, which costs the same
 # for any number of metrics.
-TALLIES_OF_METRIC = Compiled(
-    Tally.select().where(
-        Tally.experiment == "experiment",
+TALLIES_OF_METRIC = Statement(
+    lambda mark: Tally.select().where(
+        Tally.experiment == mark,
         Tally.variant.in_(
-            Variant.select(Variant.key).where(Variant.experiment == "experiment")
+            Variant.select(Variant.key).where(Variant.experiment == mark)
         ),
-        Tally.metric == "metric",
+        Tally.metric == mark,
     )
 )
 
@@ -111,7 +93,7 @@ def counted(experiment: Experiment) -> Counts:
     """Return the present counts, at the same cost for any number of users."""
     with database.transaction("DEFERRED"):  # one snapshot that blocks no writer
         current = _current(experiment)
-        return _counts(current, TALLIES.rows(experiment=current.id))
+        return _counts(current, TALLIES.rows(Tally, current.id))
 
 
 def counted_in(experiment: Experiment, metric: str | None) -> Counts:
@@ -122,25 +104,24 @@ def counted_in(experiment: Experiment, metric: str | None) -> Counts:
     with database.transaction("DEFERRED"):
         current = _current(experiment)
         wanted = metric or current.primary_metric
-        tallies = TALLIES_OF_METRIC.rows(experiment=current.id, metric=wanted)
-        return _counts(current, tallies or TALLIES.rows(experiment=current.id))
+        tallies = TALLIES_OF_METRIC.rows(Tally, current.id, current.id, wanted)
+        return _counts(current, tallies or TALLIES.rows(Tally, current.id))
 
 
 def _current(experiment: Experiment) -> Experiment:
     """Return the experiment as this transaction sees it."""
-    current: Experiment
-    (current,) = EXPERIMENT.rows(experiment=experiment.id)
+    (current,) = EXPERIMENT.rows(Experiment, experiment.id)
     return current
 
 
 def _counts(current: Experiment, tallies: list[Tally]) -> Counts:
-    variants = VARIANTS.rows(experiment=current.id)
+    variants = current.variants
     return Counts(
         current,
         variants,
         {one.key: one.participants for one in variants},
         {(row.variant, row.metric): row for row in tallies},
-        {row.reason: row.count for row in REFUSED.rows(experiment=current.id)},
+        {row.reason: row.count for row in REFUSED.rows(RefusalTally, current.id)},
     )
 
 

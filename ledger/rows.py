@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+import peewee
 from peewee import JOIN, chunked, fn
 
-from ledger.conversions import Event, _known, occurred_at, refuse_unless_open
+from ledger.conversions import occurred, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
-    NewAssignment,
     Participant,
     elsewhere,
     participants_among,
-    write_assignments,
 )
 from ledger.tallies import Booking, write_conversions
-from models import Assignment, Conflict, Conversion, Experiment
-from storage.columns import utcnow
+from models import Assignment, Conflict, Conversion, Experiment, Variant
+from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.engine import database
-from storage.table import CHUNK
+from storage.table import CHUNK, one_of
 from storage.traffic import giving_way
 
 
 class Line(NamedTuple):
-    """One line of an import: an assignment, and the conversion it may carry."""
+    """One line of an import: an assignment, and the conversion it may carry.
+
+    Times are in microseconds since 1970, and values are in the form of their column:
+    of a million lines, conversions to and fro would take longer than the rest.
+    """
 
     user_id: str
     variant: str
-    assigned_at: datetime
-    event: Event | None
+    assigned_at: int
+    metric: str | None = None
+    """None, as all that follows, if the line has no conversion."""
+    value: str | None = None
+    """An empty text if the conversion has no value."""
+    occurred_at: int | None = None
+    key: str | None = None
     number: int | None = None
     """For an event without its own key: its place among those with equal content."""
 
@@ -80,87 +89,150 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     with database.atomic():
         now = utcnow()
         refuse_unless_open(Experiment.get_by_id(experiment.id))
-        enrolled = _enrol(experiment, lines, now)
-        participants = participants_among(
-            experiment.id, [line.user_id for line in lines]
-        )
-        group = experiment.exclusion_group
-        if elsewhere(experiment.id, group, enrolled) or any(
-            participants[line.user_id].variant != line.variant for line in lines
+        new = _enrol(experiment, lines, now)
+        others = {line.user_id: line.variant for line in lines}
+        for user_id in new:
+            del others[user_id]
+        participants = participants_among(experiment.id, others)
+        if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
+            participants[user_id].variant != variant
+            for user_id, variant in others.items()
         ):
             raise Conflict(
                 "A user of the file was enrolled elsewhere after the file was checked; "
                 "run the import again.",
                 experiment.id,
             )
-        rows = _new_bookings(experiment, lines, enrolled, participants, now)
+        rows = _new_bookings(experiment, lines, new, participants, now)
         write_conversions(experiment, rows)
-    return len(enrolled), len(rows)
+    return len(new), len(rows)
 
 
-def _enrol(experiment: Experiment, lines: Sequence[Line], now: datetime) -> set[str]:
-    """Enrol the users of the lines who are not enrolled; return them."""
+def _enrol(
+    experiment: Experiment, lines: Sequence[Line], now: datetime
+) -> dict[str, int]:
+    """Enrol the users of the lines who are not enrolled; return their rows' ids."""
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
-    rows = [NewAssignment(*line[:3]) for line in first.values()]
-    return write_assignments(experiment.id, rows, now)
+    received_at = _microseconds(now)
+    last = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+    rows = [
+        (id, experiment.id, *line[:3], received_at)
+        for id, line in enumerate(first.values(), last + 1)
+    ]
+    # The ids are in the order of the lines. The rows are written in the order of the
+    # users, so that each page of the two indexes is read and written once.
+    rows.sort(key=itemgetter(2))
+    _insert(
+        Assignment.insert_many([dict.fromkeys(ASSIGNED)]).on_conflict(
+            action="NOTHING",
+            conflict_target=[Assignment.experiment, Assignment.user_id],
+        ),
+        rows,
+    )
+    # Under the write lock, the rows after the last one are those of this call.
+    written = Assignment.select(Assignment.user_id, Assignment.id)
+    new: dict[str, int] = dict(database.execute(written.where(Assignment.id > last)))
+    for key, number in Counter(first[user_id].variant for user_id in new).items():
+        Variant.update(participants=Variant.participants + number).where(
+            Variant.experiment == experiment.id, Variant.key == key
+        ).execute()
+    return new
+
+
+ASSIGNED = ("id", "experiment", "user_id", "variant", "assigned_at", "received_at")
+
+
+def _insert(query: Any, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Run an insert for each of these rows, whose values are as columns store them."""
+    statement, _ = query.sql()
+    with peewee.__exception_wrapper__:
+        database.connection().executemany(statement, rows)
 
 
 def _new_bookings(
     experiment: Experiment,
     lines: Sequence[Line],
-    enrolled: set[str],
-    participants: dict[str, Participant],
+    new: Mapping[str, int],
+    participants: Mapping[str, Participant],
     now: datetime,
 ) -> list[Booking]:
-    """Return the bookings of the lines' events that are not stored yet."""
-    events = {_key(line): line for line in lines if line.event}
-    known = _known(experiment, events)
+    """Return the bookings of the lines' events that are not stored yet.
+
+    *new* are the users who have no events, *participants* are the others.
+    """
+    events = {_key(line): line for line in lines if line.key is not None}
+    known = _stored_keys(experiment, events)
+    numbered = [
+        line for line in events.values() if line.number and line.user_id not in new
+    ]
     stored = _anonymous(
-        {
-            participants[line.user_id]
-            for line in events.values()
-            if line.number and line.user_id not in enrolled
-        },
-        {line.event.occurred_at for line in events.values() if line.event},
+        {participants[line.user_id] for line in numbered},
+        {_time(line.occurred_at) for line in numbered},
     )
     rows = []
     for key, line in events.items():
-        row = _booking(experiment, participants[line.user_id], line, key, now)
-        moment = line.event and line.event.occurred_at  # as the line has it
-        content = row.assignment_id, row.metric, moment, row.value
-        is_stored = line.number is not None and line.number <= stored[content]
+        participant = participants.get(line.user_id)
+        row = _booking(experiment, new.get(line.user_id), participant, line, key, now)
+        is_stored = False
+        if participant and line.number is not None:
+            moment = _time(line.occurred_at)  # as the line has it
+            content = participant.id, row.metric, moment, row.value
+            is_stored = line.number <= stored[content]
         if not is_stored and key not in known:
             rows.append(row)
     return rows
 
 
-def _key(line: Line) -> str | None:
+def _key(line: Line) -> str:
     """Return the idempotency key under which the event of a line is stored."""
-    key = line.event.idempotency_key if line.event else None
+    key = line.key or ""
     return key if line.number in (None, 1) else f"{key}:{line.number}"
+
+
+def _stored_keys(experiment: Experiment, keys: Iterable[str]) -> set[str]:
+    """Return those of these idempotency keys that are stored."""
+    stored: set[str] = set()
+    for some in chunked(keys, CHUNK):
+        rows = Conversion.select(Conversion.idempotency_key).where(
+            Conversion.experiment == experiment.id,
+            one_of(Conversion.idempotency_key, some),
+        )
+        stored.update(key for (key,) in database.execute(rows))
+    return stored
 
 
 def _booking(
     experiment: Experiment,
-    participant: Participant,
+    new: int | None,
+    participant: Participant | None,
     line: Line,
-    key: str | None,
+    key: str,
     now: datetime,
 ) -> Booking:
     """Return the booking of a line's event, not earlier than the enrolment."""
-    event = line.event or Event(line.user_id)
+    moment = _time(line.occurred_at)
+    if participant:
+        moment = occurred(moment, participant.assigned_at) or moment
     return Booking(
         experiment.id,
-        participant.id,
-        participant.variant,
-        event.metric or experiment.primary_metric,
-        event.value,
-        occurred_at(event, now, participant),
+        participant.id if participant else new or 0,
+        line.variant,
+        line.metric or experiment.primary_metric,
+        Decimal(line.value) if line.value else None,
+        moment,
         now,
         key,
     )
+
+
+def _time(microseconds: int | None) -> datetime:
+    return EPOCH + (microseconds or 0) * MICROSECOND
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - EPOCH) // MICROSECOND
 
 
 def _anonymous(

@@ -8,10 +8,11 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,8 +23,10 @@ from ledger import conversions, rows
 from ledger.enrolment import Participant, participants_among
 from ledger.tallies import Metrics, TooManyMetrics, metrics_of
 from models import Assignment, Conversion, Experiment, GroupShare
-from operations.staging import FileLine, StagedLine, Staging
+from operations.reader import Event, FastReader, Read
+from operations.staging import CheckedLine, Staging
 from schemas import ImportLineSchema
+from storage.columns import EPOCH, MICROSECOND, Exact
 from storage.table import CHUNK, one_of
 from web.csv import unguarded
 from web.errors import flattened, sentence
@@ -34,6 +37,10 @@ LINE = ImportLineSchema()
 REQUIRED = [name for name, field in LINE.fields.items() if field.required]
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
+
+WRITTEN = 10_000  # lines of a transaction: as many as the rows of a batch of the API
+
+BUFFER = 128 * 1024  # bytes that are read at once
 
 LONGEST = 1024 * 1024  # bytes of a line, and of a record of several lines
 
@@ -49,7 +56,17 @@ class TooLong(Exception):
 UNREADABLE = (csv.Error, TooLong, EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]:
+Progress = Callable[[int], object]
+"""What is called with the number of bytes read, or of lines written, since the last."""
+
+
+def unseen(_: int) -> None:
+    """Show no progress."""
+
+
+def stage(
+    experiment: Experiment, file: Path, staging: Staging, progress: Progress = unseen
+) -> Iterator[str]:
     """Stage the whole file, and yield a sentence for each bad line.
 
     A line is named by its number, a record of several lines by its first. Nothing is
@@ -58,71 +75,99 @@ def stage(experiment: Experiment, file: Path, staging: Staging) -> Iterator[str]
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
     metrics = Metrics(experiment, metrics_of(experiment.id))
-    good: list[FileLine] = []
-    for number, row, problem in _rows(file):
+    fast = FastReader(variants, metrics, experiment.primary_metric)
+    for number, row, problem in _rows(file, fast, progress):
+        if isinstance(row, Read):
+            staging.add(number, row)
+            continue
         try:
             if problem:
                 raise ValidationError(problem)
-            good.append(_read(experiment, number, row, variants, metrics))
+            staging.add(number, _read(experiment, row, variants, metrics))
         except (ValidationError, InvalidJson) as error:
             yield f"line {number}: {_message(error)}"
-        if len(good) == CHUNK:
-            staging.add(good)
-            good.clear()
-    staging.add(good)
-    for chunk in staging.chunks():
-        stored = Stored.of(experiment, [staged.line for staged in chunk])
-        for staged in chunk:
-            if contradictions := [*_contradictions(experiment, staged, stored)]:
-                yield f"line {staged.line.number}: {'; '.join(contradictions)}"
+    staging.compare()
+    yield from _contradicting(experiment, staging)
 
 
-def write(experiment: Experiment, staging: Staging) -> tuple[int, int, int]:
+def _contradicting(experiment: Experiment, staging: Staging) -> Iterator[str]:
+    """Yield a sentence for each line that contradicts other lines or the database."""
+    chunks = staging.checked() if _may_be_stored(experiment) else staging.differing()
+    for chunk in chunks:
+        stored = Stored.of(experiment, chunk)
+        for line in chunk:
+            if contradictions := [*_contradictions(experiment, line, stored)]:
+                yield f"line {line.number}: {'; '.join(contradictions)}"
+
+
+def _may_be_stored(experiment: Experiment) -> bool:
+    """Tell whether the database has anything that a line could contradict."""
+    if GroupShare.others(experiment.id, experiment.exclusion_group):
+        return True
+    # Every conversion has its user, so that one look is enough.
+    return Assignment.get_or_none(experiment=experiment.id) is not None
+
+
+def write(
+    experiment: Experiment, staging: Staging, progress: Progress = unseen
+) -> tuple[int, int, int]:
     """Write the staged lines; return lines, users enrolled, conversions counted.
 
     Each chunk is a transaction; an interrupted run is completed by the next one.
     """
     lines = enrolled = counted = 0
-    for chunk in staging.chunks():
-        users, events = rows.book(experiment, [_booked(staged) for staged in chunk])
+    for chunk in staging.chunks(WRITTEN):
+        users, events = rows.book(experiment, chunk)
         lines += len(chunk)
         enrolled += users
         counted += events
+        progress(len(chunk))
     return lines, enrolled, counted
 
 
-def _booked(staged: StagedLine) -> rows.Line:
-    """Return a line as it is booked: its user is enrolled as of the earliest one."""
-    line, event, number = staged.line, None, None
-    if line.occurred_at is not None:
-        event = conversions.Event(
-            line.user_id, line.metric, line.value, line.occurred_at, line.key
-        )
-        # A line without a key is keyed by its content, see _read.
-        number = staged.repetition if line.key == line.content else None
-    return rows.Line(line.user_id, line.variant, staged.earliest, event, number)
+def _value(line: CheckedLine) -> Decimal | None:
+    return Decimal(line.value) if line.value else None
+
+
+def _moment(line: CheckedLine) -> datetime | None:
+    at = line.occurred_at
+    return None if at is None else EPOCH + at * MICROSECOND
 
 
 Record = tuple[int, Any, str | None]
 """A record: the number of its first line, its fields, and what keeps it unread.
 
-The fields are a dict, or the text to parse.
+The fields are a dict, or the text to parse, or what the fast reader has read.
 """
 
 
-def _rows(file: Path) -> Iterator[Record]:
+class _Measured(FileIO):
+    """A file that reports how many bytes are read."""
+
+    def __init__(self, file: Path, progress: Progress) -> None:
+        super().__init__(file, "rb")
+        self._progress = progress
+
+    def readinto(self, buffer: Any) -> int | None:
+        size = super().readinto(buffer)
+        self._progress(size or 0)
+        return size
+
+
+def _rows(file: Path, fast: FastReader, progress: Progress) -> Iterator[Record]:
     """Yield each record of a file, which is opened once: it may be a pipe."""
     lines = None
     with ExitStack() as opened:
         try:
-            raw: Any = opened.enter_context(file.open("rb"))
+            measured = _Measured(file, progress)
+            raw: Any = opened.enter_context(BufferedReader(measured, BUFFER))
             if raw.peek(1)[:1] == b"\x1f":  # gzip's; no text begins with it
                 raw = opened.enter_context(gzip.GzipFile(fileobj=raw))
             lines = _Lines(raw)
             if ".ndjson" in file.suffixes or ".jsonl" in file.suffixes:
                 yield from lines.records()
             else:
-                yield from _table(lines)
+                yield from _table(lines, fast)
         except UNREADABLE as error:
             first = lines.first if lines else 1
             yield first, None, f"from here on it cannot be read: {error}"
@@ -168,7 +213,7 @@ class _Lines:
                 byte = line[error.start]
                 self.problem = f"it cannot be read: byte 0x{byte:02x} is not UTF-8"
                 text = line.decode(errors="replace")
-            if "\r" not in text.removesuffix("\n").removesuffix("\r"):
+            if "\r" not in text:
                 self._number += 1
                 yield text
                 continue
@@ -187,8 +232,8 @@ class _Lines:
             line = self._raw.readline(LONGEST + 1)
 
 
-def _table(lines: _Lines) -> Iterator[Record]:
-    """Yield each record of a CSV file as a dict, without its empty cells."""
+def _table(lines: _Lines, fast: FastReader) -> Iterator[Record]:
+    """Yield each record of a CSV file."""
     reader = csv.reader(lines, strict=True)
     names = next(reader, [])
     if lines.problem:
@@ -198,28 +243,30 @@ def _table(lines: _Lines) -> Iterator[Record]:
     if not set(REQUIRED) <= set(names):
         raise csv.Error(f"the header is missing; it names {', '.join(REQUIRED)}")
     lines.begin()
+    read, width = fast.of(names), len(names)
     for cells in reader:
-        if len(cells) > len(names):
-            problem = f"It has {len(cells)} cells, more than the header's {len(names)}."
+        if len(cells) > width:
+            problem = f"It has {len(cells)} cells, more than the header's {width}."
             lines.problem = lines.problem or problem
         if cells:
-            pairs = zip(names, cells, strict=False)  # what is left out is empty
-            row: dict[str, Any] = {
-                name: unguarded(cell) for name, cell in pairs if cell
-            }
-            if "value" in row:
-                row["value"] = _number(row["value"])
+            is_usual = lines.problem is None and len(cells) == width
+            row = (read(cells) if is_usual else None) or _fields(names, cells)
             yield lines.first, row, lines.problem
         lines.begin()
 
 
+def _fields(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    """Return a record as a dict, without its empty cells."""
+    pairs = zip(names, cells, strict=False)  # what is left out is empty
+    row: dict[str, Any] = {name: unguarded(cell) for name, cell in pairs if cell}
+    if "value" in row:
+        row["value"] = _number(row["value"])
+    return row
+
+
 def _read(
-    experiment: Experiment,
-    number: int,
-    row: Any,
-    variants: dict[str, str],
-    metrics: Metrics,
-) -> FileLine:
+    experiment: Experiment, row: Any, variants: dict[str, str], metrics: Metrics
+) -> Read:
     """Return the content of a line; raise ValidationError with all its problems."""
     if isinstance(row, bytes):
         row = loads(row)
@@ -233,24 +280,30 @@ def _read(
         wrong["variant"] = f"There is no variant {variant!r}."
     if wrong:
         raise ValidationError(wrong)
-    user_id, assigned_at = fields["user_id"], fields["timestamp"]
-    line = FileLine(number, user_id, variants[fields["variant"]], assigned_at)
-    if fields["converted_at"] is None:
-        return line
-    metric, value = fields["metric"] or experiment.primary_metric, fields["value"]
-    # LINE has refused what is earlier than the leeway before the timestamp.
-    occurred_at = max(fields["converted_at"], assigned_at)
+    assigned_at = (fields["timestamp"] - EPOCH) // MICROSECOND
+    event = None
+    if fields["converted_at"] is not None:
+        event = _event(fields, fields["metric"] or experiment.primary_metric, metrics)
+    return Read(fields["user_id"], variants[fields["variant"]], assigned_at, event)
+
+
+def _event(fields: dict[str, Any], metric: str, metrics: Metrics) -> Event:
+    """Return the conversion of a line."""
     if not metrics.admit(metric):
         raise ValidationError({"metric": str(TooManyMetrics(metric))})
-    event = (user_id, metric, occurred_at, value)
-    content = rows.content_key(*event)
+    # LINE has refused what is earlier than the leeway before the timestamp.
+    occurred_at = max(fields["converted_at"], fields["timestamp"])
+    content = fields["user_id"], metric, occurred_at, fields["value"]
     # A line without a key gets a key of its content, and of how many such lines are
     # before it. An export of an earlier version may contain such a key.
     key = fields["idempotency_key"]
-    if key is None or rows.is_content_key(key, *event):
-        key = content
-    return line._replace(
-        metric=metric, value=value, occurred_at=occurred_at, key=key, content=content
+    is_numbered = key is None or rows.is_content_key(key, *content)
+    return Event(
+        metric,
+        Exact().db_value(fields["value"]) or "",
+        (occurred_at - EPOCH) // MICROSECOND,
+        rows.content_key(*content) if is_numbered else key,
+        is_numbered,
     )
 
 
@@ -290,9 +343,8 @@ class Stored(NamedTuple):
     conversions: dict[str, StoredConversion]
 
     @classmethod
-    def of(cls, experiment: Experiment, lines: Iterable[FileLine]) -> Stored:
+    def of(cls, experiment: Experiment, lines: Iterable[CheckedLine]) -> Stored:
         """Read what belongs to these lines."""
-        lines = list(lines)
         users = {line.user_id for line in lines}
         keys = {line.key for line in lines if line.key is not None}
         enrolled = participants_among(experiment.id, users)
@@ -340,19 +392,19 @@ def _stored_conversions(
 
 
 def _contradictions(
-    experiment: Experiment, staged: StagedLine, stored: Stored
+    experiment: Experiment, line: CheckedLine, stored: Stored
 ) -> Iterator[str]:
     """Yield the contradictions of a line with other lines or with the database."""
-    line = staged.line
-    if line.variant != staged.first_variant:
-        before = staged.first_variant
+    occurred_at = _moment(line)
+    before = line.first_variant
+    if before not in (None, line.variant):
         yield f"variant {line.variant}, but the file has the user in {before}"
     participant = stored.participants.get(line.user_id)
     if participant is not None:
         if line.variant != participant.variant:
             yield f"variant {line.variant}, but the user is in {participant.variant}"
-        if line.occurred_at and not conversions.occurred(
-            line.occurred_at, participant.assigned_at
+        if occurred_at and not conversions.occurred(
+            occurred_at, participant.assigned_at
         ):
             yield "converted_at is before the user's enrolment"
     for other in stored.elsewhere.get(line.user_id, ()):
@@ -360,18 +412,28 @@ def _contradictions(
             f"the user is in {other}, which is of the same exclusion group "
             f"{experiment.exclusion_group!r}"
         )
-    if line.content != staged.key_content:
-        yield f"the idempotency_key of line {staged.key_number}, with another body"
+    if line.key_number is not None and not _repeats(line):
+        yield f"the idempotency_key of line {line.key_number}, with another body"
     if line.key in stored.conversions and not _same(line, stored.conversions[line.key]):
         yield "the idempotency_key of a stored conversion, with another body"
 
 
-def _same(line: FileLine, stored: StoredConversion) -> bool:
+def _repeats(line: CheckedLine) -> bool:
+    """Tell whether a line says the same as the first one with its key."""
+    earlier = Decimal(line.key_value) if line.key_value else None
+    return (line.key_user, line.key_metric, earlier, line.key_occurred_at) == (
+        line.user_id,
+        line.metric,
+        _value(line),
+        line.occurred_at,
+    )
+
+
+def _same(line: CheckedLine, stored: StoredConversion) -> bool:
     """Tell whether a line equals what is stored under its key."""
     *body, assigned_at = stored
+    moment = _moment(line)
     # As it would be booked; where that is too early, it contradicts the enrolment.
-    occurred_at = line.occurred_at and (
-        conversions.occurred(line.occurred_at, assigned_at) or line.occurred_at
-    )
-    event = [line.user_id, line.metric, line.value]
-    return body in ([*event, line.occurred_at], [*event, occurred_at])
+    occurred_at = moment and (conversions.occurred(moment, assigned_at) or moment)
+    event = [line.user_id, line.metric, _value(line)]
+    return body in ([*event, moment], [*event, occurred_at])

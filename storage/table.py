@@ -99,6 +99,12 @@ class Statement:
         with peewee.__exception_wrapper__:
             return here.connection().execute(text, values)
 
+    def rows(self, table: type[Row], *values: Any) -> list[Row]:
+        """Return the rows of a run with these values, as objects of their table."""
+        here: Any = database.obj
+        text = self._texts.get(type(here)) or self._text(here)
+        return list(table.raw(text, *values))
+
     def _text(self, here: Any) -> str:
         text, values = self._query(SQL(here.param)).bind(here).sql()
         if values:

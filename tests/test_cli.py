@@ -167,6 +167,33 @@ def test_neither_memory_nor_the_log_grows_with_the_file(tmp_path):
     assert left == beside  # what was staged went with the command
 
 
+@pytest.mark.parametrize("lines", ["", "u2,v9,2024-01-01T00:00:00Z,,,,\n"])
+def test_an_import_shows_its_progress_on_a_terminal_only(tmp_path, lines):
+    place, file = tmp_path / "instance", tmp_path / "lines.csv"
+    file.write_text(HEAD + GOOD + lines)
+    with real.served(place) as service:
+        id = service.running("one").removeprefix("experiments/")
+        elsewhere = real.flask(place, "import", id, str(file), check=False)
+        screen, terminal = os.openpty()
+        with open(screen, "rb", buffering=0) as shown, open(terminal, "wb") as stderr:
+            command = [sys.executable, "-m", "flask", "--app", "wsgi", "import", id]
+            told = subprocess.run(
+                [*command, str(file)],
+                cwd=real.ROOT,
+                env=real.environment(place),
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+            text = shown.read(65_536).decode()
+
+    assert "Checking" in text and "100%" in text
+    assert "Checking" not in told.stdout + elsewhere.stdout + elsewhere.stderr
+    assert ("Writing" in text) == (not lines)
+    if lines:
+        assert "\r\x1b[Kline 3: " in text and elsewhere.stderr.startswith("line 3: ")
+
+
 def test_ndjson_says_the_same_as_csv(api, running, load):
     header = ("user_id", "variant", "timestamp", "converted_at", "metric", "value")
     rows = [

@@ -45,7 +45,7 @@ PACKAGES = {
         {"openapi"},
     ],
     "views": [{"answers", "figures"}, {"export", "planning", "tables"}],
-    "operations": [{"backups", "staging"}, {"importer"}],
+    "operations": [{"backups", "reader"}, {"staging"}, {"importer"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "provenance", "rates", "splits"},

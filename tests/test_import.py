@@ -1,0 +1,149 @@
+"""The fast reader of an import reads what the schema reads."""
+
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from marshmallow import ValidationError
+
+from operations import importer
+from operations.reader import COLUMNS, FastReader
+
+VARIANTS = {"v1": "v1", "Control": "v1", "v2": "v2", "'=x": "v2"}
+FULL = {"full", "purchase"}
+METRICS = SimpleNamespace(admit=lambda name: name not in FULL - {"purchase"})
+EXPERIMENT = SimpleNamespace(primary_metric="purchase")
+SOON = datetime.now(timezone.utc) + timedelta(minutes=3)
+GOOD = ("u1", "v1", "2024-01-01T00:00:09Z", "2024-01-01T00:00:00Z", "", "", "")
+
+IDS = st.one_of(
+    st.sampled_from(
+        [
+            *("", " ", "u1", "user 1", " u1 ", "null", "NaN ", "unde\ufb01ned", "'=x"),
+            *("'", "''", "\0", "\ud800", "a\nb", "Zoë", "用户", "\u3000", "x" * 255),
+            *("x" * 256, "[object Object]", "import:x", "full", "purchase", "\ufeff"),
+        ]
+    ),
+    st.text(max_size=4),
+)
+DAYS = [
+    "2024-01-01",
+    "2024-02-30",
+    "0001-01-01",
+    "9999-12-31",
+    "1969-12-31",
+    "2024-1-1",
+]
+MINUTES = ["T00:00", "t23:59", " 12:30", "T24:00", "T00:60", "T0:00", ""]
+SECONDS = [
+    ":00",
+    ":09",
+    ":10.894",
+    ":59.123456",
+    ":59,1234567",
+    ":60",
+    ":\N{ARABIC-INDIC DIGIT ONE}0",
+    "",
+    ".5",
+]
+OFFSETS = ["Z", "z", "+01:00", "-2359", "+24:00", "+1:00", "", "ZZ", " Z"]
+TIMES = st.one_of(
+    st.tuples(*map(st.sampled_from, (DAYS, MINUTES, SECONDS, OFFSETS))).map("".join),
+    st.datetimes(timezones=st.just(timezone.utc)).map(datetime.isoformat),
+    st.sampled_from([SOON.isoformat(), "2999-01-01T00:00:00Z", "2024-01-01T00:00:19Z"]),
+    st.text(max_size=3),
+)
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [
+            *(
+                "",
+                "0",
+                "-0",
+                "-0.0",
+                "1.50",
+                "1e3",
+                "05",
+                "5.",
+                ".5",
+                "+5",
+                " 5",
+                "NaN",
+            ),
+            *(
+                "1e12",
+                "999999999999.99",
+                "1000000000000",
+                "9" * 13,
+                "1_0",
+                "\N{ARABIC-INDIC DIGIT FIVE}",
+                "'-5",
+            ),
+        ]
+    ),
+    st.decimals().map(str),
+    st.floats().map(str),
+)
+
+
+def quick(cells):
+    return FastReader(VARIANTS, METRICS, "purchase").of(COLUMNS)(cells)
+
+
+def by_schema(cells):
+    """Return what the schema reads from the cells, or None if it refuses them."""
+    fields = importer._fields(COLUMNS, cells)
+    try:
+        return importer._read(EXPERIMENT, fields, VARIANTS, METRICS)
+    except ValidationError:
+        return None
+
+
+@given(
+    st.tuples(
+        IDS, st.sampled_from(["", *VARIANTS, "v9"]), TIMES, TIMES, IDS, NUMBERS, IDS
+    )
+)
+@example(GOOD)
+def test_what_the_fast_reader_accepts_is_what_the_schema_reads(cells):
+    read = quick(cells)
+
+    assert read is None or read == by_schema(cells)
+
+
+@pytest.mark.parametrize("place", range(len(COLUMNS)))
+@given(data=st.data())
+def test_a_good_line_with_any_other_cell_is_read_as_the_schema_reads_it(place, data):
+    column = (IDS, st.sampled_from([*VARIANTS, "v9"]), TIMES, TIMES, IDS, NUMBERS, IDS)
+    cells = [*GOOD[:place], data.draw(column[place]), *GOOD[place + 1 :]]
+
+    read = quick(cells)
+
+    assert read is None or read == by_schema(cells)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        GOOD,
+        ("0" * 20, "Control", "2024-01-01T00:00:00Z", "", "", "", ""),
+        ("用户 42", "v2", "2024-01-01T01:00:00.123456+01:00", "", "", "", ""),
+        (*GOOD[:4], "revenue", "-19.90", "order-7"),
+        (*GOOD[:2], "2024-01-01 00:00:00.894123Z", "2024-01-02t00:00Z", "", "0", ""),
+    ],
+)
+def test_the_usual_lines_are_read_without_the_schema(cells):
+    assert quick(cells) == by_schema(cells)
+    assert quick(cells) is not None
+
+
+@pytest.mark.parametrize("names", [("user_id", "variant", "timestamp"), COLUMNS[::-1]])
+def test_the_columns_are_in_any_order_and_may_be_missing(names):
+    cells = [dict(zip(COLUMNS, GOOD, strict=True))[name] for name in names]
+
+    read = FastReader(VARIANTS, METRICS, "purchase").of(names)(cells)
+
+    assert read is not None and (read.event is None) == (len(names) == 3)
+    assert FastReader(VARIANTS, METRICS, "x").of((*names, "more"))([*cells, ""]) is None
