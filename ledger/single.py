@@ -199,7 +199,7 @@ def _standing(names: Sequence[str], user_id: str) -> tuple[list[Known], Rows] | 
         if len(known) < len(names):
             return None
         ids = [one.definition.id for one in known]
-        stored = standing_in(len(ids))(user_id, *ids).fetchall()
+        stored = standing_in(len(ids))(user_id, *ids)
         if all(one.revision == stored[0][0] for one in known):
             return known, {id: (variant, time) for _, id, variant, time in stored}
         for name in names:
@@ -217,7 +217,7 @@ def _decided(definition: Definition, rows: Rows, user: User, now: datetime) -> D
 
 def _enrolled(new: Sequence[tuple[Known, Decision]]) -> list[Decision] | None:
     """Write the rows of a new user; None if an experiment is not as it was known."""
-    if REVISION().fetchone()[0] != new[0][0].revision:
+    if REVISION() != [(new[0][0].revision,)]:
         return None
     now = utcnow()
     if any(decide_for_all(known.definition, "", now) for known, _ in new):
@@ -230,10 +230,10 @@ def _written(definition: Definition, new: Decision, now: datetime) -> Decision:
     stored, variant = TIME.db_value(now), new.variant
     if variant is None:
         raise ValueError(f"{new} comes without a variant.")
-    if ENROL(definition.id, new.user_id, variant.id, stored, stored).rowcount == 1:
-        COUNT_PARTICIPANT(definition.id, variant.id)
+    if ENROL.changed(definition.id, new.user_id, variant.id, stored, stored):
+        COUNT_PARTICIPANT.changed(definition.id, variant.id)
         return new._replace(assigned_at=now)
-    ((_, id, *row),) = standing_in(1)(new.user_id, definition.id).fetchall()
+    ((_, id, *row),) = standing_in(1)(new.user_id, definition.id)
     return _decided(definition, {id: (row[0], row[1])}, User(new.user_id), now)
 
 
@@ -354,7 +354,7 @@ def _booked(name: str, known: Known, event: Event) -> Receipt | None:
     now, definition = utcnow(), known.definition
     metric = event.metric or known.primary_metric
     id, user_id, key = definition.id, event.user_id, event.idempotency_key
-    found = FACTS(id, user_id, id, metric, id, key, metric, id, metric).fetchone()
+    (found,) = FACTS(id, user_id, id, metric, id, key, metric, id, metric)
     revision, assignment_id, variant, assigned_at, number, taken, *counts = found
     if revision != known.revision:
         memory.forget(name)
@@ -387,7 +387,7 @@ def _write(booking: tallies.Booking, counts: list[Any]) -> None:
     stored = [
         field.db_value(value) for field, value in zip(BOOKED, booking[3:], strict=True)
     ]
-    ADD_CONVERSION(booking.experiment_id, booking.assignment_id, *stored)
+    ADD_CONVERSION.changed(booking.experiment_id, booking.assignment_id, *stored)
     events, total, *tallied = counts
     place = booking.assignment_id, booking.metric
     totals = {place: tallies.Total(events or 0, TOTAL.python_value(total))}
@@ -399,9 +399,9 @@ def _write(booking: tallies.Booking, counts: list[Any]) -> None:
     )
     tallies.count(booking, totals, {(booking.variant, booking.metric): tally})
     events, total = totals[place]
-    SET_OUTCOME(*place, events, TOTAL.db_value(total))
+    SET_OUTCOME.changed(*place, events, TOTAL.db_value(total))
     values = [field.db_value(getattr(tally, field.name)) for field in TALLIED]
-    SET_TALLY(*values, booking.experiment_id, booking.variant, booking.metric)
+    SET_TALLY.changed(*values, booking.experiment_id, booking.variant, booking.metric)
 
 
 TOTAL = Outcome.total

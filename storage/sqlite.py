@@ -183,7 +183,8 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         if self.file is None:  # in memory, each thread has a database of its own
             with self.atomic():
                 return work()
-        job = self._group.join(work, time.monotonic() + self.patience)
+        deadline = time.monotonic() + self.patience
+        job = self._group.join(work, self.opened(), deadline)
         if job.leads:
             self._opened.deadline = job.deadline
             try:

@@ -92,12 +92,20 @@ class Statement:
         self._query = query
         self._texts: dict[type, str] = {}
 
-    def __call__(self, *values: Any) -> Any:
-        """Return the cursor of a run with these values."""
+    def __call__(self, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a run with these values, as they are stored."""
+        with peewee.__exception_wrapper__:
+            return list(self._run(values).fetchall())
+
+    def changed(self, *values: Any) -> int:
+        """Return how many rows a run with these values has written."""
+        with peewee.__exception_wrapper__:
+            return int(self._run(values).rowcount)
+
+    def _run(self, values: tuple[Any, ...]) -> Any:
         here: Any = database.obj
         text = self._texts.get(type(here)) or self._text(here)
-        with peewee.__exception_wrapper__:
-            return here.connection().execute(text, values)
+        return here.connection().execute(text, values)
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
         """Return the rows of a run with these values, as objects of their table."""

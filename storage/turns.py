@@ -58,8 +58,8 @@ class Turns:
 class Job:
     """Work of one thread, for a transaction that it may share with others."""
 
-    def __init__(self, work: Callable[[], Any], deadline: float) -> None:
-        self.work, self.deadline = work, deadline
+    def __init__(self, work: Callable[[], Any], place: Any, deadline: float) -> None:
+        self.work, self.place, self.deadline = work, place, deadline
         self.leads = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -90,9 +90,13 @@ class Group:
         self._waiting: deque[Job] = deque()
         self._is_led = False
 
-    def join(self, work: Callable[[], Any], deadline: float) -> Job:
-        """Return the job when it is done, or when its thread must lead."""
-        job = Job(work, deadline)
+    def join(self, work: Callable[[], Any], place: Any, deadline: float) -> Job:
+        """Return the job when it is done, or when its thread must lead.
+
+        Only jobs of one place, the file that their threads have open, are committed
+        together.
+        """
+        job = Job(work, place, deadline)
         with self._turns.lock:
             if not self._is_led:
                 self._is_led = job.leads = True
@@ -112,7 +116,7 @@ class Group:
         try:
             try:
                 with transaction():
-                    jobs = self._all()
+                    jobs = self._all(job.place)
                     for one in jobs:
                         one.run()
             except BaseException as error:
@@ -120,10 +124,11 @@ class Group:
         finally:
             self._hand_over(jobs, job)
 
-    def _all(self) -> list[Job]:
+    def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:
-            jobs = list(self._waiting)
-            self._waiting.clear()
+            jobs = [one for one in self._waiting if one.place == place]
+            others = [one for one in self._waiting if one.place != place]
+            self._waiting = deque(others)
             self._turns.members -= len(jobs) - 1
         return jobs
 

@@ -275,6 +275,33 @@ def test_what_the_headers_say_otherwise_takes_the_long_way(app, api, running):
     assert len(long_way) == 6
 
 
+def test_a_body_that_is_cut_off_is_refused_and_enrols_nobody(app, api, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    body = b'{"userId": "u2"}'
+    answer = api.post(
+        f"{path}/assignments",
+        data=body,
+        content_type="application/json",
+        environ_overrides={"CONTENT_LENGTH": str(len(body) + 4)},
+    )
+
+    assert_error(answer, 400, "BAD_REQUEST")
+    assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+
+
+def test_an_error_of_the_short_way_has_the_shape_of_every_error(app, api, running):
+    path = running()
+    api.post(f"{path}/assignments", {"userId": "u1"})
+    app.extensions["database"].damaged = True
+
+    answer = api.post(f"{path}/assignments", {"userId": "u2"})
+
+    error = assert_error(answer, 503, "UNAVAILABLE")
+    assert error["message"].startswith("The database is damaged")
+    assert api.get(path).json["data"]["_count"] == {"assignments": 1}
+
+
 # ----------------------------------------------------------------------------
 # What is remembered
 # ----------------------------------------------------------------------------
@@ -447,7 +474,7 @@ def test_the_threads_of_a_group_share_one_transaction():
             return super().__enter__()
 
     def write(number):
-        job = group.join(lambda: done.append(number), 10)
+        job = group.join(lambda: done.append(number), "a file", 10)
         if job.leads:
             group.lead(job, Transaction)
         return job.outcome()

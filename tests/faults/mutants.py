@@ -51,8 +51,8 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    if REVISION().fetchone()[0] != new[0][0].revision:\n",
-            "    if REVISION().fetchone()[0] < new[0][0].revision:\n",
+            "    if REVISION() != [(new[0][0].revision,)]:\n",
+            "    if REVISION() < [(new[0][0].revision,)]:\n",
         ),
     ],
     "no UNIQUE on (experiment, user)": [
@@ -91,10 +91,10 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "        COUNT_PARTICIPANT(definition.id, variant.id)\n",
+            "        COUNT_PARTICIPANT.changed(definition.id, variant.id)\n",
             "        database.commit()\n"
             "        database.begin()\n"
-            "        COUNT_PARTICIPANT(definition.id, variant.id)\n",
+            "        COUNT_PARTICIPANT.changed(definition.id, variant.id)\n",
         ),
     ],
     "a swallowed lock error": [
