@@ -86,8 +86,8 @@ class Shortcut:
             or "HTTP_CONTENT_ENCODING" in environ
             or "HTTP_ORIGIN" in environ
             or "HTTP_TRANSFER_ENCODING" in environ
-            or not (length.isdecimal() and 0 < int(length[:6]) <= LARGEST)
-            or len(length) > 5
+            or not (length.isdecimal() and len(length) < 6)
+            or not 0 < int(length) <= LARGEST
         ):
             return False
         claims = self._tokens.get(get("HTTP_AUTHORIZATION", ""))

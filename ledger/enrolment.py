@@ -219,11 +219,16 @@ def write_assignments(
         ],
         [(experiment_id, user_id, *row, now) for user_id, row in variants.items()],
     )
-    for key, number in Counter(variant for variant, _ in variants.values()).items():
+    count_participants(experiment_id, [variant for variant, _ in variants.values()])
+    return set(variants)
+
+
+def count_participants(experiment_id: str, variants: Iterable[str]) -> None:
+    """Add the variants of rows that were written to the tallies of participants."""
+    for key, number in Counter(variants).items():
         Variant.update(participants=Variant.participants + number).where(
             Variant.experiment == experiment_id, Variant.key == key
         ).execute()
-    return set(variants)
 
 
 def assignments_page(experiment: Experiment, page: Page) -> Listing:

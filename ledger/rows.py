@@ -17,11 +17,12 @@ from ledger.conversions import occurred, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
     Participant,
+    count_participants,
     elsewhere,
     participants_among,
 )
 from ledger.tallies import Booking, write_conversions
-from models import Assignment, Conflict, Conversion, Experiment, Variant
+from models import Assignment, Conflict, Conversion, Experiment
 from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.engine import database
 from storage.table import CHUNK, one_of
@@ -134,10 +135,7 @@ def _enrol(
     # Under the write lock, the rows after the last one are those of this call.
     written = Assignment.select(Assignment.user_id, Assignment.id)
     new: dict[str, int] = dict(database.execute(written.where(Assignment.id > last)))
-    for key, number in Counter(first[user_id].variant for user_id in new).items():
-        Variant.update(participants=Variant.participants + number).where(
-            Variant.experiment == experiment.id, Variant.key == key
-        ).execute()
+    count_participants(experiment.id, [first[user_id].variant for user_id in new])
     return new
 
 

@@ -241,6 +241,16 @@ def _written(definition: Definition, new: Decision, now: datetime) -> Decision:
 # Conversions
 # ----------------------------------------------------------------------------
 
+TALLIED: list[Any] = [
+    Tally.users,
+    Tally.events,
+    Tally.value_users,
+    Tally.value_sum,
+    Tally.value_sum_squares,
+    Tally.first_at,
+    Tally.last_at,
+]
+
 # A row for each thing that an event depends on, null where there is none.
 FACTS = Statement(
     lambda mark: (
@@ -253,13 +263,7 @@ FACTS = Statement(
             Conversion.id,
             Outcome.events,
             Outcome.total,
-            Tally.users,
-            Tally.events,
-            Tally.value_users,
-            Tally.value_sum,
-            Tally.value_sum_squares,
-            Tally.first_at,
-            Tally.last_at,
+            *TALLIED,
         )
         .join(
             Assignment,
@@ -322,16 +326,6 @@ SET_OUTCOME = Statement(
         preserve=[Outcome.events, Outcome.total],
     )
 )
-
-TALLIED: list[Any] = [
-    Tally.users,
-    Tally.events,
-    Tally.value_users,
-    Tally.value_sum,
-    Tally.value_sum_squares,
-    Tally.first_at,
-    Tally.last_at,
-]
 
 SET_TALLY = Statement(
     lambda mark: Tally.update(dict.fromkeys(TALLIED, mark)).where(

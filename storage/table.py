@@ -104,18 +104,18 @@ class Statement:
 
     def _run(self, values: tuple[Any, ...]) -> Any:
         here: Any = database.obj
-        text = self._texts.get(type(here)) or self._text(here)
-        return here.connection().execute(text, values)
+        return here.connection().execute(self._text(here), values)
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
         """Return the rows of a run with these values, as objects of their table."""
-        here: Any = database.obj
-        text = self._texts.get(type(here)) or self._text(here)
-        return list(table.raw(text, *values))
+        return list(table.raw(self._text(database.obj), *values))
 
     def _text(self, here: Any) -> str:
-        text, values = self._query(SQL(here.param)).bind(here).sql()
-        if values:
-            raise ValueError(f"Not every value is a mark: {text}")
-        self._texts[type(here)] = text
-        return str(text)
+        """Return the text of the query, composed once for each kind of engine."""
+        text = self._texts.get(type(here))
+        if text is None:
+            text, values = self._query(SQL(here.param)).bind(here).sql()
+            if values:
+                raise ValueError(f"Not every value is a mark: {text}")
+            self._texts[type(here)] = text
+        return text

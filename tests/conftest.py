@@ -274,6 +274,23 @@ def paths(error: dict[str, Any]) -> set[str]:
     return {detail["path"] for detail in error["details"]}
 
 
+def database_steps(act: Callable[[], object]) -> int:
+    """Return how much the database does for an act, in its own instructions."""
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    connection = engine.database.connection()
+    connection.set_progress_handler(step, 1)
+    try:
+        act()
+    finally:
+        connection.set_progress_handler(None, 0)
+    return count
+
+
 PERSON = "marie.dupont+42@example.org"
 
 

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import Caller, assert_error
+from conftest import Caller, assert_error, database_steps
 from test_conversions import quality, results, totals
 
 from storage import engine
@@ -130,20 +130,8 @@ def test_concurrent_writers_make_at_most_a_thousand_metrics(
 
 
 def steps(api, path, body):
-    """Return how much the database does for one event, in its own instructions."""
-    count = 0
-
-    def step():
-        nonlocal count
-        count += 1
-
-    connection = engine.database.connection()
-    connection.set_progress_handler(step, 1)
-    try:
-        api.post(f"{path}/conversions", body)
-    finally:
-        connection.set_progress_handler(None, 0)
-    return count
+    """Return how much the database does for one event."""
+    return database_steps(lambda: api.post(f"{path}/conversions", body))
 
 
 def test_an_event_costs_the_same_however_much_is_counted_already(

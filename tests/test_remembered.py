@@ -3,11 +3,11 @@
 from decimal import Decimal
 
 import pytest
+from conftest import database_steps
 from test_event_cost import in_metrics, numbered
 
 import stats
 from stats.analysis import REMEMBERED, figures
-from storage import engine
 
 PLAN = {"baselineRate": 0.1, "minimumEffect": 0.02}
 
@@ -208,20 +208,8 @@ def test_nothing_is_computed_twice_while_nothing_has_changed(api, sold):
 
 
 def steps(api, path):
-    """Return how much the database does for an answer, in its own instructions."""
-    count = 0
-
-    def step():
-        nonlocal count
-        count += 1
-
-    connection = engine.database.connection()
-    connection.set_progress_handler(step, 1)
-    try:
-        answer(api, path)
-    finally:
-        connection.set_progress_handler(None, 0)
-    return count
+    """Return how much the database does for an answer."""
+    return database_steps(lambda: answer(api, path))
 
 
 def test_an_analysis_reads_as_much_for_a_thousand_metrics_as_for_one(api, sold):

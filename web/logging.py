@@ -33,8 +33,8 @@ def write_lines(is_silent: bool) -> None:
 
 def note_arrival() -> None:
     """Give the request an id and a start time, and count it as a quick one."""
-    g.request_id, g.started = secrets.token_hex(8), time.perf_counter()
-    g.started = request.environ.get(STARTED, g.started)
+    g.request_id = secrets.token_hex(8)
+    g.started = request.environ.get(STARTED) or time.perf_counter()
     traffic.traffic.enter()
     g.is_quick = True
 

@@ -84,10 +84,10 @@ def _assigned_late(
     "a counter in another transaction": [
         (
             "ledger/enrolment.py",
-            "    for key, number in Counter(variant for variant, _ in",
+            "    count_participants(experiment_id,",
             "    database.commit()\n"
             "    database.begin()\n"
-            "    for key, number in Counter(variant for variant, _ in",
+            "    count_participants(experiment_id,",
         ),
         (
             "ledger/single.py",
