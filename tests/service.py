@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Service:
             try:
                 if self("GET", awaited)[0] == 200:
                     return
-            except OSError:
+            except (OSError, HTTPException):
                 pass
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()

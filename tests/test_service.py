@@ -268,7 +268,9 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
         with ThreadPoolExecutor(8) as callers:
             for sent in [callers.submit(enrol, number) for number in range(400)]:
                 error = sent.exception()
-                assert error is None or isinstance(error, OSError), error
+                # An answer that was cut off in its middle is none.
+                cut = OSError, HTTPException
+                assert error is None or isinstance(error, cut), error
         service.start()
 
         assert len(told) >= 50
