@@ -19,6 +19,7 @@ demo: .venv/ready
 bench: .venv/ready
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/cost.py
+	@$(BIN)/python bench/growth.py
 	@$(BIN)/python bench/peeking.py
 	@$(BIN)/python bench/values.py
 	@$(BIN)/python bench/hash.py
