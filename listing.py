@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from functools import cache
 from math import inf
@@ -18,7 +17,7 @@ from storage.schema import Identity
 from storage.table import Statement
 from targeting.decision import RUNNING, STOPPED
 
-MOST_DATABASES = 100  # whose numbers of experiments a process remembers
+MOST_TOTALS = 1_000  # that a process remembers; a database has at most ten
 
 TIME = Utc()
 
@@ -43,17 +42,17 @@ def experiments_page(page: Page, status: str | None, archived: bool) -> Listing:
 
     now = utcnow()
 
-    def total() -> int:
-        return population(now).number(status, archived)
+    def number() -> int:
+        return total(status, archived, now)
 
     def first(most: int, offset: int) -> list[Experiment]:
-        state = (RUNNING, TIME.db_value(now), STOPPED, status) if status else ()
+        state = _state(status, TIME.db_value(now) or 0)
         listed = LISTED[bool(status), archived]
         return listed.rows(Experiment, *state, most, offset)
 
     order = (Experiment.created_at, Experiment.id)
     filters = ("experiments", status, archived)
-    listing = page.of(query, order, filters, Change.fence, total, first)
+    listing = page.of(query, order, filters, Change.fence, number, first)
     variants: dict[str, list[Variant]] = {row.id: [] for row in listing.rows}
     rows: list[Any] = _variants_of(len(variants)).rows(Variant, *variants)
     for variant in rows:
@@ -114,29 +113,60 @@ def _status_as_of(fence: Fence | None) -> Case:
 # ----------------------------------------------------------------------------
 
 
+def _part(mark: Any, has_status: bool, archived: bool, *columns: Any) -> Any:
+    """Return the query of columns of the experiments that the filters let through."""
+    rows = Experiment.select(*columns)
+    if has_status:
+        over = (Experiment.status == mark) & (Experiment.end_date <= mark)
+        state = Case(None, [(over, mark)], Experiment.status)
+        rows = rows.where(state == mark)
+    if not archived:
+        rows = rows.where(Experiment.archived_at.is_null())
+    return rows
+
+
 def _listed(has_status: bool, archived: bool) -> Statement:
     """Return the statement for a part of the experiments, newest first."""
 
     def query(mark: Any) -> Any:
-        rows = Experiment.select()
-        if has_status:
-            over = (Experiment.status == mark) & (Experiment.end_date <= mark)
-            state = Case(None, [(over, mark)], Experiment.status)
-            rows = rows.where(state == mark)
-        if not archived:
-            rows = rows.where(Experiment.archived_at.is_null())
+        rows = _part(mark, has_status, archived)
         order = (Experiment.created_at.desc(), Experiment.id)
         return rows.order_by(*order).limit(mark).offset(mark)
 
     return Statement(query)
 
 
-LISTED = {
-    (has_status, archived): _listed(has_status, archived)
-    for has_status in (False, True)
-    for archived in (False, True)
-}
-"""The lists, by whether one status is wanted, and whether archived ones are."""
+def _counted(has_status: bool, archived: bool) -> Statement:
+    """Return the statement for the revision, the number, and the next end date.
+
+    The last two are null where the revision is the known one: the database counts only
+    where what is remembered does not hold.
+    """
+
+    def query(mark: Any) -> Any:
+        def unless_known(value: Any) -> Case:
+            is_known = (Identity.id == mark) & (Identity.revision == mark)
+            return Case(None, [(is_known, SQL("NULL"))], value)
+
+        next_end: Any = SQL("NULL")
+        number = _part(mark, has_status, archived, fn.COUNT(SQL("*")))
+        if has_status:
+            next_end = Experiment.select(fn.MIN(Experiment.end_date)).where(
+                Experiment.status == mark, Experiment.end_date > mark
+            )
+        return Identity.select(
+            Identity.id, Identity.revision, unless_known(number), unless_known(next_end)
+        )
+
+    return Statement(query)
+
+
+KINDS = [(status, archived) for status in (False, True) for archived in (False, True)]
+"""Of a list: whether one status is wanted, and whether archived ones are."""
+
+LISTED = {kind: _listed(*kind) for kind in KINDS}
+
+COUNTED = {kind: _counted(*kind) for kind in KINDS}
 
 
 @cache
@@ -150,78 +180,45 @@ def _variants_of(number: int) -> Statement:
 # ----------------------------------------------------------------------------
 
 
-class Population(NamedTuple):
-    """How many experiments there are, as of a revision of a database and a time."""
+class Total(NamedTuple):
+    """How many experiments a list has, as of a revision of a database and a time."""
 
     identity: str
     revision: int
     begins: int
     ends: float
     """When the next end date passes, which changes a state without a write."""
-    numbers: dict[tuple[str, bool], int]
-    """By state, and by whether they are archived."""
-
-    def number(self, status: str | None, archived: bool) -> int:
-        """Return how many experiments a list with these filters has."""
-        return sum(
-            number
-            for (state, is_archived), number in self.numbers.items()
-            if status in (None, state) and (archived or not is_archived)
-        )
+    number: int
 
 
-def _numbers(mark: Any) -> Any:
-    """Return the query of the revision, and of the numbers unless it is the known one.
-
-    The database counts only where what is remembered does not hold.
-    """
-    groups = Experiment.select(
-        Experiment.status.alias("status"),
-        Experiment.archived_at.is_null(False).alias("archived"),
-        fn.COALESCE(Experiment.end_date <= mark, SQL("0")).alias("over"),
-        fn.COUNT(SQL("*")).alias("number"),
-        fn.MIN(Experiment.end_date).alias("first"),
-    ).group_by(SQL("1"), SQL("2"), SQL("3"))
-    names = ("status", "archived", "over", "number", "first")
-    group = fn.json_array(*(getattr(groups.c, name) for name in names))
-    counted = groups.select_from(fn.json_group_array(group))
-    is_known = (Identity.id == mark) & (Identity.revision == mark)
-    numbers = Case(None, [(is_known, SQL("NULL"))], counted)
-    return Identity.select(Identity.id, Identity.revision, numbers)
+_known: dict[Any, Total] = {}
 
 
-NUMBERS = Statement(_numbers)
-
-_known: dict[Any, Population] = {}
-
-
-def population(now: datetime) -> Population:
-    """Return how many experiments there are now, counted once for each revision.
+def total(status: str | None, archived: bool, now: datetime) -> int:
+    """Return how many experiments there are, counted once for each revision.
 
     In the transaction of the list, it is the number of the list's own moment.
     """
+    moment = TIME.db_value(now) or 0
     # A restored backup is another file, and may have the same revision.
-    place, moment = database.obj.opened(), TIME.db_value(now) or 0
+    place = database.obj.opened(), status, archived
     known = _known.get(place)
     holds = known is not None and known.begins <= moment < known.ends
     remembered = known[:2] if known and holds else (None, None)
-    ((identity, revision, counted),) = NUMBERS(*remembered, moment)
-    if known and counted is None:
-        return known
-    if len(_known) >= MOST_DATABASES:
+    values = (*remembered, *_state(status, moment), *remembered)
+    if status:
+        values = (*values, RUNNING, moment)
+    ((identity, revision, number, end),) = COUNTED[bool(status), archived](*values)
+    if known and number is None:
+        return known.number
+    if len(_known) >= MOST_TOTALS:
         _known.clear()
-    made = _known[place] = _counted(identity, revision, moment, json.loads(counted))
-    return made
+    _known[place] = Total(
+        identity, revision, moment, inf if end is None else end, number
+    )
+    return int(number)
 
 
-def _counted(identity: str, revision: int, moment: int, groups: Any) -> Population:
-    numbers: dict[tuple[str, bool], int] = {}
-    ends = inf
-    for status, is_archived, is_over, number, first_end in groups:
-        is_running = status == RUNNING
-        state = STOPPED if is_running and is_over else status
-        key = state, bool(is_archived)
-        numbers[key] = numbers.get(key, 0) + number
-        if is_running and not is_over and first_end is not None:
-            ends = min(ends, first_end)
-    return Population(identity, revision, moment, ends, numbers)
+def _state(status: str | None, moment: int) -> tuple[Any, ...]:
+    """Return the values of the condition that an experiment has this status now."""
+    return (RUNNING, moment, STOPPED, status) if status else ()

@@ -518,8 +518,8 @@ def test_a_total_follows_an_end_date_that_passes_without_a_write(api, running):
     end = datetime(2099, 1, 1, tzinfo=timezone.utc)
 
     def totals(now):
-        population = listing.population(now)
-        return [population.number(one, False) for one in ("running", "stopped", None)]
+        statuses = ("running", "stopped", None)
+        return [listing.total(one, False, now) for one in statuses]
 
     assert totals(end - columns.MICROSECOND) == [2, 0, 2]
     assert totals(end) == [1, 1, 2]
