@@ -25,6 +25,7 @@ from werkzeug.exceptions import (
 
 import cli
 import lifecycle
+import listing
 import schemas
 from ledger import conversions, enrolment, erasure, rows
 from ledger.counts import at, counted, replayed
@@ -109,7 +110,7 @@ def find(model: type[Row], name: str) -> Row:
 @requires("read")
 def list_experiments(query):
     """List the experiments, newest first; archived ones only where asked for."""
-    return page(Experiment.page(**query))
+    return page(listing.experiments_page(**query))
 
 
 @api.post("/experiments")

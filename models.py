@@ -121,79 +121,6 @@ class Experiment(Table):
         statement = BY_ID if name.startswith(ID_PREFIX) else BY_KEY
         return next(iter(statement.rows(cls, name)), None)
 
-    @classmethod
-    def page(cls, page: Page, status: str | None, archived: bool) -> Listing:
-        """Return a page of experiments, newest first.
-
-        A walk by cursor shows the experiments that matched the filters when the walk
-        began, each with its present values.
-        """
-
-        def query(fence: Fence | None) -> Any:
-            rows = cls.select()
-            if fence:
-                rows = rows.where(~cls._was_made_after(fence))
-            if status:
-                rows = rows.where(cls._status_as_of(fence) == status)
-            if not archived:
-                rows = rows.where(cls._column_as_of(fence, cls.archived_at).is_null())
-            return rows
-
-        order, listed = (cls.created_at, cls.id), ("experiments", status, archived)
-        listing = page.of(query, order, listed, Change.fence)
-        variants: dict[str, list[Variant]] = {row.id: [] for row in listing.rows}
-        for variant in Variant.of(list(variants)):
-            variants[variant.experiment_id].append(variant)
-        for row in listing.rows:
-            row._variants = variants[row.id]
-        return listing
-
-    @classmethod
-    def _was_made_after(cls, fence: Fence) -> Any:
-        """Return the condition that an experiment's history begins after the fence.
-
-        `created_at` cannot decide this: two experiments that are created at once may
-        be written in the other order, and a clock may be set back.
-        """
-        return fn.EXISTS(
-            Change.select(SQL("1")).where(
-                Change.experiment == cls.id,
-                Change.id > fence.change,
-                Change.action.in_(["create", "duplicate"]),
-            )
-        )
-
-    @classmethod
-    def _column_as_of(cls, fence: Fence | None, column: Any) -> Any:
-        """Return a column's value at the fence, from the history; or now without one.
-
-        The first change after the fence holds the value before it.
-        """
-        if fence is None:
-            return column
-        path = f"$.{column.name}"
-        changed = (
-            Change.select(fn.json_extract(Change.settings, path))
-            .where(
-                Change.experiment == cls.id,
-                Change.id > fence.change,
-                fn.json_type(Change.settings, path).is_null(False),
-            )
-            .order_by(Change.id)
-            .limit(1)
-        )
-        # A pair (before, after), or a single value if nothing has changed.
-        return fn.json_extract(fn.COALESCE(changed, fn.json_array(column)), "$[0]")
-
-    @classmethod
-    def _status_as_of(cls, fence: Fence | None) -> Case:
-        if fence is None:
-            return cls._status_at(utcnow())
-        status = cls._column_as_of(fence, cls.status)
-        end_date = cls._column_as_of(fence, cls.end_date)
-        over = (status == RUNNING) & (end_date <= fence.microseconds)
-        return Case(None, [(over, STOPPED)], status)
-
     @property
     def state(self) -> str:
         """The status now: a running experiment whose end has passed is stopped."""
@@ -542,8 +469,8 @@ class Change(Table):
     @classmethod
     def fence(cls) -> Fence:
         """Return the present moment: the last entry so far, and the time."""
-        last = cls.select(fn.MAX(cls.id)).scalar() or 0
-        return Fence(last, (utcnow() - EPOCH) // MICROSECOND)
+        ((last,),) = LAST_CHANGE()
+        return Fence(last or 0, (utcnow() - EPOCH) // MICROSECOND)
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:
@@ -557,6 +484,9 @@ class Change(Table):
             name: (read(name, before), read(name, after))
             for name, (before, after) in self.settings.items()
         }
+
+
+LAST_CHANGE = Statement(lambda _: Change.select(fn.MAX(Change.id)))
 
 
 class Assignment(Table):

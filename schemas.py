@@ -52,6 +52,7 @@ from web.fields import (
     Percentage,
     PlannedRate,
     Power,
+    Quick,
     Rows,
     RuleTree,
     Text,
@@ -105,7 +106,7 @@ def is_small(config: dict[str, Any]) -> None:
         raise ValidationError(f"A config has at most 16 KiB, not {size} bytes.")
 
 
-class VariantSchema(Wire):
+class VariantSchema(Quick):
     """What a share of the users gets."""
 
     id = Id(attribute="key", dump_only=True)
@@ -279,7 +280,7 @@ def is_ahead(time: datetime) -> None:
         raise ValidationError("The endDate must be in the future.")
 
 
-class ExperimentSchema(Wire):
+class ExperimentSchema(Quick):
     """A test of variants against each other."""
 
     id = fields.String(dump_only=True)

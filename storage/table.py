@@ -63,6 +63,17 @@ class Table(Model):
             database.connection().executemany(statement, rows)
 
     @classmethod
+    def read(cls: type[Row], stored: Sequence[Any]) -> Row:
+        """Return the object of a whole row, whose values are as they are stored."""
+        row: Row = cls(__no_default__=True)
+        fields = cls._meta.sorted_fields
+        row.__data__ = {
+            field.name: field.python_value(value)
+            for field, value in zip(fields, stored, strict=True)
+        }
+        return row
+
+    @classmethod
     def named(cls: type[Row], name: str) -> Row | None:
         """Return the row with this id, if there is one."""
         row: Row | None = cls.get_or_none(id=name)
@@ -107,8 +118,11 @@ class Statement:
         return here.connection().execute(self._text(here), values)
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
-        """Return the rows of a run with these values, as objects of their table."""
-        return list(table.raw(self._text(database.obj), *values))
+        """Return the rows of a run with these values, as objects of their table.
+
+        The query selects whole rows. peewee would look up its columns in each run.
+        """
+        return [table.read(row) for row in self(*values)]
 
     def _text(self, here: Any) -> str:
         """Return the text of the query, composed once for each kind of engine."""

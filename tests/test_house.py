@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"stats", "storage", "targeting"},
     {"models"},
-    {"lifecycle"},
+    {"lifecycle", "listing"},
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},

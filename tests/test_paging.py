@@ -4,12 +4,14 @@ import json
 import random
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime, timezone
 
 import pytest
-from conftest import assert_error, paths, two_variants
+from conftest import assert_error, database_steps, paths, two_variants
 
+import listing
 import models
-from storage import columns, engine
+from storage import columns, engine, schema
 
 RULE = {"field": "country", "operator": "eq", "value": "PL"}
 
@@ -432,6 +434,96 @@ def test_a_deep_page_takes_the_database_no_more_steps(api, running, enrolled):
     assert len(costs) == 19
     assert costs[0] > 100
     assert max(costs) < 1.2 * costs[0]
+
+
+def write_drafts(number):
+    """Write so many drafts, as the API would, and raise the revision."""
+    rows, halves, entries = [], [], []
+    for name in range(number):
+        id, now = columns.new_id("exp")(), columns.utcnow()
+        rows.append(
+            {
+                **{"id": id, "key": id[4:], "name": f"Draft {name}"},
+                **{"type": "ab_test", "primary_metric": "conversion"},
+                **{"variants_made": 2, "created_at": now, "updated_at": now},
+            }
+        )
+        for place, one in enumerate(("Control", "Detailed")):
+            half = {"experiment": id, "key": f"v{place + 1}", "position": place}
+            halves.append({**half, "name": one, "split": 5_000})
+        entry = {"experiment": id, "at": now, "actor": "tester", "action": "create"}
+        entries.append({**entry, "settings": {"status": [None, "draft"]}})
+    with engine.database.atomic():
+        for table, new in (
+            (models.Experiment, rows),
+            (models.Variant, halves),
+            (models.Change, entries),
+        ):
+            for start in range(0, len(new), 500):
+                table.insert_many(new[start : start + 500]).execute()
+        identity = schema.Identity
+        identity.update(revision=identity.revision + 1).execute()
+
+
+def test_a_page_of_10_000_experiments_takes_the_database_no_more_than_of_100(api):
+    def cost(path):
+        assert api.get(path).status_code == 200  # a first one counts the experiments
+        return database_steps(lambda: api.get(path))
+
+    lists = [
+        "experiments",
+        "experiments?archived=true",
+        "experiments?status=draft",
+        "experiments?page=3",
+    ]
+    write_drafts(100)
+    few = [cost(path) for path in lists]
+    write_drafts(9_900)
+    many = [cost(path) for path in lists]
+
+    assert api.get("experiments").json["meta"]["total"] == 10_000
+    assert min(few) > 1_000
+    for before, after in zip(few, many, strict=True):
+        assert after <= 1.3 * before
+
+
+FILTERS = [
+    {**status, **archived}
+    for status in (
+        {},
+        *({"status": one} for one in ("draft", "running", "stopped", "completed")),
+    )
+    for archived in ({}, {"archived": "true"})
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_total_is_the_number_of_rows_after_any_writes(
+    api, draft, running, audience, force, enrolled, random_writes, seed
+):
+    chance = random.Random(seed)
+    made, home = [draft() for _ in range(6)], running()
+    meanwhile = random_writes(chance, made, home, ["user-1"])
+
+    for _ in range(12):
+        meanwhile()
+        for query in FILTERS:
+            answer = api.get("experiments", query_string={**query, "limit": 100}).json
+            assert answer["meta"]["total"] == len(answer["data"]), query
+
+
+def test_a_total_follows_an_end_date_that_passes_without_a_write(api, running):
+    paths = [running(endDate="2099-01-01T00:00:00Z"), running()]
+    assert api.get("experiments").json["meta"]["total"] == len(paths)
+    end = datetime(2099, 1, 1, tzinfo=timezone.utc)
+
+    def totals(now):
+        statuses = ("running", "stopped", None)
+        return [listing.total(one, False, now) for one in statuses]
+
+    assert totals(end - columns.MICROSECOND) == [2, 0, 2]
+    assert totals(end) == [1, 1, 2]
+    assert totals(end - columns.MICROSECOND) == [2, 0, 2]  # a clock is set back
 
 
 def test_two_variants_of_a_listed_experiment_are_all_there(api, draft):

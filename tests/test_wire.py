@@ -3,7 +3,9 @@
 import io
 import json
 import logging
+import random
 import time
+from decimal import Decimal
 
 import marshmallow
 import pytest
@@ -11,6 +13,9 @@ from conftest import SECRET, assert_error, paths, two_variants
 from hypothesis import strategies as st
 
 import app as application
+import models
+from storage import columns
+from targeting import decision
 from web.fields import Answer, Items, Wire
 from web.json import dumps
 from web.logging import Lines, log
@@ -532,3 +537,58 @@ def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
         "NOT_FOUND",
     ]
     assert "marker" not in stream.getvalue()
+
+
+def any_experiment(chance):
+    """Return an experiment with random values, as its table would give it."""
+
+    def any_of(*values):
+        return chance.choice([None, *values])
+
+    def moment():
+        return columns.EPOCH + chance.randrange(10**15) * columns.MICROSECOND
+
+    experiment = models.Experiment(
+        key=f"key-{chance.random()}",
+        name=chance.choice(["Onboarding", 'Zoë "1" %s', "\u2028"]),
+        description=any_of("", "A text\n"),
+        type="ab_test",
+        status=chance.choice(decision.STATUSES),
+        audience_id=any_of("aud-1"),
+        primary_metric="order",
+        plan=any_of({"baseline_rate": Decimal("0.1"), "minimum_effect": 1}),
+        traffic=chance.randrange(1, 10_001),
+        start_date=any_of(moment()),
+        end_date=any_of(moment()),
+        archived_at=any_of(moment()),
+        conclusion=any_of("won"),
+        winner_variant_id=any_of("v1"),
+    )
+    experiment._variants = [
+        models.Variant(
+            key=f"v{number}",
+            name=f"Variant {number}",
+            split=chance.randrange(1, 10_001),
+            flow_id=any_of("flow_a"),
+            config=any_of({}, {"price": Decimal("2.50"), "list": [1, None, "é"]}),
+            participants=chance.randrange(100),
+        )
+        for number in range(chance.randrange(2, 6))
+    ]
+    return experiment
+
+
+@pytest.mark.parametrize("schema", [application.EXPERIMENT, application.WARNED])
+def test_the_quick_way_to_an_answer_writes_what_marshmallow_does(app, schema):
+    chance = random.Random(11)
+    rows = [any_experiment(chance) for _ in range(300)]
+
+    variant = schema.fields["variants"].inner.schema
+
+    for row in rows:
+        assert dumps(schema.dump(row)) == dumps(marshmallow.Schema.dump(schema, row))
+        for one in row.variants:
+            whole = dumps(marshmallow.Schema.dump(variant, one))
+            assert dumps(variant.dump(one)) == whole
+    whole = dumps(schema.dump(rows, many=True))
+    assert whole == dumps(marshmallow.Schema.dump(schema, rows, many=True))

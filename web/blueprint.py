@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -31,6 +33,12 @@ class Parser(FlaskParser):
         "query": "raise",
     }
 
+    def parse(self, argmap: Any, *arguments: Any, **options: Any) -> Any:
+        """Read what a handler takes; without a query, what its schema makes of none."""
+        if options.get("location") == "query" and not request.query_string:
+            return deepcopy(_of_no_query(argmap))
+        return super().parse(argmap, *arguments, **options)
+
     def load_json(self, req: Any, schema: Schema) -> Any:
         rows = schema.rows if isinstance(schema, Batch) else None
         body = read_body(10 * MEBIBYTE if rows else MEBIBYTE)
@@ -45,6 +53,11 @@ class Parser(FlaskParser):
     def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> Any:
         # Without the location that webargs prepends to every path.
         raise ValidationError(*error.messages_dict.values())
+
+
+@cache
+def _of_no_query(schema: Schema) -> Any:
+    return schema.load({})
 
 
 def read_body(limit: int) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
+from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
@@ -313,6 +315,75 @@ class Wire(Schema):
             named = islice(unknown, ERRORS)
             raise ValidationError({key: ["Unknown field."] for key in named})
         return data
+
+
+class Column(NamedTuple):
+    """A field of an answer: its key, and how its value is read and written."""
+
+    key: str
+    read: Callable[[Any], Any]
+    written: Callable[[Any], Any]
+    is_optional: bool
+
+
+class Quick(Wire):
+    """A schema that writes objects in a fifth of the time, as marshmallow would.
+
+    Marshmallow resolves every attribute by trial, and looks for hooks in every object.
+    Here each object has every attribute, and no schema has a hook. One that is None is
+    null, or left out if its field is in `sometimes`.
+    """
+
+    sometimes: tuple[str, ...] = ()
+
+    @cached_property
+    def _columns(self) -> list[Column]:
+        return [
+            Column(
+                str(field.data_key),
+                _reader(field, field.attribute or name),
+                _writer(field),
+                name in self.sometimes,
+            )
+            for name, field in self.dump_fields.items()
+        ]
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        """Return the answer; a dictionary may lack keys, and is left to marshmallow."""
+        if many or (many is None and self.many):
+            return [self.dump(each, many=False) for each in obj]
+        if isinstance(obj, dict):
+            return super().dump(obj, many=False)
+        answer = {}
+        for key, read, written, is_optional in self._columns:
+            value = read(obj)
+            if value is not None:
+                answer[key] = written(value)
+            elif not is_optional:
+                answer[key] = None
+        return answer
+
+
+def _reader(field: fields.Field[Any], attribute: str) -> Callable[[Any], Any]:
+    """Return the function from an object to the value of a field."""
+    if isinstance(field, fields.Function):
+        return partial(field.serialize, "")
+    return attrgetter(attribute)
+
+
+def _writer(field: fields.Field[Any]) -> Callable[[Any], Any]:
+    """Return the function from a value that is not None to its JSON."""
+    if isinstance(field, fields.Nested):
+        written: Callable[[Any], Any] = field.schema.dump
+        return written
+    if isinstance(field, fields.List):
+        inner = _writer(field.inner)
+        return lambda values: [inner(each) for each in values]
+    if isinstance(field, fields.Function):
+        return lambda value: value
+    if type(field) is fields.String:
+        return str
+    return lambda value: field._serialize(value, None, None)
 
 
 class Answer(Wire):
