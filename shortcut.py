@@ -1,7 +1,8 @@
 """The short way to the answers that a page view or a purchase waits for.
 
 Enrolling a user and booking a conversion make nearly all requests of a product. Flask,
-webargs and marshmallow take several times as long as the work itself. This door is
+webargs and marshmallow take several times as long as the work itself, and so do the
+fields of a schema for each row of a batch of users. This door is
 before Flask: it knows the plain form of these requests, and hands on everything else,
 untouched: any other method, header, token, body or state, and every error. So each rule
 and each message exists once, in the handlers of `app`, which are the reference. The
@@ -27,11 +28,12 @@ from ledger import single
 from ledger.conversions import Event
 from storage import engine, traffic
 from targeting.decision import NEW, User
-from views.answers import decision_text, receipt_text
+from views.answers import decision_text, decision_texts, receipt_text
 from web import metrics
 from web.auth import Tokens
-from web.fields import Reader
-from web.json import InvalidJson, loads
+from web.blueprint import pieces
+from web.fields import Reader, are_plain_ids
+from web.json import InvalidJson, loads, plain_texts
 from web.logging import HEADERS, STARTED, note_answer
 
 Environ = dict[str, Any]
@@ -41,15 +43,19 @@ FAILURE = "abacus.failure"  # in a request's environ: the error that it ended wi
 
 # Ids and keys of plain letters, which a URL can spell in one way only.
 ROUTE = re.compile(
-    r"/api/(experiments|users)/([\w.+@-]{1,255})/(assignments|conversions)", re.ASCII
+    r"/api/(experiments|users)/([\w.+@-]{1,255})/(assignments(?:/batch)?|conversions)",
+    re.ASCII,
 )
 
 LARGEST = 16 * 1024  # bytes of a body; a larger one is worth the whole way
 
+LARGEST_BATCH = 512 * 1024  # for 10,000 users with ids of 36 characters
+
 COMMON = [("Content-Type", "application/json"), *HEADERS.items()]
 
 
-USER = schemas.UserSchema()
+USER, USERS = schemas.UserSchema(), schemas.UsersSchema()
+USER_ID = str(USER.fields["user_id"].data_key)
 
 read_user = Reader(USER)
 read_experiments = Reader(schemas.ExperimentsOfUserSchema())
@@ -68,15 +74,15 @@ class Shortcut:
         if environ["REQUEST_METHOD"] == "POST":
             match = ROUTE.fullmatch(environ["PATH_INFO"])
             way = WAYS.get((match[1], match[3])) if match else None
-            if match and way and self._is_plain(environ):
+            if match and way and self._is_plain(environ, way.largest):
                 answer = self._short_way(environ, way, match[2])
                 if answer is not None:
                     status, headers, content = answer
                     start_response(status, headers)
-                    return [content]
+                    return content
         return self.long_way(environ, start_response)
 
-    def _is_plain(self, environ: Environ) -> bool:
+    def _is_plain(self, environ: Environ, largest: int) -> bool:
         """Tell whether the headers are those of a plain request with a known token."""
         get = environ.get
         length = get("CONTENT_LENGTH", "")
@@ -86,8 +92,8 @@ class Shortcut:
             or "HTTP_CONTENT_ENCODING" in environ
             or "HTTP_ORIGIN" in environ
             or "HTTP_TRANSFER_ENCODING" in environ
-            or not (length.isdecimal() and len(length) < 6)
-            or not 0 < int(length) <= LARGEST
+            or not (length.isdecimal() and len(length) < 8)
+            or not 0 < int(length) <= largest
         ):
             return False
         claims = self._tokens.get(get("HTTP_AUTHORIZATION", ""))
@@ -97,7 +103,7 @@ class Shortcut:
 
     def _short_way(
         self, environ: Environ, way: Way, name: str
-    ) -> tuple[str, list[tuple[str, str]], bytes] | None:
+    ) -> tuple[str, list[tuple[str, str]], Answer] | None:
         started, answer = time.perf_counter(), None
         length, body = int(environ["CONTENT_LENGTH"]), b""
         traffic.traffic.enter()
@@ -119,21 +125,24 @@ class Shortcut:
             environ["wsgi.input"] = BytesIO(body)
             return None
         status, data = answer
-        content = f'{{"data": {data}}}'.encode()
         request_id = secrets.token_hex(8)
-        headers = [
-            *COMMON,
-            ("Content-Length", str(len(content))),
-            ("X-Request-ID", request_id),
-        ]
+        headers = [*COMMON, ("X-Request-ID", request_id)]
+        content: Answer = map(str.encode, pieces(data))
+        if isinstance(data, str):
+            whole = f'{{"data": {data}}}'.encode()
+            headers.append(("Content-Length", str(len(whole))))
+            content = [whole]
         note_answer(request_id, started, "POST", way.route, status)
         return STATUSES[status], headers, content
 
 
 STATUSES = {200: "200 OK", 201: "201 CREATED"}
 
-Short = tuple[int, str] | None
-"""A status and the JSON of the data; None if the request is not simple."""
+Short = tuple[int, str | Iterable[str]] | None
+"""A status and the JSON of the data, of each row if it is a list to be streamed.
+
+None if the request is not simple.
+"""
 
 
 def enrol(name: str, body: bytes) -> Short:
@@ -146,6 +155,17 @@ def enrol(name: str, body: bytes) -> Short:
     return 201 if decision.reason == NEW else 200, decision_text(
         decision, known.derived
     )
+
+
+def enrol_batch(name: str, body: bytes) -> Short:
+    """Enrol users without attributes in the experiment of this name."""
+    user_ids = plain_texts(body, USERS.rows, USER_ID)
+    if user_ids is None or not are_plain_ids(user_ids):
+        return None
+    decided = single.enrol_each(name, user_ids)
+    if decided is None:
+        return None
+    return 200, decision_texts(metrics.enrolled(decided))
 
 
 def enrol_in_experiments(user_id: str, body: bytes) -> Short:
@@ -175,10 +195,15 @@ class Way(NamedTuple):
 
     answer: Callable[[str, bytes], Short]
     route: str
+    largest: int = LARGEST
+    """The most bytes of a body."""
 
 
 WAYS = {
     ("experiments", "assignments"): Way(enrol, "/api/experiments/<id>/assignments"),
+    ("experiments", "assignments/batch"): Way(
+        enrol_batch, "/api/experiments/<id>/assignments/batch", LARGEST_BATCH
+    ),
     ("experiments", "conversions"): Way(convert, "/api/experiments/<id>/conversions"),
     ("users", "assignments"): Way(
         enrol_in_experiments, "/api/users/<path:user_id>/assignments"

@@ -284,7 +284,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=int, default=3)
-    options.add_argument("--only", default="", help="names of sides, after commas")
+    options.add_argument("--only", nargs="*", default=[], help="names of sides")
     chosen = options.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("This needs wrk: apt-get install wrk")
@@ -293,11 +293,12 @@ def main() -> None:
         service = opened.enter_context(served(folder / "instance"))
         echo = opened.enter_context(echoing(folder))
         bare = bare_rows(folder)
-        names = set(filter(None, chosen.only.split(",")))
         run = [
             side
             for side in sides(service, echo)
-            if not names or side.name in names or side.name.startswith("echo")
+            if not chosen.only
+            or side.name in chosen.only
+            or side.name.startswith("echo")
         ]
         rounds: dict[str, list[Round]] = {side.name: [] for side in run}
         singles, manies = [], []

@@ -1,4 +1,4 @@
-"""One user or one event in the fewest statements, where nothing is out of the ordinary.
+"""Plain users and events in the fewest statements, one at a time or users by the batch.
 
 `enrolment` and `conversions` say what is right. A page view or a purchase is nearly
 always the same simple case, and this module answers it with a quarter of their work. It
@@ -21,7 +21,7 @@ from peewee import JOIN, SQL
 
 from ledger import conversions, tallies
 from ledger.conversions import ACCEPTED, Event, Receipt
-from ledger.enrolment import Participant
+from ledger.enrolment import Participant, count_participants
 from models import (
     Assignment,
     Conversion,
@@ -35,10 +35,11 @@ from models import (
 )
 from storage.columns import Json, utcnow
 from storage.engine import database
-from storage.table import Statement
+from storage.table import CHUNK, Statement
 from targeting import decision
 from targeting.decision import (
     EXISTING,
+    HELD_OUT,
     NEW,
     RUNNING,
     STOPPED,
@@ -138,6 +139,16 @@ def standing_in(number: int) -> Statement:
     )
 
 
+@cache
+def users_in(number: int) -> Statement:
+    """Return the statement for the rows of so many users in an experiment."""
+    return Statement(
+        lambda mark: Assignment.select(
+            Assignment.user_id, Assignment.variant, Assignment.assigned_at
+        ).where(Assignment.experiment == mark, Assignment.user_id.in_([mark] * number))
+    )
+
+
 REVISION = Statement(lambda _: Identity.select(Identity.revision))
 
 ENROL = Statement(
@@ -205,6 +216,81 @@ def _standing(names: Sequence[str], user_id: str) -> tuple[list[Known], Rows] | 
         for name in names:
             memory.forget(name)
     return None
+
+
+def enrol_each(name: str, user_ids: Sequence[str]) -> list[Decision] | None:
+    """Return the decision of an experiment for each of these users, in order.
+
+    Those who are new are enrolled, all or none. None if a user stands twice, or if the
+    experiment is not known or not simple.
+    """
+    known = memory.get(name)
+    if known is None:
+        return None
+    if REVISION() != [(known.revision,)]:
+        memory.forget(name)
+        return None
+    definition, now = known.definition, utcnow()
+    if (
+        known.has_overrides
+        or not decision.has_plain_entry(definition, now)
+        or len(set(user_ids)) < len(user_ids)
+    ):
+        return None
+    id, present = definition.id, _present(definition, user_ids)
+    variants = decision.dealt_each(definition, user_ids)
+    new = [
+        (user_id, variant.id)
+        for user_id, variant in zip(user_ids, variants, strict=True)
+        if variant and user_id not in present
+    ]
+    if new:
+        written = database.obj.write(lambda: _all_written(known, new))
+        if written is None:
+            return None
+        now = written
+    return [
+        present.get(user_id)
+        or (
+            Decision(id, user_id, NEW, variant, now)
+            if variant
+            else Decision(id, user_id, HELD_OUT)
+        )
+        for user_id, variant in zip(user_ids, variants, strict=True)
+    ]
+
+
+def _present(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decision]:
+    """Return the decisions of those of these users who are enrolled."""
+    present = {}
+    for start in range(0, len(user_ids), CHUNK):
+        some = user_ids[start : start + CHUNK]
+        for user_id, variant, time in users_in(len(some))(definition.id, *some):
+            given, at = definition.variant(variant), TIME.python_value(time)
+            present[user_id] = Decision(definition.id, user_id, EXISTING, given, at)
+    return present
+
+
+def _all_written(known: Known, new: Sequence[tuple[str, str]]) -> datetime | None:
+    """Write the rows of new users with their tallies; return when they were enrolled.
+
+    *new* is the id and the variant of each. None if the experiment is not as it was
+    known, or if another request has enrolled one of the users meanwhile. Then nothing
+    is written.
+    """
+    if REVISION() != [(known.revision,)]:
+        return None
+    id, now = known.definition.id, utcnow()
+    if decide_for_all(known.definition, "", now):
+        return None  # its end date has passed meanwhile
+    stored = TIME.db_value(now)
+    rows = [(id, *one, stored, stored) for one in new]
+    with database.atomic() as savepoint:
+        if ENROL.changed_by_rows(rows) < len(rows):
+            savepoint.rollback()
+            return None
+        count_participants(id, [variant for _, variant in new])
+    return now
 
 
 def _decided(definition: Definition, rows: Rows, user: User, now: datetime) -> Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import peewee
@@ -112,6 +113,24 @@ class Statement:
         """Return how many rows a run with these values has written."""
         with peewee.__exception_wrapper__:
             return int(self._run(values).rowcount)
+
+    def changed_by_rows(self, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Return how many of these rows an insert of one row has written.
+
+        A statement has many rows. It takes half the time of a statement for each row,
+        and other threads of the process interrupt it once and not once a row.
+        """
+        here: Any = database.obj
+        head, values, tail = self._text(here).partition("VALUES")
+        row, end, tail = tail.partition(")")
+        changed = 0
+        with peewee.__exception_wrapper__:
+            for start in range(0, len(rows), CHUNK):
+                some = rows[start : start + CHUNK]
+                text = head + values + ",".join([row + end] * len(some)) + tail
+                marked = list(chain.from_iterable(some))
+                changed += here.connection().execute(text, marked).rowcount
+        return changed
 
     def _run(self, values: tuple[Any, ...]) -> Any:
         here: Any = database.obj

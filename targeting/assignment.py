@@ -36,7 +36,9 @@ def bucket(salt: str, user_id: str) -> int:
 
     The product needs 66 bits; with 64-bit integers, ``(digits * 625) >> 48`` is equal.
     """
-    return int(_digest(salt, user_id)[:13], 16) * BUCKETS // 16**13
+    digest = sha256(f"{salt}:{user_id}".encode()).digest()
+    digits = int.from_bytes(digest[:7], "big") >> 4  # the first 13 of the hash
+    return digits * BUCKETS >> 52
 
 
 def _digest(salt: str, user_id: str) -> str:
@@ -58,23 +60,20 @@ def dealt(experiment_id: str, user_id: str, splits: Sequence[int]) -> int:
 
 
 def dealer(splits: Sequence[int]) -> Callable[[str, str], int]:
-    """Return `dealt` for these splits, about twice as fast, for simulations."""
+    """Return `dealt` for these splits, faster, for many users."""
     ends = list(accumulate(splits))
-
-    def deal(experiment_id: str, user_id: str) -> int:
-        digest = sha256(f"{experiment_id}:{user_id}".encode()).digest()
-        digits = int.from_bytes(digest[:7], "big") >> 4  # the first 13 of the hash
-        return bisect_right(ends, digits * BUCKETS >> 52)
-
-    return deal
+    return lambda experiment_id, user_id: bisect_right(
+        ends, bucket(experiment_id, user_id)
+    )
 
 
 def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
     """Tell whether the user is in the first *traffic* buckets of the traffic draw.
 
-    The draw has its own salt, so that it is independent of the variant.
+    The draw has its own salt, so that it is independent of the variant. Where all
+    buckets are taken, nothing is drawn.
     """
-    return bucket(_traffic_salt(experiment_id), user_id) < traffic
+    return traffic == BUCKETS or bucket(_traffic_salt(experiment_id), user_id) < traffic
 
 
 def _traffic_salt(experiment_id: str) -> str:

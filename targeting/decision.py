@@ -7,7 +7,7 @@ this decision: see ``ledger/enrolment.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from targeting import assignment, audience
@@ -110,9 +110,37 @@ def decide_each(
     definition: Definition, users: Sequence[User], now: datetime
 ) -> list[Decision]:
     """Return the decision for each of these users, in order."""
+    if len(users) > 1 and has_plain_entry(definition, now):
+        variants = dealt_each(definition, (user.user_id for user in users))
+        return [
+            Decision(definition.id, user.user_id, NEW if variant else HELD_OUT, variant)
+            for user, variant in zip(users, variants, strict=True)
+        ]
     if definition.rules and len(users) > 1:
         definition = definition._replace(rules=audience.indexed(definition.rules))
     return [decide(definition, user, now) for user in users]
+
+
+def has_plain_entry(definition: Definition, now: datetime) -> bool:
+    """Tell whether only the traffic and the split decide now."""
+    return not (
+        definition.rules or definition.group or decide_for_all(definition, "", now)
+    )
+
+
+def dealt_each(
+    definition: Definition, user_ids: Iterable[str]
+) -> list[DefinedVariant | None]:
+    """Return what each of these users gets if only traffic and split decide.
+
+    None for those whom the traffic holds out.
+    """
+    id, variants, traffic = definition.id, definition.variants, definition.traffic
+    deal = assignment.dealer(definition.splits)
+    return [
+        variants[deal(id, one)] if assignment.in_traffic(id, one, traffic) else None
+        for one in user_ids
+    ]
 
 
 def decide_for_all(

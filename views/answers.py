@@ -8,6 +8,7 @@ template, and the values of the next user are put into it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -43,15 +44,17 @@ Templates = dict[Any, Template]
 
 def decision_text(decision: Decision, templates: Templates) -> str:
     """Return a decision as JSON, and keep a template of its kind."""
+    return _decision_text(decision, encode_basestring(decision.user_id), templates)
+
+
+def _decision_text(decision: Decision, user: str, templates: Templates) -> str:
     variant, time = decision.variant, decision.assigned_at
     key = decision.experiment_id, decision.reason, variant and variant.id
     template = templates.get(key)
     if template is None:
         data: Any = DECISION.dump(decision)
         template = templates[key] = Template(data, ("userId", "assignedAt"))
-    return template.filled(
-        encode_basestring(decision.user_id), f'"{moment(time)}"' if time else "null"
-    )
+    return template.filled(user, f'"{moment(time)}"' if time else "null")
 
 
 def receipt_text(receipt: Receipt, templates: Templates) -> str:
@@ -73,9 +76,21 @@ def receipt_text(receipt: Receipt, templates: Templates) -> str:
 
 
 def decision_texts(decisions: Iterable[Decision]) -> Iterator[str]:
-    """Yield each decision of one call as JSON."""
+    """Yield each decision of one call as JSON.
+
+    New users of a variant have the same time, so only the user differs.
+    """
     templates: Templates = {}
-    return (decision_text(one, templates) for one in decisions)
+    last: dict[Any, tuple[datetime | None, str, str]] = {}
+    for one in decisions:
+        id, user_id, reason, variant, time = one
+        kind = id, reason, variant and variant.id
+        known = last.get(kind)
+        if known is None or known[0] != time:
+            # No JSON text contains NUL.
+            head, _, tail = _decision_text(one, "\0", templates).partition("\0")
+            known = last[kind] = time, head, tail
+        yield known[1] + encode_basestring(user_id) + known[2]
 
 
 def receipt_texts(receipts: Iterable[Receipt]) -> Iterator[str]:

@@ -214,10 +214,11 @@ def streamed_list(rows: Iterable[str]) -> Response:
     The rows were committed before. 10,000 of them, each with a config of 16 KiB, are
     160 MB of JSON, which no process has to hold at once.
     """
-    return Response(_pieces(rows), mimetype="application/json")
+    return Response(pieces(rows), mimetype="application/json")
 
 
-def _pieces(rows: Iterable[str]) -> Iterator[str]:
+def pieces(rows: Iterable[str]) -> Iterator[str]:
+    """Yield `{"data": [...]}` with these rows of JSON, in pieces of about 64 KiB."""
     texts, size = ['{"data": ['], 0
     for place, row in enumerate(rows):
         if place:

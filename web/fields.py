@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import cached_property, partial
@@ -26,6 +26,8 @@ from web.json import (
     plain,
     quoted,
 )
+
+ID_LENGTH = 255
 
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
 
@@ -63,6 +65,20 @@ def is_an_id(text: str) -> None:
         )
 
 
+def are_plain_ids(texts: Sequence[str]) -> bool:
+    """Tell whether these texts can be printed, and `Id` takes each of them.
+
+    Neither NUL nor half a surrogate pair can be printed.
+    """
+    marks = set(map(str.casefold, map(str.strip, texts)))
+    return (
+        max(map(len, texts)) <= ID_LENGTH
+        and marks.isdisjoint(NOT_IDS)
+        and "" not in marks
+        and "".join(texts).isprintable()
+    )
+
+
 def is_a_slug(text: str) -> None:
     if not KEY.fullmatch(text):
         raise ValidationError(
@@ -89,7 +105,7 @@ def Name(length: int, **options: Any) -> fields.String:
 def Id(**options: Any) -> fields.String:
     """Return a field for an opaque id of 1 to 255 characters."""
     return fields.String(
-        validate=[validate.Length(1, 255), is_an_id],
+        validate=[validate.Length(1, ID_LENGTH), is_an_id],
         metadata=AN_ID,
         **options,
     )

@@ -8,6 +8,7 @@ all (`gunicorn.conf.py` creates the folder).
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -97,15 +98,17 @@ def _series(metric: Any, *labels: Any) -> Any:
 
 def enrolled(decisions: Answer) -> Answer:
     """Count the decisions by their reasons, and return them."""
-    for decision in decisions:
-        _series(enrolments, decision.reason).inc()
+    reasons = Tally(decision.reason for decision in decisions)
+    for reason, number in reasons.items():
+        _series(enrolments, reason).inc(number)
     return decisions
 
 
 def converted(receipts: Answer) -> Answer:
     """Count the receipts by status and reason, and return them."""
-    for receipt in receipts:
-        _series(conversions, receipt.status, receipt.reason or "").inc()
+    kinds = Tally((receipt.status, receipt.reason or "") for receipt in receipts)
+    for kind, number in kinds.items():
+        _series(conversions, *kind).inc(number)
     return receipts
 
 
