@@ -1,14 +1,13 @@
 """The short way to the answers that a page view or a purchase waits for.
 
-Enrolling a user and booking a conversion make nearly all requests of a product. Flask,
-webargs and marshmallow take several times as long as the work itself, and so do the
-fields of a schema for each row of a batch of users. This door is
+Enrolling users and booking a conversion make nearly all requests of a product. Flask,
+webargs and marshmallow take several times as long as the work itself. This door is
 before Flask: it knows the plain form of these requests, and hands on everything else,
 untouched: any other method, header, token, body or state, and every error. So each rule
 and each message exists once, in the handlers of `app`, which are the reference. The
-shapes are theirs too: a body is read by the fields of their schemas, and an answer is
-what their schema wrote for the first user, with the next user's values in it.
-`tests/test_shortcut.py` compares the two ways.
+shapes are theirs too: a body is read by the fields of their schemas (a batch of plain
+ids by one check of them all), and an answer is what their schema wrote for the first
+user, with the next user's values in it. `tests/test_shortcut.py` compares the two ways.
 """
 
 from __future__ import annotations
