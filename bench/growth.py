@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Instance:
             began = time.perf_counter()
             done = self.app.test_cli_runner().invoke(args=["import", id, str(file)])
             spent += time.perf_counter() - began
-            if done.exit_code:
+            if done.exit_code or f" {share} users enrolled" not in done.output:
                 raise SystemExit(done.output)
             file.unlink()
         self.users = share
@@ -205,11 +205,13 @@ def kinds() -> Iterator[tuple[str, Act]]:
     yield "force a variant", force
 
 
-def compared(
-    instances: list[Instance], acts: list[tuple[str, Act]], rounds: int
+def compare(
+    grown: str, sizes: Sequence[int], instances: list[Instance], rounds: int
 ) -> None:
     """Print the medians of each kind of request, and the last beside the first."""
-    for what, act in acts:
+    shown = "".join(f"{size:>11,}" for size in sizes)
+    print(f"\n{grown + ', ms':<30}{shown}   ratio")
+    for what, act in kinds():
         spent: list[list[float]] = [[] for _ in instances]
         for turn in range(rounds + 3):
             for place, one in enumerate(instances):
@@ -220,11 +222,6 @@ def compared(
         medians = [statistics.median(times) * 1e3 for times in spent]
         shown = "".join(f"{median:>11.2f}" for median in medians)
         print(f"{what:<30}{shown}{medians[-1] / medians[0]:>8.2f}", flush=True)
-
-
-def header(what: str, sizes: list[int]) -> None:
-    shown = "".join(f"{size:>11,}" for size in sizes)
-    print(f"\n{what + ', ms':<30}{shown}   ratio")
 
 
 def grown_users(folder: Path, sizes: list[int], rounds: int) -> None:
@@ -238,8 +235,7 @@ def grown_users(folder: Path, sizes: list[int], rounds: int) -> None:
         print(f"{each:.0f} bytes an assignment", flush=True)
         one.convert()
         instances.append(one)
-    header("assignments", sizes)
-    compared(instances, list(kinds()), rounds)
+    compare("assignments", sizes, instances, rounds)
 
 
 def grown_experiments(folder: Path, rounds: int) -> None:
@@ -248,12 +244,9 @@ def grown_experiments(folder: Path, rounds: int) -> None:
         one = Instance(folder, f"experiments-{size}")
         one.enrol(1_000)
         one.convert()
-        kept, one.ids = one.ids, []
-        one.started(size - EXPERIMENTS)
-        one.ids = kept
+        one.started(size - EXPERIMENTS)  # requests go to the first ones
         instances.append(one)
-    header("experiments", list(MANY))
-    compared(instances, list(kinds()), rounds)
+    compare("experiments", MANY, instances, rounds)
 
 
 def grown_metrics(folder: Path, rounds: int) -> None:
@@ -272,8 +265,7 @@ def grown_metrics(folder: Path, rounds: int) -> None:
                 body = {"conversions": events[some : some + 1_000]}
                 one("POST", f"experiments/{id}/conversions/batch", body)
         instances.append(one)
-    header("metrics an experiment", list(METRICS))
-    compared(instances, list(kinds()), rounds)
+    compare("metrics an experiment", METRICS, instances, rounds)
 
 
 def main() -> None:
