@@ -112,11 +112,11 @@ class Page(NamedTuple):
         newest, *ties = order
         # One snapshot: the rows, their number, and the fence are of one moment.
         with newest.model._meta.database.transaction("DEFERRED"):
-            start, rows = self._start(query, newest, listed, total)
+            start = self._start(query, listed, total)
             if self.cursor is None and first:
                 read = first(self.limit + 1, start.shown)
             else:
-                rows = rows.order_by(newest.desc(), *ties)
+                rows = self._rows(query, newest, start).order_by(newest.desc(), *ties)
                 read = list(rows.limit(self.limit + 1))
             shown, cursor = read[: self.limit], None
             if len(read) > self.limit:
@@ -132,20 +132,24 @@ class Page(NamedTuple):
     def _start(
         self,
         query: Callable[[Fence | None], Any],
-        newest: Field,
         listed: tuple[Any, ...],
         total: Callable[[], int] | None,
-    ) -> tuple[Cursor, Any]:
-        """Return where this page begins, and the query of the rows from there on."""
+    ) -> Cursor:
+        """Return where this page begins."""
+        if self.cursor is not None:
+            return Cursor.read(self.cursor, listed)
+        count = total() if total else query(None).count()
+        return Cursor(Fence(), 0, 0, (self.number - 1) * self.limit, count)
+
+    def _rows(
+        self, query: Callable[[Fence | None], Any], newest: Field, start: Cursor
+    ) -> Any:
+        """Return the query of the rows from the start of this page on."""
         if self.cursor is None:
-            rows = query(None)
-            before = (self.number - 1) * self.limit
-            count = total() if total else rows.count()
-            return Cursor(Fence(), 0, 0, before, count), rows.offset(before)
-        start = Cursor.read(self.cursor, listed)
+            return query(None).offset(start.shown)
         place = Value(start.place, converter=False)
         later = newest <= place if start.ties else newest < place
-        return start, query(start.fence).where(later).offset(start.ties)
+        return query(start.fence).where(later).offset(start.ties)
 
     def _after(
         self,
