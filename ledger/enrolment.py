@@ -13,7 +13,7 @@ from models import Assignment, Experiment, GroupShare, Override, Variant
 from storage.columns import utcnow
 from storage.engine import database
 from storage.paging import Listing, Page
-from storage.table import CHUNK, one_of
+from storage.table import CHUNK, Statement, one_of
 from targeting import decision
 from targeting.decision import (
     EXCLUDED,
@@ -219,16 +219,21 @@ def write_assignments(
         ],
         [(experiment_id, user_id, *row, now) for user_id, row in variants.items()],
     )
-    count_participants(experiment_id, [variant for variant, _ in variants.values()])
+    count_participants((experiment_id, variant) for variant, _ in variants.values())
     return set(variants)
 
 
-def count_participants(experiment_id: str, variants: Iterable[str]) -> None:
-    """Add the variants of rows that were written to the tallies of participants."""
-    for key, number in Counter(variants).items():
-        Variant.update(participants=Variant.participants + number).where(
-            Variant.experiment == experiment_id, Variant.key == key
-        ).execute()
+ADD_PARTICIPANTS = Statement(
+    lambda mark: Variant.update(participants=Variant.participants + mark).where(
+        Variant.experiment == mark, Variant.key == mark
+    )
+)
+
+
+def count_participants(pairs: Iterable[tuple[str, str]]) -> None:
+    """Add rows that were written, each a pair of the ids of experiment and variant."""
+    for pair, number in Counter(pairs).items():
+        ADD_PARTICIPANTS.changed(number, *pair)
 
 
 def assignments_page(experiment: Experiment, page: Page) -> Listing:

@@ -135,7 +135,7 @@ def _enrol(
     # Under the write lock, the rows after the last one are those of this call.
     written = Assignment.select(Assignment.user_id, Assignment.id)
     new: dict[str, int] = dict(database.execute(written.where(Assignment.id > last)))
-    count_participants(experiment.id, [first[user_id].variant for user_id in new])
+    count_participants((experiment.id, first[user_id].variant) for user_id in new)
     return new
 
 

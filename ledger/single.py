@@ -31,7 +31,6 @@ from models import (
     Outcome,
     Override,
     Tally,
-    Variant,
 )
 from storage.columns import Json, utcnow
 from storage.engine import database
@@ -165,12 +164,6 @@ ENROL = Statement(
     )
 )
 
-COUNT_PARTICIPANT = Statement(
-    lambda mark: Variant.update(participants=Variant.participants + SQL("1")).where(
-        Variant.experiment == mark, Variant.key == mark
-    )
-)
-
 
 def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | None:
     """Return the decision of each of these experiments for a user, enrolled if new.
@@ -189,12 +182,13 @@ def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | No
     ):
         return None
     if new:
-        pairs = [(known[place], decisions[place]) for place in new]
-        written = database.obj.write(lambda: _enrolled(pairs))
-        if written is None:
+        entered_at = _entered_at(
+            [known[place] for place in new], [decisions[place] for place in new]
+        )
+        if entered_at is None:
             return None
-        for place, one in zip(new, written, strict=True):
-            decisions[place] = one
+        for place in new:
+            decisions[place] = decisions[place]._replace(assigned_at=entered_at)
     return list(zip(known, decisions, strict=True))
 
 
@@ -238,25 +232,22 @@ def enrol_each(name: str, user_ids: Sequence[str]) -> list[Decision] | None:
     ):
         return None
     id, present = definition.id, _present(definition, user_ids)
-    variants = decision.dealt_each(definition, user_ids)
-    new = [
-        (user_id, variant.id)
-        for user_id, variant in zip(user_ids, variants, strict=True)
-        if variant and user_id not in present
-    ]
-    if new:
-        written = database.obj.write(lambda: _all_written(known, new))
-        if written is None:
-            return None
-        now = written
-    return [
+    decisions = [
         present.get(user_id)
-        or (
-            Decision(id, user_id, NEW, variant, now)
-            if variant
-            else Decision(id, user_id, HELD_OUT)
+        or Decision(id, user_id, NEW if variant else HELD_OUT, variant)
+        for user_id, variant in zip(
+            user_ids, decision.dealt_each(definition, user_ids), strict=True
         )
-        for user_id, variant in zip(user_ids, variants, strict=True)
+    ]
+    new = [one for one in decisions if one.reason == NEW]
+    if not new:
+        return decisions
+    entered_at = _entered_at([known], new)
+    if entered_at is None:
+        return None
+    return [
+        one._replace(assigned_at=entered_at) if one.reason == NEW else one
+        for one in decisions
     ]
 
 
@@ -266,61 +257,70 @@ def _present(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decis
     for start in range(0, len(user_ids), CHUNK):
         some = user_ids[start : start + CHUNK]
         for user_id, variant, time in users_in(len(some))(definition.id, *some):
-            given, at = definition.variant(variant), TIME.python_value(time)
-            present[user_id] = Decision(definition.id, user_id, EXISTING, given, at)
+            present[user_id] = _existing(definition, user_id, variant, time)
     return present
-
-
-def _all_written(known: Known, new: Sequence[tuple[str, str]]) -> datetime | None:
-    """Write the rows of new users with their tallies; return when they were enrolled.
-
-    *new* is the id and the variant of each. None if the experiment is not as it was
-    known, or if another request has enrolled one of the users meanwhile. Then nothing
-    is written.
-    """
-    if REVISION() != [(known.revision,)]:
-        return None
-    id, now = known.definition.id, utcnow()
-    if decide_for_all(known.definition, "", now):
-        return None  # its end date has passed meanwhile
-    stored = TIME.db_value(now)
-    rows = [(id, *one, stored, stored) for one in new]
-    with database.atomic() as savepoint:
-        if ENROL.changed_by_rows(rows) < len(rows):
-            savepoint.rollback()
-            return None
-        count_participants(id, [variant for _, variant in new])
-    return now
 
 
 def _decided(definition: Definition, rows: Rows, user: User, now: datetime) -> Decision:
     if definition.id not in rows or definition.winner:
         return decide(definition, user, now)
-    variant, stored = rows[definition.id]
-    time, given = TIME.python_value(stored), definition.variant(variant)
-    return Decision(definition.id, user.user_id, EXISTING, given, time)
+    return _existing(definition, user.user_id, *rows[definition.id])
 
 
-def _enrolled(new: Sequence[tuple[Known, Decision]]) -> list[Decision] | None:
-    """Write the rows of a new user; None if an experiment is not as it was known."""
-    if REVISION() != [(new[0][0].revision,)]:
+def _existing(
+    definition: Definition, user_id: str, variant: str, time: int
+) -> Decision:
+    given, at = definition.variant(variant), TIME.python_value(time)
+    return Decision(definition.id, user_id, EXISTING, given, at)
+
+
+class Entry(NamedTuple):
+    """New users of experiments, to be enrolled together."""
+
+    known: Sequence[Known]
+    new: Sequence[Decision]
+
+
+class Overtaken(Exception):
+    """Another request has enrolled one of the users meanwhile."""
+
+
+def _entered_at(known: Sequence[Known], new: Sequence[Decision]) -> datetime | None:
+    """Enrol new users; return when. None if nobody was, because others came first."""
+    try:
+        return database.obj.write(_enter, Entry(known, new))
+    except Overtaken:
         return None
-    now = utcnow()
-    if any(decide_for_all(known.definition, "", now) for known, _ in new):
-        return None  # its end date has passed meanwhile
-    return [_written(known.definition, one, now) for known, one in new]
 
 
-def _written(definition: Definition, new: Decision, now: datetime) -> Decision:
-    """Write one row with its tally, unless another request has enrolled the user."""
-    stored, variant = TIME.db_value(now), new.variant
-    if variant is None:
-        raise ValueError(f"{new} comes without a variant.")
-    if ENROL.changed(definition.id, new.user_id, variant.id, stored, stored):
-        COUNT_PARTICIPANT.changed(definition.id, variant.id)
-        return new._replace(assigned_at=now)
-    ((_, id, *row),) = standing_in(1)(new.user_id, definition.id)
-    return _decided(definition, {id: (row[0], row[1])}, User(new.user_id), now)
+def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
+    """Write the rows of all entries with their tallies; return when, for each.
+
+    None for an entry whose experiments are not all as they were known: none of its rows
+    is written. Raise Overtaken if a user has a row already.
+    """
+    ((revision,),), now = REVISION(), utcnow()
+    written = [now if _is_valid(entry, revision, now) else None for entry in entries]
+    time = TIME.db_value(now)
+    rows = [
+        (one.experiment_id, one.user_id, one.variant.id, time, time)
+        for entry, at in zip(entries, written, strict=True)
+        if at
+        for one in entry.new
+        if one.variant
+    ]
+    if ENROL.insert_rows(rows) < len(rows):
+        raise Overtaken
+    count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
+    return written
+
+
+def _is_valid(entry: Entry, revision: int, now: datetime) -> bool:
+    """Tell whether the entry's experiments are as they were known, and open."""
+    return all(
+        known.revision == revision and not decide_for_all(known.definition, "", now)
+        for known in entry.known
+    )
 
 
 # ----------------------------------------------------------------------------
@@ -420,20 +420,50 @@ SET_TALLY = Statement(
 )
 
 
+class Candidate(NamedTuple):
+    """An event for an experiment, by the name that the request gives it."""
+
+    name: str
+    known: Known
+    event: Event
+
+
 def book(name: str, event: Event) -> tuple[Known, Receipt] | None:
     """Return the receipt of an accepted event; None, unless it is simply accepted."""
     known = memory.get(name)
     if known is None or known.has_overrides:
         return None
-    receipt = database.obj.write(lambda: _booked(name, known, event))
+    receipt = database.obj.write(_book, Candidate(name, known, event))
     return receipt and (known, receipt)
 
 
-def _booked(name: str, known: Known, event: Event) -> Receipt | None:
-    """Book an event of a participant in a metric that was counted before."""
-    now, definition = utcnow(), known.definition
+class Books(NamedTuple):
+    """Events to be written together, with the totals and tallies that count them."""
+
+    bookings: list[tallies.Booking]
+    totals: dict[tuple[int, str], tallies.Total]
+    tallies: dict[str, dict[tuple[str, str], Any]]
+    """By experiment, then by variant and metric."""
+    keys: set[tuple[str, str]]
+    """The experiment and the idempotency key of each event that has one."""
+
+
+def _book(candidates: Sequence[Candidate]) -> list[Receipt | None]:
+    """Book events of participants in metrics that were counted before.
+
+    Return the receipt of each that is simply accepted, else None.
+    """
+    now, books = utcnow(), Books([], {}, {}, set())
+    receipts = [_counted(books, one, now) for one in candidates]
+    _write(books)
+    return receipts
+
+
+def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | None:
+    """Add an event to the books if it is simply accepted; return its receipt."""
+    name, known, event = candidate
+    id, user_id, key = known.definition.id, event.user_id, event.idempotency_key
     metric = event.metric or known.primary_metric
-    id, user_id, key = definition.id, event.user_id, event.idempotency_key
     (found,) = FACTS(id, user_id, id, metric, id, key, metric, id, metric)
     revision, assignment_id, variant, assigned_at, number, taken, *counts = found
     if revision != known.revision:
@@ -446,10 +476,14 @@ def _booked(name: str, known: Known, event: Event) -> Receipt | None:
     occurred_at = conversions.occurred_at(event, now, seat)
     if occurred_at < seat.assigned_at:
         return None
+    if key is not None:
+        if (id, key) in books.keys:
+            return None
+        books.keys.add((id, key))
     booking = tallies.Booking(
         id, assignment_id, variant, metric, event.value, occurred_at, now, key
     )
-    _write(booking, counts)
+    _count(books, booking, counts)
     return Receipt(
         id, ACCEPTED, user_id, metric, event.value, occurred_at, key, variant
     )
@@ -462,26 +496,52 @@ def _takes(known: Known, now: datetime) -> bool:
     return not one.is_archived and state in (RUNNING, STOPPED)
 
 
-def _write(booking: tallies.Booking, counts: list[Any]) -> None:
-    """Write a conversion with its user's total and its variant's tally."""
-    stored = [
-        field.db_value(value) for field, value in zip(BOOKED, booking[3:], strict=True)
-    ]
-    ADD_CONVERSION.changed(booking.experiment_id, booking.assignment_id, *stored)
-    events, total, *tallied = counts
+def _count(books: Books, booking: tallies.Booking, stored: list[Any]) -> None:
+    """Add a booking; *stored* are the total and the tally that it is added to.
+
+    An earlier event in the same books may have changed them already.
+    """
+    events, total, *tallied = stored
+    books.bookings.append(booking)
     place = booking.assignment_id, booking.metric
-    totals = {place: tallies.Total(events or 0, TOTAL.python_value(total))}
-    tally: Any = SimpleNamespace(
-        **{
-            field.name: field.python_value(value)
-            for field, value in zip(TALLIED, tallied, strict=True)
-        }
+    if place not in books.totals:
+        books.totals[place] = tallies.Total(events or 0, TOTAL.python_value(total))
+    counts = books.tallies.setdefault(booking.experiment_id, {})
+    if (booking.variant, booking.metric) not in counts:
+        counts[booking.variant, booking.metric] = SimpleNamespace(
+            **{
+                field.name: field.python_value(value)
+                for field, value in zip(TALLIED, tallied, strict=True)
+            }
+        )
+    tallies.count(booking, books.totals, counts)
+
+
+def _write(books: Books) -> None:
+    """Write the conversions with their users' totals and their variants' tallies."""
+    ADD_CONVERSION.insert_rows(
+        [
+            (
+                booking.experiment_id,
+                booking.assignment_id,
+                *(
+                    field.db_value(value)
+                    for field, value in zip(BOOKED, booking[3:], strict=True)
+                ),
+            )
+            for booking in books.bookings
+        ]
     )
-    tallies.count(booking, totals, {(booking.variant, booking.metric): tally})
-    events, total = totals[place]
-    SET_OUTCOME.changed(*place, events, TOTAL.db_value(total))
-    values = [field.db_value(getattr(tally, field.name)) for field in TALLIED]
-    SET_TALLY.changed(*values, booking.experiment_id, booking.variant, booking.metric)
+    SET_OUTCOME.insert_rows(
+        [
+            (*place, one.events, TOTAL.db_value(one.total))
+            for place, one in books.totals.items()
+        ]
+    )
+    for experiment_id, counts in books.tallies.items():
+        for place, tally in counts.items():
+            values = [field.db_value(getattr(tally, field.name)) for field in TALLIED]
+            SET_TALLY.changed(*values, experiment_id, *place)
 
 
 TOTAL = Outcome.total

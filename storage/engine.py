@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from enum import Enum
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import peewee
 
 Row = TypeVar("Row")
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 Shape = dict[str, set[str]]
 """A schema: the facts of each table, index, view or trigger, as words."""
@@ -74,11 +75,12 @@ class Engine(peewee.Database, ABC):
         """Return the identity of the database that this thread has open."""
 
     @abstractmethod
-    def write(self, work: Callable[[], Value]) -> Value:
-        """Return what *work* returns, once its transaction has been committed.
+    def write(self, work: Callable[[list[Item]], Sequence[Value]], item: Item) -> Value:
+        """Return what *work* returns for an item, once it has been committed.
 
-        The transaction may be shared with the work of other threads, and any thread may
-        run it. If it fails, *work* may be run a second time.
+        *work* writes a list of items and returns a result for each. It may be given the
+        items of other threads too, in any of these threads, and a second time if it
+        fails.
         """
 
     @abstractmethod

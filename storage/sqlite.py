@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import peewee
 from peewee import fn
 
-from storage.engine import Engine, NotReady, Refused, Shape, Trouble, Value
+from storage.engine import Engine, Item, NotReady, Refused, Shape, Trouble, Value
 from storage.files import alone, driver
 from storage.shape import shape
 from storage.turns import Group, Turns
@@ -179,12 +179,12 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         finally:
             self.turns.give()
 
-    def write(self, work: Callable[[], Value]) -> Value:
+    def write(self, work: Callable[[list[Item]], Sequence[Value]], item: Item) -> Value:
         if self.file is None:  # in memory, each thread has a database of its own
             with self.atomic():
-                return work()
+                return work([item])[0]
         deadline = time.monotonic() + self.patience
-        job = self._group.join(work, self.opened(), deadline)
+        job = self._group.join(work, item, self.opened(), deadline)
         if job.leads:
             self._opened.deadline = job.deadline
             try:

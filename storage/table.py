@@ -114,8 +114,8 @@ class Statement:
         with peewee.__exception_wrapper__:
             return int(self._run(values).rowcount)
 
-    def changed_by_rows(self, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Return how many of these rows an insert of one row has written.
+    def insert_rows(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Insert these rows with an insert of one row; return how many were written.
 
         A statement has many rows. It takes half the time of a statement for each row,
         and other threads of the process interrupt it once and not once a row.
@@ -123,14 +123,14 @@ class Statement:
         here: Any = database.obj
         head, values, tail = self._text(here).partition("VALUES")
         row, end, tail = tail.partition(")")
-        changed = 0
+        written = 0
         with peewee.__exception_wrapper__:
             for start in range(0, len(rows), CHUNK):
                 some = rows[start : start + CHUNK]
                 text = head + values + ",".join([row + end] * len(some)) + tail
                 marked = list(chain.from_iterable(some))
-                changed += here.connection().execute(text, marked).rowcount
-        return changed
+                written += here.connection().execute(text, marked).rowcount
+        return written
 
     def _run(self, values: tuple[Any, ...]) -> Any:
         here: Any = database.obj

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -55,26 +55,37 @@ class Turns:
                     self._line[0][1].release()
 
 
-class Job:
-    """Work of one thread, for a transaction that it may share with others."""
+Work = Callable[[list[Any]], Sequence[Any]]
+"""Writes a list of items; returns a result for each."""
 
-    def __init__(self, work: Callable[[], Any], place: Any, deadline: float) -> None:
-        self.work, self.place, self.deadline = work, place, deadline
+
+class Job:
+    """An item that one thread has to write, in a transaction shared with others."""
+
+    def __init__(self, work: Work, item: Any, place: Any, deadline: float) -> None:
+        self.work, self.item, self.place, self.deadline = work, item, place, deadline
         self.leads = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.wait = threading.Lock()
         self.wait.acquire()
 
-    def run(self) -> None:
-        """Do the work within the present transaction."""
-        self.result, self.error = self.work(), None
-
     def outcome(self) -> Any:
         """Return what the work returned, or raise what it raised."""
         if self.error is not None:
             raise self.error
         return self.result
+
+
+def run(jobs: Sequence[Job]) -> None:
+    """Do the jobs within the present transaction: one call for all of the same work."""
+    kinds: dict[Work, list[Job]] = {}
+    for job in jobs:
+        kinds.setdefault(job.work, []).append(job)
+    for work, same in kinds.items():
+        results = work([job.item for job in same])
+        for job, result in zip(same, results, strict=True):
+            job.result, job.error = result, None
 
 
 class Group:
@@ -90,13 +101,13 @@ class Group:
         self._waiting: deque[Job] = deque()
         self._is_led = False
 
-    def join(self, work: Callable[[], Any], place: Any, deadline: float) -> Job:
+    def join(self, work: Work, item: Any, place: Any, deadline: float) -> Job:
         """Return the job when it is done, or when its thread must lead.
 
         Only jobs of one place, the file that their threads have open, are committed
         together.
         """
-        job = Job(work, place, deadline)
+        job = Job(work, item, place, deadline)
         with self._turns.lock:
             if not self._is_led:
                 self._is_led = job.leads = True
@@ -117,8 +128,7 @@ class Group:
             try:
                 with transaction():
                     jobs = self._all(job.place)
-                    for one in jobs:
-                        one.run()
+                    run(jobs)
             except BaseException as error:
                 self._part(jobs, error, transaction)
         finally:
@@ -145,7 +155,7 @@ class Group:
         for one in jobs:
             try:
                 with transaction():
-                    one.run()
+                    run([one])
             except BaseException as own:
                 one.error = own
 

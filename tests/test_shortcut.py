@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import create_app
-from ledger import single
-from models import Assignment
+from ledger import proof, single
+from ledger.conversions import Event
+from models import Assignment, Tally
 from schemas import UsersSchema
 from storage import engine, turns
 from storage.columns import utcnow
 from storage.schema import Identity
+from targeting.decision import User, decide_each
 from web.auth import Claims, Verified
 from web.fields import are_plain_ids
 from web.json import loads, plain_texts
@@ -389,24 +391,53 @@ def test_a_plain_batch_takes_the_short_way(app, api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": enrolled + before}
 
 
-def test_a_batch_is_not_written_if_one_of_its_users_was_enrolled_meanwhile(
-    app, api, running
-):
+def test_nobody_is_entered_if_one_was_enrolled_meanwhile(app, api, running):
     path = running()
-    api.post(f"{path}/assignments/batch", users(["u1"]))
+    first = api.post(f"{path}/assignments", {"userId": "u1"}).json["data"]
     known = single.memory.get(path.partition("/")[2])
-    new = [(f"n{number}", "v1") for number in range(600)]
+    definition = known.definition
+    others = [User(f"n{number}") for number in range(600)]
+    new = decide_each(definition, others, utcnow())
 
-    def written(known, rows):
-        return engine.database.obj.write(lambda: single._all_written(known, rows))
-
-    assert written(known, [*new, ("u1", "v1")]) is None
-    assert written(known._replace(revision=known.revision - 1), new) is None
+    assert single._entered_at([known], [*new, new[0]._replace(user_id="u1")]) is None
+    older = known._replace(revision=known.revision - 1)
+    assert single._entered_at([older], new) is None
     assert api.get(path).json["data"]["_count"] == {"assignments": 1}
-    assert Assignment.select().count() == 1
+    assert [row.variant for row in Assignment.select()] == [first["variantId"]]
 
-    assert written(known, new) is not None
+    assert single._entered_at([known], new) is not None
     assert api.get(path).json["data"]["_count"] == {"assignments": 601}
+
+
+def test_events_that_are_booked_together_count_as_one_after_another(app, api, running):
+    paths = running(), running()
+    for path in paths:
+        api.post(f"{path}/assignments/batch", users(["u1", "u2"]))
+        for user in ("u1", "u2"):  # so that the metric of both variants is known
+            api.post(f"{path}/conversions", {"userId": user, "value": 1})
+    events = [
+        ("u1", 2, "a"),
+        ("u1", 3, "a"),  # a second event with the same key, which is not booked here
+        ("u1", 4, "b"),
+        ("u1", None, None),
+        ("u2", 5, None),
+    ]
+    candidates = [
+        single.Candidate(
+            name, single.memory.get(name), Event(user, None, value, None, key)
+        )
+        for name in (path.partition("/")[2] for path in paths)
+        for user, value, key in events
+    ]
+    with engine.database.atomic():
+        receipts = single._book(candidates)
+
+    assert [one is not None for one in receipts] == [True, False, True, True, True] * 2
+    tallies = list(Tally.select())
+    assert sum(one.users for one in tallies) == 2 * len(paths)
+    assert sum(one.events for one in tallies) == 6 * len(paths)
+    assert sum(one.value_sum for one in tallies) == (1 + 2 + 4 + 1 + 5) * len(paths)
+    assert list(proof.discrepancies()) == []
 
 
 def test_what_the_headers_say_otherwise_takes_the_long_way(app, api, running):
@@ -596,14 +627,16 @@ def test_a_job_that_fails_takes_no_other_with_it(app, api, running):
     database = app.extensions["database"]
     numbers, gate = itertools.count(), threading.Barrier(12)
 
-    def insert(user):
-        Assignment.insert(
-            experiment=id,
-            user_id=user,
-            variant="v1",
-            assigned_at=utcnow(),
-            received_at=utcnow(),
-        ).execute()
+    def insert(users):
+        for user in users:
+            Assignment.insert(
+                experiment=id,
+                user_id=user,
+                variant="v1",
+                assigned_at=utcnow(),
+                received_at=utcnow(),
+            ).execute()
+        return users
 
     def write(_):
         number = next(numbers)
@@ -611,7 +644,7 @@ def test_a_job_that_fails_takes_no_other_with_it(app, api, running):
             engine.connect()
             gate.wait(10)
             try:
-                database.write(lambda: insert("same" if number % 3 else f"u{number}"))
+                database.write(insert, "same" if number % 3 else f"u{number}")
             except peewee.IntegrityError:
                 return None
             finally:
@@ -639,8 +672,12 @@ def test_the_threads_of_a_group_share_one_transaction():
             begun.append(len(done))
             return super().__enter__()
 
+    def note(numbers):
+        done.append(numbers)
+        return [-number for number in numbers]
+
     def write(number):
-        job = group.join(lambda: done.append(number), "a file", 10)
+        job = group.join(note, number, "a file", 10)
         if job.leads:
             group.lead(job, Transaction)
         return job.outcome()
@@ -652,8 +689,8 @@ def test_the_threads_of_a_group_share_one_transaction():
         while len(group._waiting) < 6:
             assert not first.done()
         waiting.set()
-        for one in (first, *others):
-            one.result(10)
+        results = [one.result(10) for one in (first, *others)]
 
     assert begun == [0]
-    assert sorted(done) == list(range(6))
+    assert [sorted(numbers) for numbers in done] == [list(range(6))]
+    assert results == [-number for number in range(6)]

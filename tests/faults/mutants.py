@@ -32,14 +32,14 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "        written = database.obj.write(lambda: _enrolled(pairs))\n",
+            "        return database.obj.write(_enter, Entry(known, new))\n",
             """        import contextvars
         import threading
 
         late = contextvars.copy_context()  # with the database of this request
-        write = lambda: database.obj.write(lambda: _enrolled(pairs))
+        write = lambda: database.obj.write(_enter, Entry(known, new))
         threading.Timer(0.1, late.run, (write,)).start()
-        written = [one._replace(assigned_at=now) for _, one in pairs]
+        return utcnow()
 """,
         ),
     ],
@@ -51,8 +51,8 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    if REVISION() != [(new[0][0].revision,)]:\n",
-            "    if REVISION() < [(new[0][0].revision,)]:\n",
+            "        known.revision == revision and not decide_for_all(",
+            "        known.revision <= revision and not decide_for_all(",
         ),
     ],
     "no UNIQUE on (experiment, user)": [
@@ -84,17 +84,17 @@ def _assigned_late(
     "a counter in another transaction": [
         (
             "ledger/enrolment.py",
-            "    count_participants(experiment_id,",
+            "    count_participants((experiment_id,",
             "    database.commit()\n"
             "    database.begin()\n"
-            "    count_participants(experiment_id,",
+            "    count_participants((experiment_id,",
         ),
         (
             "ledger/single.py",
-            "        COUNT_PARTICIPANT.changed(definition.id, variant.id)\n",
-            "        database.commit()\n"
-            "        database.begin()\n"
-            "        COUNT_PARTICIPANT.changed(definition.id, variant.id)\n",
+            "    count_participants((experiment,",
+            "    database.commit()\n"
+            "    database.begin()\n"
+            "    count_participants((experiment,",
         ),
     ],
     "a swallowed lock error": [
@@ -110,11 +110,11 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "        written = database.obj.write(lambda: _enrolled(pairs))\n",
-            """        try:
-            written = database.obj.write(lambda: _enrolled(pairs))
-        except __import__("peewee").OperationalError:
-            written = [one._replace(assigned_at=now) for _, one in pairs]
+            "    except Overtaken:\n        return None\n",
+            """    except Overtaken:
+        return None
+    except __import__("peewee").OperationalError:
+        return utcnow()
 """,
         ),
     ],
