@@ -296,31 +296,33 @@ def _entered_at(known: Sequence[Known], new: Sequence[Decision]) -> datetime | N
 def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     """Write the rows of all entries with their tallies; return when, for each.
 
-    None for an entry whose experiments are not all as they were known: none of its rows
-    is written. Raise Overtaken if a user has a row already.
+    None for an entry whose experiments are not all as they were known, or which has a
+    user of an earlier entry: none of its rows is written. Raise Overtaken if a user has
+    a row already.
     """
     ((revision,),), now = REVISION(), utcnow()
-    written = [now if _is_valid(entry, revision, now) else None for entry in entries]
     time = TIME.db_value(now)
-    rows = [
-        (one.experiment_id, one.user_id, one.variant.id, time, time)
-        for entry, at in zip(entries, written, strict=True)
-        if at
-        for one in entry.new
-        if one.variant
-    ]
+    users: set[tuple[str, str]] = set()
+    rows: list[tuple[Any, ...]] = []
+    written: list[datetime | None] = []
+    for entry in entries:
+        own = {(one.experiment_id, one.user_id) for one in entry.new}
+        is_valid = users.isdisjoint(own) and all(
+            known.revision == revision and not decide_for_all(known.definition, "", now)
+            for known in entry.known
+        )
+        written.append(now if is_valid else None)
+        if is_valid:
+            users |= own
+            rows += [
+                (one.experiment_id, one.user_id, one.variant.id, time, time)
+                for one in entry.new
+                if one.variant
+            ]
     if ENROL.insert_rows(rows) < len(rows):
         raise Overtaken
     count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
     return written
-
-
-def _is_valid(entry: Entry, revision: int, now: datetime) -> bool:
-    """Tell whether the entry's experiments are as they were known, and open."""
-    return all(
-        known.revision == revision and not decide_for_all(known.definition, "", now)
-        for known in entry.known
-    )
 
 
 # ----------------------------------------------------------------------------

@@ -405,7 +405,11 @@ def test_nobody_is_entered_if_one_was_enrolled_meanwhile(app, api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": 1}
     assert [row.variant for row in Assignment.select()] == [first["variantId"]]
 
-    assert single._entered_at([known], new) is not None
+    entries = [single.Entry([known], some) for some in (new, new[-1:])]
+    with engine.database.atomic():
+        first_at, again_at = single._enter(entries)
+    assert first_at is not None
+    assert again_at is None
     assert api.get(path).json["data"]["_count"] == {"assignments": 601}
 
 

@@ -51,8 +51,8 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "        known.revision == revision and not decide_for_all(",
-            "        known.revision <= revision and not decide_for_all(",
+            "            known.revision == revision and not decide_for_all(",
+            "            known.revision <= revision and not decide_for_all(",
         ),
     ],
     "no UNIQUE on (experiment, user)": [
