@@ -131,6 +131,7 @@ def test_when_both_are_killed_the_replica_lacks_only_the_last_seconds(
         users = [{"userId": f"later-{number}-{'x' * 200}"} for number in range(10_000)]
         service.data("POST", f"{path}/assignments/batch", {"users": users})
         assert source.stat().st_size > 4_000_000
+        litestream("reset", source)  # as docs/deploying.md says, before each start
         litestream("replicate", "-once")
 
     again = tmp_path / "again.db"
