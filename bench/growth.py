@@ -224,65 +224,62 @@ def compare(
         print(f"{what:<30}{shown}{medians[-1] / medians[0]:>8.2f}", flush=True)
 
 
-def grown_users(folder: Path, sizes: list[int], rounds: int) -> None:
-    instances = []
-    for size in sizes:
-        one = Instance(folder, f"users-{size}")
-        empty = one.size()
-        spent = one.load(size)
-        each = (one.size() - empty) / size
-        print(f"import of {size:,}: {size / spent:,.0f} lines a second, ", end="")
-        print(f"{each:.0f} bytes an assignment", flush=True)
-        one.convert()
-        instances.append(one)
-    compare("assignments", sizes, instances, rounds)
+def with_assignments(folder: Path, size: int) -> Instance:
+    """Return an instance with so many imported assignments."""
+    one = Instance(folder, f"assignments-{size}")
+    empty = one.size()
+    spent = one.load(size)
+    each = (one.size() - empty) / size
+    print(f"import of {size:,}: {size / spent:,.0f} lines a second, ", end="")
+    print(f"{each:.0f} bytes an assignment", flush=True)
+    one.convert()
+    return one
 
 
-def grown_experiments(folder: Path, rounds: int) -> None:
-    instances = []
-    for size in MANY:
-        one = Instance(folder, f"experiments-{size}")
-        one.enrol(1_000)
-        one.convert()
-        one.started(size - EXPERIMENTS)  # requests go to the first ones
-        instances.append(one)
-    compare("experiments", MANY, instances, rounds)
+def with_experiments(folder: Path, size: int) -> Instance:
+    """Return an instance with so many experiments; requests go to the first ones."""
+    one = Instance(folder, f"experiments-{size}")
+    one.enrol(1_000)
+    one.convert()
+    one.started(size - EXPERIMENTS)
+    return one
 
 
-def grown_metrics(folder: Path, rounds: int) -> None:
-    instances = []
-    for size in METRICS:
-        one = Instance(folder, f"metrics-{size}")
-        one.enrol(100)
-        one.convert()
-        for place, id in enumerate(one.ids):
-            events = [  # the primary metric is one more
-                {"userId": name(place, user), "metric": f"m{number}"}
-                for number in range(size - 1)
-                for user in range(2)
-            ]
-            for some in range(0, len(events), 1_000):
-                body = {"conversions": events[some : some + 1_000]}
-                one("POST", f"experiments/{id}/conversions/batch", body)
-        instances.append(one)
-    compare("metrics an experiment", METRICS, instances, rounds)
+def with_metrics(folder: Path, size: int) -> Instance:
+    """Return an instance whose experiments have so many metrics each."""
+    one = Instance(folder, f"metrics-{size}")
+    one.enrol(100)
+    one.convert()
+    for place, id in enumerate(one.ids):
+        events = [  # the primary metric is one more
+            {"userId": name(place, user), "metric": f"m{number}"}
+            for number in range(size - 1)
+            for user in range(2)
+        ]
+        for some in range(0, len(events), 1_000):
+            body = {"conversions": events[some : some + 1_000]}
+            one("POST", f"experiments/{id}/conversions/batch", body)
+    return one
+
+
+GROWN = {
+    "assignments": with_assignments,
+    "experiments": with_experiments,
+    "metrics": with_metrics,
+}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**6, 10**7])
     options.add_argument("--rounds", type=int, default=40)
-    options.add_argument(
-        "--only", nargs="*", default=["assignments", "experiments", "metrics"]
-    )
+    options.add_argument("--only", nargs="*", choices=GROWN, default=list(GROWN))
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if "assignments" in chosen.only:
-            grown_users(Path(folder), chosen.sizes, chosen.rounds)
-        if "experiments" in chosen.only:
-            grown_experiments(Path(folder), chosen.rounds)
-        if "metrics" in chosen.only:
-            grown_metrics(Path(folder), chosen.rounds)
+    sizes = {"assignments": chosen.sizes, "experiments": MANY, "metrics": METRICS}
+    for what in chosen.only:
+        with tempfile.TemporaryDirectory() as folder:
+            instances = [GROWN[what](Path(folder), size) for size in sizes[what]]
+            compare(what, sizes[what], instances, chosen.rounds)
 
 
 if __name__ == "__main__":
