@@ -293,6 +293,12 @@ def _entered_at(known: Sequence[Known], new: Sequence[Decision]) -> datetime | N
         return None
 
 
+def _place(new: Decision) -> tuple[str, str, str]:
+    if new.variant is None:
+        raise ValueError(f"{new} comes without a variant.")
+    return new.experiment_id, new.user_id, new.variant.id
+
+
 def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     """Write the rows of all entries with their tallies; return when, for each.
 
@@ -314,11 +320,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
         written.append(now if is_valid else None)
         if is_valid:
             users |= own
-            rows += [
-                (one.experiment_id, one.user_id, one.variant.id, time, time)
-                for one in entry.new
-                if one.variant
-            ]
+            rows += [(*_place(one), time, time) for one in entry.new]
     if ENROL.insert_rows(rows) < len(rows):
         raise Overtaken
     count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
