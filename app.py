@@ -603,8 +603,8 @@ def ready() -> dict[str, str]:
 
 def measured() -> Response:
     """Return the metrics for Prometheus."""
-    file = current_app.extensions["database"].file
-    return Response(metrics.exposition(file), content_type=metrics.CONTENT_TYPE)
+    content = metrics.exposition(current_app.extensions["database"])
+    return Response(content, content_type=metrics.CONTENT_TYPE)
 
 
 FROM_BROWSERS = r"/api/(experiments/[^/]+/(assignments|conversions)|events).*"

@@ -207,7 +207,9 @@ def restore(file: Path, dry_run: bool) -> None:
     """
     target = current_app.extensions["database"].file
     if target is None:
-        raise click.ClickException("A database in memory has no place.")
+        raise click.ClickException(
+            "Only a database in a file is restored so; see docs/operating.md."
+        )
     with errors_in_one_line():
         if dry_run:
             _tell(file, backups.prove(file))

@@ -485,8 +485,8 @@ def _running_with(
     experiment: Experiment, flow_ids: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Return the other running experiments that use these flows, each with its flow."""
-    rows = (
-        Variant.select(Variant.experiment, Variant.flow_id)
+    rows: Any = (
+        Variant.select(Variant.experiment, Variant.flow_id, Experiment.created_at)
         .join(Experiment)
         .where(
             Variant.flow_id.in_(flow_ids),
@@ -494,10 +494,10 @@ def _running_with(
             Experiment.archived_at.is_null(),
             Experiment._status_at(utcnow()) == RUNNING,
         )
-        .order_by(Experiment.created_at, Experiment.id, Variant.flow_id)
+        .order_by(Experiment.created_at, Variant.experiment, Variant.flow_id)
         .distinct()
     )
-    return [(row.experiment_id, str(row.flow_id)) for row in rows]
+    return [(id, flow_id) for id, flow_id, _ in rows.tuples()]
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

@@ -84,19 +84,17 @@ def _column_as_of(fence: Fence | None, column: Any) -> Any:
     """
     if fence is None:
         return column
-    path = f"$.{column.name}"
-    changed = (
-        Change.select(fn.json_extract(Change.settings, path))
-        .where(
-            Change.experiment == Experiment.id,
-            Change.id > fence.change,
-            fn.json_type(Change.settings, path).is_null(False),
-        )
-        .order_by(Change.id)
-        .limit(1)
+    here = database.obj
+    changed = Change.select().where(
+        Change.experiment == Experiment.id,
+        Change.id > fence.change,
+        here.has_pair(Change.settings, column.name),
     )
-    # A pair (before, after), or a single value if nothing has changed.
-    return fn.json_extract(fn.COALESCE(changed, fn.json_array(column)), "$[0]")
+    value = here.first_of_pair(Change.settings, column.name)
+    if isinstance(column, Utc):
+        value = value.cast("BIGINT")
+    before = changed.select(value).order_by(Change.id).limit(1)
+    return Case(None, [(fn.EXISTS(changed), before)], column)
 
 
 def _status_as_of(fence: Fence | None) -> Case:

@@ -196,30 +196,41 @@ class Variant(Table):
     split = IntegerField()
     flow_id = TextField(null=True)
     config = Json(null=True)
-    participants = BigIntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+
+    participants: int
+    """How many users have it, in objects that `read` has made."""
 
     class Meta:
         primary_key = CompositeKey("experiment", "key")
         indexes = ((("experiment", "name"), True),)
-        constraints = [
-            Check(f"split BETWEEN 1 AND {FULL}"),
-            Check("participants >= 0"),
-        ]
+        constraints = [Check(f"split BETWEEN 1 AND {FULL}")]
 
     @classmethod
-    def of(cls, experiment_ids: Sequence[str]) -> Iterable[Variant]:
-        """Return the variants of these experiments, each experiment's in order."""
+    def of(cls, experiment_ids: Sequence[Any]) -> Any:
+        """Return the query of the rows for `read`, each experiment's in order."""
+        number = ParticipantTally.select(fn.SUM(ParticipantTally.participants)).where(
+            ParticipantTally.experiment == cls.experiment,
+            ParticipantTally.variant == cls.key,
+        )
         return (
-            cls.select()
+            cls.select(*cls._meta.sorted_fields, number)
             .where(cls.experiment.in_(experiment_ids))
             .order_by(cls.experiment, cls.position)
         )
+
+    @classmethod
+    def read(cls, stored: Sequence[Any]) -> Variant:
+        *columns, number = stored
+        variant = super().read(columns)
+        variant.participants = int(number or 0)
+        return variant
 
 
 BY_ID = Statement(lambda mark: Experiment.select().where(Experiment.id == mark))
 BY_KEY = Statement(lambda mark: Experiment.select().where(Experiment.key == mark))
 VARIANTS = Statement(lambda mark: Variant.of([mark]))
 
+# A table with this constraint says that it depends on Variant, which is made before it.
 _VARIANT_OF_THE_SAME_EXPERIMENT = SQL(
     'FOREIGN KEY ("experiment_id", "variant") REFERENCES "variant" '
     '("experiment_id", "key")'
@@ -331,6 +342,7 @@ class Override(Table):
 
     class Meta:
         primary_key = CompositeKey("experiment", "user_id")
+        depends_on = [Variant]
         # Deferred: a draft's variants are replaced, and exist again at the commit.
         constraints = [
             SQL(f"{_VARIANT_OF_THE_SAME_EXPERIMENT.sql} DEFERRABLE INITIALLY DEFERRED")
@@ -502,6 +514,7 @@ class Assignment(Table):
     class Meta:
         # The user first: this index also finds all experiments of a user.
         indexes = ((("user_id", "experiment"), True),)
+        depends_on = [Variant]
         constraints = [_VARIANT_OF_THE_SAME_EXPERIMENT]
 
 
@@ -528,17 +541,41 @@ class Outcome(Table):
     metric = TextField()
     events = BigIntegerField()
     total = Exact(null=True)
+    valued = BigIntegerField(constraints=[SQL("DEFAULT 0")])
+    """How many of the events have a value."""
 
     class Meta:
         primary_key = CompositeKey("assignment", "metric")
 
 
+class ParticipantTally(Table):
+    """How many users have a variant: the sum over all slots.
+
+    Each writer adds to the row of its slot, with the rows that it counts.
+    """
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    variant = TextField()
+    slot = IntegerField()
+    participants = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "variant", "slot")
+        depends_on = [Variant]
+        constraints = [_VARIANT_OF_THE_SAME_EXPERIMENT, Check("participants >= 1")]
+
+
 class Tally(Table):
-    """The counts of one variant in one metric, updated with the rows they count."""
+    """The counts of one variant in one metric: the sum over all slots.
+
+    Each writer adds to the row of its slot, with the rows that it counts. A user may
+    have the first event in one slot and the first value in another one.
+    """
 
     experiment = ForeignKeyField(Experiment, index=False)
     variant = TextField()
     metric = TextField()
+    slot = IntegerField()
     users = BigIntegerField()
     events = BigIntegerField()
     value_users = BigIntegerField()
@@ -548,11 +585,12 @@ class Tally(Table):
     last_at = Utc()
 
     class Meta:
-        primary_key = CompositeKey("experiment", "variant", "metric")
+        primary_key = CompositeKey("experiment", "variant", "metric", "slot")
+        depends_on = [Variant]
         constraints = [
             _VARIANT_OF_THE_SAME_EXPERIMENT,
-            Check("users BETWEEN 1 AND events"),
-            Check("value_users BETWEEN 0 AND users"),
+            Check("users BETWEEN 0 AND events"),
+            Check("value_users BETWEEN 0 AND events"),
         ]
 
 
@@ -605,6 +643,7 @@ TABLES = [
     Assignment,
     Conversion,
     Outcome,
+    ParticipantTally,
     Tally,
     Metric,
     Refusal,

@@ -22,9 +22,8 @@ from models import (
     Refusal,
     RefusalTally,
 )
-from storage.columns import utcnow
 from storage.engine import database
-from storage.table import CHUNK, one_of
+from storage.table import CHUNK, Insert, one_of
 from targeting.decision import NOT_ENROLLED, RUNNING, STOPPED
 
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
@@ -112,13 +111,17 @@ def credit(events: Sequence[Event]) -> list[list[Receipt]]:
     for place, event in enumerate(events):
         for experiment_id in memberships.get(event.user_id, ()):
             places.setdefault(experiment_id, []).append(place)
-    booked: dict[tuple[int, str], Receipt] = {}
-    with database.atomic():
-        for experiment_id, some in places.items():
+
+    def book() -> dict[tuple[int, str], Receipt]:
+        booked = {}
+        for experiment_id, some in sorted(places.items()):
             experiment = Experiment.get_by_id(experiment_id)
             receipts = _record(experiment, [events[place] for place in some])
             for place, receipt in zip(some, receipts, strict=True):
                 booked[place, experiment_id] = receipt
+        return booked
+
+    booked = database.obj.beside(book)
     return [
         [booked[place, id] for id in memberships.get(event.user_id, ())]
         for place, event in enumerate(events)
@@ -160,14 +163,17 @@ def record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
     completed, when archived. Each event is counted, is a duplicate, or is refused,
     and refused events are counted as refused.
     """
-    with database.atomic():
+
+    def book() -> list[Receipt]:
         current = Experiment.get_by_id(experiment.id)
         refuse_unless_open(current)
         return _record(current, events)
 
+    return database.obj.beside(book)
+
 
 def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
-    now = utcnow()
+    now = database.obj.now()
     if not _is_open(experiment):
         return [
             _receipt(experiment, event, now, REJECTED, reason=INVALID_STATE)
@@ -195,7 +201,7 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
             if event.idempotency_key is not None:
                 facts.known[event.idempotency_key] = row
     facts.metrics.write()
-    write_bookings(experiment, counted)
+    write_bookings(counted)
     _write_refusals(experiment, receipts, now)
     return receipts
 
@@ -355,14 +361,19 @@ def _write_refusals(
         if receipt.status == DUPLICATE
         or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT)
     ]
-    Refusal.write_rows(
-        [Refusal.experiment, Refusal.reason, Refusal.received_at],
-        [(experiment.id, reason, now) for reason in reasons],
+    ADD_REFUSALS.of((experiment.id, reason, now) for reason in reasons)
+    COUNT_REFUSALS.of(
+        (experiment.id, reason, number)
+        for reason, number in sorted(Counter(reasons).items())
     )
-    for reason, number in Counter(reasons).items():
-        RefusalTally.insert(
-            experiment=experiment.id, reason=reason, count=number
-        ).on_conflict(
-            conflict_target=[RefusalTally.experiment, RefusalTally.reason],
-            update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
-        ).execute()
+
+
+ADD_REFUSALS = Insert([Refusal.experiment, Refusal.reason, Refusal.received_at])
+
+COUNT_REFUSALS = Insert(
+    [RefusalTally.experiment, RefusalTally.reason, RefusalTally.count],
+    lambda insert: insert.on_conflict(
+        conflict_target=[RefusalTally.experiment, RefusalTally.reason],
+        update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
+    ),
+)

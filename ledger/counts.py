@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from peewee import fn
 
-from ledger.tallies import Total, count, exact
+from ledger.tallies import Total, count, merged
 from models import (
     Assignment,
     Conversion,
@@ -21,7 +21,7 @@ from models import (
     Tally,
     Variant,
 )
-from storage.columns import utcnow
+from storage.columns import EXACT, utcnow
 from storage.engine import database
 from storage.table import Statement
 from storage.traffic import giving_way
@@ -91,7 +91,7 @@ TALLIES_OF_METRIC = Statement(
 
 def counted(experiment: Experiment) -> Counts:
     """Return the present counts, at the same cost for any number of users."""
-    with database.transaction("DEFERRED"):  # one snapshot that blocks no writer
+    with database.obj.snapshot():
         current = _current(experiment)
         return _counts(current, TALLIES.rows(Tally, current.id))
 
@@ -101,7 +101,7 @@ def counted_in(experiment: Experiment, metric: str | None) -> Counts:
 
     If it has none, return the counts of all metrics, which say what was received.
     """
-    with database.transaction("DEFERRED"):
+    with database.obj.snapshot():
         current = _current(experiment)
         wanted = metric or current.primary_metric
         tallies = TALLIES_OF_METRIC.rows(Tally, current.id, current.id, wanted)
@@ -120,7 +120,7 @@ def _counts(current: Experiment, tallies: list[Tally]) -> Counts:
         current,
         variants,
         {one.key: one.participants for one in variants},
-        {(row.variant, row.metric): row for row in tallies},
+        merged(tallies),
         {row.reason: row.count for row in REFUSED.rows(RefusalTally, current.id)},
     )
 
@@ -131,16 +131,18 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
     This reads every row, while `counted` reads tallies.
     """
     until = as_of or utcnow()
+    with database.obj.stillness():
+        pass  # what was received before this moment has been committed
     tallies: dict[tuple[str, str], Tally] = {}
     days: dict[tuple[str, date, str], DayTally] = {}
-    with database.transaction("DEFERRED"):
+    with database.obj.snapshot():
         current = Experiment.get_by_id(experiment.id)
         enrolled = Assignment.select(Assignment.variant, Assignment.assigned_at).where(
             Assignment.experiment == current.id, Assignment.received_at <= until
         )
+        rows = database.obj.stream(enrolled.tuples())
         enrolled_on = Counter(
-            (variant, moment.date())
-            for variant, moment in giving_way(enrolled.tuples().iterator(), FEW)
+            (variant, moment.date()) for variant, moment in giving_way(rows, FEW)
         )
         participants = {variant.key: 0 for variant in current.variants}
         for (variant, _), number in enrolled_on.items():
@@ -179,7 +181,7 @@ def _grown(day: DayTally, row: Any, before: Total | None) -> DayTally:
         day.users + (before is None),
         day.events + 1,
         day.value_users + (before is None or before.total is None),
-        exact.add(day.value_sum, row.value),
+        EXACT.add(day.value_sum, row.value),
     )
 
 
@@ -199,4 +201,4 @@ def conversions(*conditions: Any) -> Iterator[Any]:
     )
     if conditions:
         query = query.where(*conditions)
-    yield from query.namedtuples().iterator()
+    yield from database.obj.stream(query.namedtuples())

@@ -7,13 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from peewee import EXCLUDED as NEW_ROW
 from peewee import chunked
 
-from models import Assignment, Experiment, GroupShare, Override, Variant
+from models import (
+    Assignment,
+    Experiment,
+    GroupShare,
+    Override,
+    ParticipantTally,
+    Variant,
+)
 from storage.columns import utcnow
-from storage.engine import database
+from storage.engine import Overtaken, database
 from storage.paging import Listing, Page
-from storage.table import CHUNK, Statement, one_of
+from storage.table import CHUNK, Insert, one_of
 from targeting import decision
 from targeting.decision import (
     EXCLUDED,
@@ -69,8 +77,7 @@ def enrol_in(names: Sequence[str], user: User) -> list[Decision]:
 
     An experiment is named by its id or its key. All rows are written, or none.
     """
-    with database.atomic():
-        return [_enrolled_in(name, user) for name in names]
+    return database.obj.beside(lambda: [_enrolled_in(name, user) for name in names])
 
 
 def _enrolled_in(name: str, user: User) -> Decision:
@@ -165,18 +172,23 @@ def _assigned(
     """
     if not new:
         return {}
-    with database.atomic():
-        now = utcnow()
-        current = Experiment.get_by_id(definition.id)
-        excluded = elsewhere(definition.id, definition.group, new)
-        written: set[str] = set()
-        if current.is_open_at(now):
-            rows = [
-                NewAssignment(user_id, one.variant.id, now)
-                for user_id, one in new.items()
-                if one.variant and user_id not in excluded
-            ]
-            written = write_assignments(definition.id, rows, now)
+    return database.obj.beside(lambda: _written(definition, new))
+
+
+def _written(
+    definition: Definition, new: Mapping[str, Decision]
+) -> dict[str, Decision]:
+    now = database.obj.now()
+    current = Experiment.get_by_id(definition.id)
+    excluded = elsewhere(definition.id, definition.group, new)
+    written: set[str] = set()
+    if current.is_open_at(now):
+        rows = [
+            NewAssignment(user_id, one.variant.id, now)
+            for user_id, one in new.items()
+            if one.variant and user_id not in excluded
+        ]
+        written = write_assignments(definition.id, rows, now)
     decisions = {one: new[one]._replace(assigned_at=now) for one in written}
     others = [user_id for user_id in new if user_id not in written]
     if others:
@@ -201,7 +213,8 @@ def write_assignments(
 ) -> set[str]:
     """Write assignments of one experiment with their tally; return the new users.
 
-    Call it within a transaction. A user who is enrolled already keeps their row.
+    Call it within a transaction. A user who is enrolled already keeps their row. Raise
+    Overtaken if another process has enrolled one of them meanwhile.
     """
     present = participants_among(experiment_id, [row.user_id for row in rows])
     variants = {
@@ -209,31 +222,52 @@ def write_assignments(
         for row in rows
         if row.user_id not in present
     }
-    Assignment.write_rows(
-        [
-            Assignment.experiment,
-            Assignment.user_id,
-            Assignment.variant,
-            Assignment.assigned_at,
-            Assignment.received_at,
-        ],
-        [(experiment_id, user_id, *row, now) for user_id, row in variants.items()],
+    rows_written = ENROL.of(
+        (experiment_id, user_id, *row, now) for user_id, row in variants.items()
     )
+    if rows_written < len(variants):
+        raise Overtaken
     count_participants((experiment_id, variant) for variant, _ in variants.values())
     return set(variants)
 
 
-ADD_PARTICIPANTS = Statement(
-    lambda mark: Variant.update(participants=Variant.participants + mark).where(
-        Variant.experiment == mark, Variant.key == mark
-    )
+ENROL = Insert(
+    [
+        Assignment.experiment,
+        Assignment.user_id,
+        Assignment.variant,
+        Assignment.assigned_at,
+        Assignment.received_at,
+    ],
+    lambda insert: insert.on_conflict(
+        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
+    ),
+)
+
+PARTICIPANT_KEY: list[Any] = [
+    ParticipantTally.experiment,
+    ParticipantTally.variant,
+    ParticipantTally.slot,
+]
+
+ADD_PARTICIPANTS = Insert(
+    [*PARTICIPANT_KEY, ParticipantTally.participants],
+    lambda insert: insert.on_conflict(
+        conflict_target=PARTICIPANT_KEY,
+        update={
+            ParticipantTally.participants: ParticipantTally.participants
+            + NEW_ROW.participants
+        },
+    ),
 )
 
 
 def count_participants(pairs: Iterable[tuple[str, str]]) -> None:
     """Add rows that were written, each a pair of the ids of experiment and variant."""
-    for pair, number in Counter(pairs).items():
-        ADD_PARTICIPANTS.changed(number, *pair)
+    slot = database.obj.slot
+    ADD_PARTICIPANTS.stored(
+        [(*pair, slot, number) for pair, number in sorted(Counter(pairs).items())]
+    )
 
 
 def assignments_page(experiment: Experiment, page: Page) -> Listing:
@@ -244,6 +278,7 @@ def assignments_page(experiment: Experiment, page: Page) -> Listing:
         (Assignment.id,),
         ("assignments", experiment.id),
         total=lambda: experiment.participants,
+        moment=database.obj.stillness,
     )
     definition = experiment.definition
     return listing._replace(rows=[_existing(definition, row) for row in listing.rows])
@@ -271,7 +306,12 @@ def assignments_of(user_id: str, page: Page) -> Listing:
         .where(Assignment.user_id == user_id)
         .namedtuples()
     )
-    return page.of(lambda _: query, (Assignment.id,), ("memberships", user_id))
+    return page.of(
+        lambda _: query,
+        (Assignment.id,),
+        ("memberships", user_id),
+        moment=database.obj.stillness,
+    )
 
 
 def elsewhere(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
@@ -11,16 +12,16 @@ from typing import Any
 from peewee import fn
 
 from ledger.counts import conversions
-from ledger.tallies import Total, count
+from ledger.tallies import Total, count, merged
 from models import (
     MOST_METRICS,
     Assignment,
     Metric,
     Outcome,
+    ParticipantTally,
     Refusal,
     RefusalTally,
     Tally,
-    Variant,
 )
 from storage.engine import database
 
@@ -30,13 +31,10 @@ def discrepancies() -> Iterator[str]:
 
     All of it is read at one moment, whatever is written meanwhile, in bounded memory.
     """
-    with database.transaction("DEFERRED"):
+    with database.obj.snapshot():
         yield from _differences(
             "participants",
-            {
-                (row.experiment_id, row.key): row.participants
-                for row in Variant.select().where(Variant.participants != 0)
-            },
+            _participants(),
             _grouped(Assignment, Assignment.variant),
         )
         yield from _differences(
@@ -50,7 +48,7 @@ def discrepancies() -> Iterator[str]:
         tallies: dict[str, dict[tuple[str, str], Tally]] = {}
         yield from _wrong_totals(tallies)
         counted = (row for each in tallies.values() for row in each.values())
-        yield from _differences("tally", _figures(Tally.select()), _figures(counted))
+        yield from _differences("tally", _figures(_stored()), _figures(counted))
         metrics = {id: {name for _, name in each} for id, each in tallies.items()}
         yield from _differences("metrics", *_metrics(metrics))
 
@@ -63,7 +61,7 @@ def _wrong_totals(
         counted: dict[tuple[int, str], Total] = {}
         for row in conversions_of:
             count(row, counted, tallies.setdefault(row.experiment_id, {}))
-        stored = {row._pk: Total(row.events, row.total) for row in outcomes}
+        stored = {row._pk: Total(row.events, row.total, row.valued) for row in outcomes}
         yield from _differences("total", {id: stored}, {id: counted})
 
 
@@ -90,13 +88,28 @@ def _metrics(
 
 def _by_participant() -> Iterator[tuple[int, list[Any], list[Outcome]]]:
     """Yield each participant's conversions and stored totals, in one pass of both."""
-    stored = Outcome.select().order_by(Outcome.assignment).iterator()
+    stored = database.obj.stream(Outcome.select().order_by(Outcome.assignment))
     both = heapq.merge(conversions(), stored, key=attrgetter("assignment_id"))
     for id, rows in groupby(both, key=attrgetter("assignment_id")):
         parts: tuple[list[Any], list[Outcome]] = [], []
         for row in rows:
             parts[isinstance(row, Outcome)].append(row)
         yield id, *parts
+
+
+def _participants() -> dict[tuple[str, str], int]:
+    """Return how many users each variant has, from the tallies of all slots."""
+    numbers: Counter[tuple[str, str]] = Counter()
+    for row in ParticipantTally.select():
+        numbers[row.experiment_id, row.variant] += row.participants
+    return dict(numbers)
+
+
+def _stored() -> Iterator[Tally]:
+    """Yield the stored tally of each variant in each metric."""
+    rows = Tally.select().order_by(Tally.experiment)
+    for _, each in groupby(rows, key=attrgetter("experiment_id")):
+        yield from merged(each).values()
 
 
 def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:
@@ -110,7 +123,10 @@ def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:
 
 
 def _figures(rows: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    return {row._pk: dict(row.__data__) for row in rows}
+    return {
+        (row.experiment_id, row.variant, row.metric): {**row.__data__, "slot": None}
+        for row in rows
+    }
 
 
 def _differences(

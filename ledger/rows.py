@@ -10,7 +10,6 @@ from hashlib import sha256
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import peewee
 from peewee import JOIN, chunked, fn
 
 from ledger.conversions import occurred, refuse_unless_open
@@ -23,9 +22,9 @@ from ledger.enrolment import (
 )
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
-from storage.columns import EPOCH, MICROSECOND, utcnow
+from storage.columns import EPOCH, MICROSECOND
 from storage.engine import database
-from storage.table import CHUNK, one_of
+from storage.table import CHUNK, Insert, one_of
 from storage.traffic import giving_way
 
 
@@ -87,25 +86,29 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     file with this content, exists if n such events are stored, by the API without a key
     or by an import. So lines must come in their order.
     """
-    with database.atomic():
-        now = utcnow()
-        refuse_unless_open(Experiment.get_by_id(experiment.id))
-        new = _enrol(experiment, lines, now)
-        others = {line.user_id: line.variant for line in lines}
-        for user_id in new:
-            del others[user_id]
-        participants = participants_among(experiment.id, others)
-        if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
-            participants[user_id].variant != variant
-            for user_id, variant in others.items()
-        ):
-            raise Conflict(
-                "A user of the file was enrolled elsewhere after the file was checked; "
-                "run the import again.",
-                experiment.id,
-            )
-        rows = _new_bookings(experiment, lines, new, participants, now)
-        write_conversions(experiment, rows)
+    # Only an import can bring a user of one experiment of a group into another one.
+    write = database.obj.alone if experiment.exclusion_group else database.obj.beside
+    return write(lambda: _booked(experiment, lines))
+
+
+def _booked(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
+    now = database.obj.now()
+    refuse_unless_open(Experiment.get_by_id(experiment.id))
+    new = _enrol(experiment, lines, now)
+    others = {line.user_id: line.variant for line in lines}
+    for user_id in new:
+        del others[user_id]
+    participants = participants_among(experiment.id, others)
+    if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
+        participants[user_id].variant != variant for user_id, variant in others.items()
+    ):
+        raise Conflict(
+            "A user of the file was enrolled elsewhere after the file was checked; "
+            "run the import again.",
+            experiment.id,
+        )
+    rows = _new_bookings(experiment, lines, new, participants, now)
+    write_conversions(experiment, rows)
     return len(new), len(rows)
 
 
@@ -117,36 +120,38 @@ def _enrol(
     for line in lines:
         first.setdefault(line.user_id, line)
     received_at = _microseconds(now)
-    last = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
+    ids = database.obj.new_ids(Assignment, len(first))
     rows = [
         (id, experiment.id, *line[:3], received_at)
-        for id, line in enumerate(first.values(), last + 1)
+        for id, line in zip(ids, first.values(), strict=True)
     ]
     # The ids are in the order of the lines. The rows are written in the order of the
     # users, so that each page of the two indexes is read and written once.
     rows.sort(key=itemgetter(2))
-    _insert(
-        Assignment.insert_many([dict.fromkeys(ASSIGNED)]).on_conflict(
-            action="NOTHING",
-            conflict_target=[Assignment.experiment, Assignment.user_id],
-        ),
-        rows,
+    ENROL_AS.stored(rows)
+    # Other processes may have got some of the ids between the first and the last.
+    present: Any = Assignment.select(Assignment.user_id, Assignment.id).where(
+        Assignment.id >= ids[0], Assignment.id <= ids[-1]
     )
-    # Under the write lock, the rows after the last one are those of this call.
-    written = Assignment.select(Assignment.user_id, Assignment.id)
-    new: dict[str, int] = dict(database.execute(written.where(Assignment.id > last)))
+    own = ids if isinstance(ids, range) else set(ids)
+    new: dict[str, int] = {user_id: id for user_id, id in present.tuples() if id in own}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     return new
 
 
-ASSIGNED = ("id", "experiment", "user_id", "variant", "assigned_at", "received_at")
-
-
-def _insert(query: Any, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Run an insert for each of these rows, whose values are as columns store them."""
-    statement, _ = query.sql()
-    with peewee.__exception_wrapper__:
-        database.connection().executemany(statement, rows)
+ENROL_AS = Insert(
+    [
+        Assignment.id,
+        Assignment.experiment,
+        Assignment.user_id,
+        Assignment.variant,
+        Assignment.assigned_at,
+        Assignment.received_at,
+    ],
+    lambda insert: insert.on_conflict(
+        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
+    ),
+)
 
 
 def _new_bookings(
@@ -302,7 +307,7 @@ def exported(experiment: Experiment) -> Iterator[ExportedRow]:
 
 def _exported_columns(experiment: Experiment) -> tuple[Any, Any]:
     """Return the query of all rows up to now, and its column of the event's number."""
-    with database.transaction("DEFERRED"):
+    with database.obj.stillness():
         last_assignment = Assignment.select(fn.MAX(Assignment.id)).scalar() or 0
         last_conversion = Conversion.select(fn.MAX(Conversion.id)).scalar() or 0
     number = fn.COALESCE(Conversion.id, 0)

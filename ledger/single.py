@@ -14,26 +14,23 @@ import threading
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from peewee import JOIN, SQL
 
 from ledger import conversions, tallies
 from ledger.conversions import ACCEPTED, Event, Receipt
-from ledger.enrolment import Participant, count_participants
+from ledger.enrolment import ENROL, Participant, count_participants
 from models import (
     Assignment,
     Conversion,
     Experiment,
     Identity,
     Metric,
-    Outcome,
     Override,
-    Tally,
 )
 from storage.columns import Json, utcnow
-from storage.engine import database
+from storage.engine import Overtaken, database
 from storage.table import CHUNK, Statement
 from targeting import decision
 from targeting.decision import (
@@ -149,20 +146,6 @@ def users_in(number: int) -> Statement:
 
 
 REVISION = Statement(lambda _: Identity.select(Identity.revision))
-
-ENROL = Statement(
-    lambda mark: Assignment.insert(
-        {
-            Assignment.experiment: mark,
-            Assignment.user_id: mark,
-            Assignment.variant: mark,
-            Assignment.assigned_at: mark,
-            Assignment.received_at: mark,
-        }
-    ).on_conflict(
-        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
-    )
-)
 
 
 def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | None:
@@ -281,10 +264,6 @@ class Entry(NamedTuple):
     new: Sequence[Decision]
 
 
-class Overtaken(Exception):
-    """Another request has enrolled one of the users meanwhile."""
-
-
 def _entered_at(known: Sequence[Known], new: Sequence[Decision]) -> datetime | None:
     """Enrol new users; return when. None if nobody was, because others came first."""
     try:
@@ -306,7 +285,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     user of an earlier entry: none of its rows is written. Raise Overtaken if a user has
     a row already.
     """
-    ((revision,),), now = REVISION(), utcnow()
+    ((revision,),), now = REVISION(), database.obj.now()
     time = TIME.db_value(now)
     users: set[tuple[str, str]] = set()
     rows: list[tuple[Any, ...]] = []
@@ -321,7 +300,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
         if is_valid:
             users |= own
             rows += [(*_place(one), time, time) for one in entry.new]
-    if ENROL.insert_rows(rows) < len(rows):
+    if ENROL.stored(rows) < len(rows):
         raise Overtaken
     count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
     return written
@@ -330,16 +309,6 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
 # ----------------------------------------------------------------------------
 # Conversions
 # ----------------------------------------------------------------------------
-
-TALLIED: list[Any] = [
-    Tally.users,
-    Tally.events,
-    Tally.value_users,
-    Tally.value_sum,
-    Tally.value_sum_squares,
-    Tally.first_at,
-    Tally.last_at,
-]
 
 # A row for each thing that an event depends on, null where there is none.
 FACTS = Statement(
@@ -351,9 +320,6 @@ FACTS = Statement(
             Assignment.assigned_at,
             Metric.number,
             Conversion.id,
-            Outcome.events,
-            Outcome.total,
-            *TALLIED,
         )
         .join(
             Assignment,
@@ -372,54 +338,6 @@ FACTS = Statement(
             JOIN.LEFT_OUTER,
             on=(Conversion.experiment == mark) & (Conversion.idempotency_key == mark),
         )
-        .switch(Identity)
-        .join(
-            Outcome,
-            JOIN.LEFT_OUTER,
-            on=(Outcome.assignment == Assignment.id) & (Outcome.metric == mark),
-        )
-        .switch(Identity)
-        .join(
-            Tally,
-            JOIN.LEFT_OUTER,
-            on=(Tally.experiment == mark)
-            & (Tally.variant == Assignment.variant)
-            & (Tally.metric == mark),
-        )
-    )
-)
-
-ADD_CONVERSION = Statement(
-    lambda mark: Conversion.insert(
-        {
-            Conversion.experiment: mark,
-            Conversion.assignment: mark,
-            Conversion.metric: mark,
-            Conversion.value: mark,
-            Conversion.occurred_at: mark,
-            Conversion.received_at: mark,
-            Conversion.idempotency_key: mark,
-        }
-    )
-)
-
-SET_OUTCOME = Statement(
-    lambda mark: Outcome.insert(
-        {
-            Outcome.assignment: mark,
-            Outcome.metric: mark,
-            Outcome.events: mark,
-            Outcome.total: mark,
-        }
-    ).on_conflict(
-        conflict_target=[Outcome.assignment, Outcome.metric],
-        preserve=[Outcome.events, Outcome.total],
-    )
-)
-
-SET_TALLY = Statement(
-    lambda mark: Tally.update(dict.fromkeys(TALLIED, mark)).where(
-        Tally.experiment == mark, Tally.variant == mark, Tally.metric == mark
     )
 )
 
@@ -437,17 +355,17 @@ def book(name: str, event: Event) -> tuple[Known, Receipt] | None:
     known = memory.get(name)
     if known is None or known.has_overrides:
         return None
-    receipt = database.obj.write(_book, Candidate(name, known, event))
+    try:
+        receipt = database.obj.write(_book, Candidate(name, known, event))
+    except Overtaken:
+        return None
     return receipt and (known, receipt)
 
 
 class Books(NamedTuple):
-    """Events to be written together, with the totals and tallies that count them."""
+    """Events to be written together."""
 
     bookings: list[tallies.Booking]
-    totals: dict[tuple[int, str], tallies.Total]
-    tallies: dict[str, dict[tuple[str, str], Any]]
-    """By experiment, then by variant and metric."""
     keys: set[tuple[str, str]]
     """The experiment and the idempotency key of each event that has one."""
 
@@ -457,9 +375,9 @@ def _book(candidates: Sequence[Candidate]) -> list[Receipt | None]:
 
     Return the receipt of each that is simply accepted, else None.
     """
-    now, books = utcnow(), Books([], {}, {}, set())
+    now, books = database.obj.now(), Books([], set())
     receipts = [_counted(books, one, now) for one in candidates]
-    _write(books)
+    tallies.write_bookings(books.bookings)
     return receipts
 
 
@@ -468,12 +386,12 @@ def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | Non
     name, known, event = candidate
     id, user_id, key = known.definition.id, event.user_id, event.idempotency_key
     metric = event.metric or known.primary_metric
-    (found,) = FACTS(id, user_id, id, metric, id, key, metric, id, metric)
-    revision, assignment_id, variant, assigned_at, number, taken, *counts = found
+    (found,) = FACTS(id, user_id, id, metric, id, key)
+    revision, assignment_id, variant, assigned_at, number, taken = found
     if revision != known.revision:
         memory.forget(name)
         return None
-    if None in (assignment_id, number, counts[2]) or taken or not _takes(known, now):
+    if None in (assignment_id, number) or taken or not _takes(known, now):
         return None
     time: Any = TIME.python_value(assigned_at)
     seat = Participant(assignment_id, user_id, variant, time)
@@ -484,10 +402,11 @@ def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | Non
         if (id, key) in books.keys:
             return None
         books.keys.add((id, key))
-    booking = tallies.Booking(
-        id, assignment_id, variant, metric, event.value, occurred_at, now, key
+    books.bookings.append(
+        tallies.Booking(
+            id, assignment_id, variant, metric, event.value, occurred_at, now, key
+        )
     )
-    _count(books, booking, counts)
     return Receipt(
         id, ACCEPTED, user_id, metric, event.value, occurred_at, key, variant
     )
@@ -498,62 +417,3 @@ def _takes(known: Known, now: datetime) -> bool:
     one = known.definition
     state = decision.state_at(now, one.status, one.end_date)
     return not one.is_archived and state in (RUNNING, STOPPED)
-
-
-def _count(books: Books, booking: tallies.Booking, stored: list[Any]) -> None:
-    """Add a booking; *stored* are the total and the tally that it is added to.
-
-    An earlier event in the same books may have changed them already.
-    """
-    events, total, *tallied = stored
-    books.bookings.append(booking)
-    place = booking.assignment_id, booking.metric
-    if place not in books.totals:
-        books.totals[place] = tallies.Total(events or 0, TOTAL.python_value(total))
-    counts = books.tallies.setdefault(booking.experiment_id, {})
-    if (booking.variant, booking.metric) not in counts:
-        counts[booking.variant, booking.metric] = SimpleNamespace(
-            **{
-                field.name: field.python_value(value)
-                for field, value in zip(TALLIED, tallied, strict=True)
-            }
-        )
-    tallies.count(booking, books.totals, counts)
-
-
-def _write(books: Books) -> None:
-    """Write the conversions with their users' totals and their variants' tallies."""
-    ADD_CONVERSION.insert_rows(
-        [
-            (
-                booking.experiment_id,
-                booking.assignment_id,
-                *(
-                    field.db_value(value)
-                    for field, value in zip(BOOKED, booking[3:], strict=True)
-                ),
-            )
-            for booking in books.bookings
-        ]
-    )
-    SET_OUTCOME.insert_rows(
-        [
-            (*place, one.events, TOTAL.db_value(one.total))
-            for place, one in books.totals.items()
-        ]
-    )
-    for experiment_id, counts in books.tallies.items():
-        for place, tally in counts.items():
-            values = [field.db_value(getattr(tally, field.name)) for field in TALLIED]
-            SET_TALLY.changed(*values, experiment_id, *place)
-
-
-TOTAL = Outcome.total
-
-BOOKED: Any = (
-    Conversion.metric,
-    Conversion.value,
-    Conversion.occurred_at,
-    Conversion.received_at,
-    Conversion.idempotency_key,
-)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from decimal import Context, Decimal, Inexact
+from decimal import Decimal
 from typing import Any, NamedTuple
 
-from peewee import chunked, fn
+import peewee
+from peewee import EXCLUDED, chunked, fn
 
 from models import (
     MOST_METRICS,
@@ -18,10 +19,9 @@ from models import (
     Outcome,
     Tally,
 )
-from storage.table import CHUNK, one_of
-
-# Enough digits for the square of any total; a result that does not fit raises.
-exact = Context(prec=1_000, traps=[Inexact])
+from storage.columns import EXACT
+from storage.engine import Overtaken, database
+from storage.table import CHUNK, Insert, one_of
 
 
 class TooManyMetrics(Conflict):
@@ -55,6 +55,24 @@ class Total(NamedTuple):
 
     events: int = 0
     total: Decimal | None = None
+    valued: int = 0
+    """How many of the events have a value."""
+
+    def plus(self, value: Decimal | None) -> Total:
+        """Return the total with one more event."""
+        if value is None:
+            return self._replace(events=self.events + 1)
+        total = EXACT.add(self.total or Decimal(0), value)
+        return Total(self.events + 1, total, self.valued + 1)
+
+    def minus(self, other: Total) -> Total:
+        """Return what the total was before these events were added."""
+        events, valued = self.events - other.events, self.valued - other.valued
+        if self.total is None or not valued:
+            return Total(events)
+        return Total(
+            events, EXACT.subtract(self.total, other.total or Decimal(0)), valued
+        )
 
 
 class Metrics:
@@ -92,10 +110,7 @@ class Metrics:
 
     def write(self) -> None:
         """Write the metrics that were admitted now."""
-        Metric.write_rows(
-            [Metric.experiment, Metric.name, Metric.number],
-            [(self._experiment.id, *new) for new in self._numbers.items()],
-        )
+        ADD_METRICS.of((self._experiment.id, *new) for new in self._numbers.items())
 
 
 def _metrics_among(experiment_id: str, names: Iterable[str]) -> set[str]:
@@ -134,74 +149,141 @@ def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
         if not metrics.admit(row.metric):
             raise TooManyMetrics(row.metric)
     metrics.write()
-    write_bookings(experiment, rows)
+    write_bookings(rows)
 
 
-def write_bookings(experiment: Experiment, rows: Sequence[Booking]) -> None:
-    """Write conversions whose metrics exist, with their totals and tallies.
+ADD_METRICS = Insert([Metric.experiment, Metric.name, Metric.number])
 
-    Only the totals and tallies that these rows change are read and written.
+ADD_CONVERSIONS = Insert(
+    [
+        Conversion.experiment,
+        Conversion.assignment,
+        Conversion.metric,
+        Conversion.value,
+        Conversion.occurred_at,
+        Conversion.received_at,
+        Conversion.idempotency_key,
+    ],
+    lambda insert: insert.on_conflict(
+        action="NOTHING",
+        conflict_target=[Conversion.experiment, Conversion.idempotency_key],
+    ),
+)
+
+
+def excluded(field: peewee.Field) -> Any:
+    """Return the value of the row that is in conflict with one that is there."""
+    return getattr(EXCLUDED, field.column_name)
+
+
+ADD_OUTCOMES = Insert(
+    [
+        Outcome.assignment,
+        Outcome.metric,
+        Outcome.events,
+        Outcome.total,
+        Outcome.valued,
+    ],
+    lambda insert: insert.on_conflict(
+        conflict_target=[Outcome.assignment, Outcome.metric],
+        update={
+            Outcome.events: Outcome.events + EXCLUDED.events,
+            Outcome.total: fn.COALESCE(  # their sum is null if one of them is
+                database.obj.plus(Outcome.total, EXCLUDED.total),
+                Outcome.total,
+                EXCLUDED.total,
+            ),
+            Outcome.valued: Outcome.valued + EXCLUDED.valued,
+        },
+    ).returning(
+        Outcome.assignment,
+        Outcome.metric,
+        Outcome.events,
+        Outcome.total,
+        Outcome.valued,
+    ),
+)
+
+TALLY_KEY: list[Any] = [Tally.experiment, Tally.variant, Tally.metric, Tally.slot]
+
+COUNTED: list[Any] = [Tally.users, Tally.events, Tally.value_users]
+
+SUMMED: list[Any] = [Tally.value_sum, Tally.value_sum_squares]
+
+ADDED = [*COUNTED, *SUMMED, Tally.first_at, Tally.last_at]
+
+ADD_TALLIES = Insert(
+    [*TALLY_KEY, *ADDED],
+    lambda insert: insert.on_conflict(
+        conflict_target=TALLY_KEY,
+        update={
+            **{field: field + excluded(field) for field in COUNTED},
+            **{field: database.obj.plus(field, excluded(field)) for field in SUMMED},
+            Tally.first_at: database.obj.earlier(Tally.first_at, EXCLUDED.first_at),
+            Tally.last_at: database.obj.later(Tally.last_at, EXCLUDED.last_at),
+        },
+    ),
+)
+
+
+def write_bookings(rows: Sequence[Booking]) -> None:
+    """Write conversions whose metrics exist, with the totals and tallies they add to.
+
+    All is added, and nothing is set to a sum that was read before: other processes may
+    add to the same rows meanwhile. Call it within a transaction. Raise Overtaken if
+    another process has used one of the idempotency keys meanwhile.
     """
-    Conversion.write_rows(
-        [
-            Conversion.experiment,
-            Conversion.assignment,
-            Conversion.metric,
-            Conversion.value,
-            Conversion.occurred_at,
-            Conversion.received_at,
-            Conversion.idempotency_key,
-        ],
-        [(row.experiment_id, row.assignment_id, *row[3:]) for row in rows],
-    )
-    totals, tallies = _totals(rows), _tallies(experiment, rows)
+    if ADD_CONVERSIONS.of((*row[:2], *row[3:]) for row in rows) < len(rows):
+        raise Overtaken
+    totals = _add_to_totals(rows)
+    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
     for row in rows:
-        count(row, totals, tallies)
-    Outcome.write_rows(
-        [Outcome.assignment, Outcome.metric, Outcome.events, Outcome.total],
-        [(*key, *total) for key, total in totals.items()],
-        over=[Outcome.assignment, Outcome.metric],
-    )
-    Tally.write_rows(
-        list(Tally._meta.sorted_fields),
-        [
-            [row.__data__[field.name] for field in Tally._meta.sorted_fields]
-            for row in tallies.values()
-        ],
-        over=[Tally.experiment, Tally.variant, Tally.metric],
+        count(row, totals, tallies.setdefault(row.experiment_id, {}))
+    slot = database.obj.slot
+    ADD_TALLIES.of(
+        [id, *key, slot, *(tally.__data__[field.name] for field in ADDED)]
+        for id, each in sorted(tallies.items())
+        for key, tally in sorted(each.items())
     )
 
 
-def _totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
-    """Return the present totals of these rows' participants in their metrics."""
-    participants: dict[str, set[int]] = {}
+def _add_to_totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
+    """Add to the totals of participants; return what they were before."""
+    added: dict[tuple[int, str], Total] = {}
     for row in rows:
-        participants.setdefault(row.metric, set()).add(row.assignment_id)
-    present = {}
-    for metric, ids in participants.items():
-        for some in chunked(ids, CHUNK):
-            stored: Any = Outcome.select(
-                Outcome.assignment, Outcome.events, Outcome.total
-            ).where(one_of(Outcome.assignment, some), Outcome.metric == metric)
-            for id, *total in stored.tuples():
-                present[id, metric] = Total(*total)
-    return present
+        key = row.assignment_id, row.metric
+        added[key] = added.get(key, Total()).plus(row.value)
+    # In one order, so that no two transactions wait for each other.
+    after = ADD_OUTCOMES.returned([(*key, *added[key]) for key in sorted(added)])
+    return {
+        (id, metric): Total(events, Outcome.total.python_value(total), valued).minus(
+            added[id, metric]
+        )
+        for id, metric, events, total, valued in after
+    }
 
 
-def _tallies(
-    experiment: Experiment, rows: Iterable[Booking]
-) -> dict[tuple[str, str], Tally]:
-    """Return the present tallies of these rows' variants in their metrics."""
-    variants = {row.variant for row in rows}
-    present = {}
-    for some in chunked({row.metric for row in rows}, CHUNK):
-        for tally in Tally.select().where(
-            Tally.experiment == experiment.id,
-            Tally.variant.in_(variants),
-            one_of(Tally.metric, some),
-        ):
-            present[tally.variant, tally.metric] = tally
-    return present
+def merged(rows: Iterable[Tally]) -> dict[tuple[str, str], Tally]:
+    """Return the tally of each variant in each metric, summed over the slots.
+
+    The rows are of one experiment.
+    """
+    whole: dict[tuple[str, str], Tally] = {}
+    for row in rows:
+        key = row.variant, row.metric
+        whole[key] = _sum(whole[key], row) if key in whole else row
+    return whole
+
+
+def _sum(one: Tally, other: Tally) -> Tally:
+    one.users += other.users
+    one.events += other.events
+    one.value_users += other.value_users
+    one.value_sum = EXACT.add(one.value_sum, other.value_sum)
+    one.value_sum_squares = EXACT.add(one.value_sum_squares, other.value_sum_squares)
+    one.first_at = min(one.first_at, other.first_at)
+    one.last_at = max(one.last_at, other.last_at)
+    return one
 
 
 def count(
@@ -221,17 +303,15 @@ def count(
     tally.users += before.events == 0
     tally.first_at = min(tally.first_at, row.occurred_at)
     tally.last_at = max(tally.last_at, row.occurred_at)
-    total = before.total
-    if row.value is not None:
+    after = totals[row.assignment_id, row.metric] = before.plus(row.value)
+    if row.value is not None and after.total is not None:
         start = before.total or Decimal(0)
-        total = exact.add(start, row.value)
-        tally.value_users += before.total is None
-        tally.value_sum = exact.add(tally.value_sum, row.value)
-        grown = exact.subtract(
-            exact.multiply(total, total), exact.multiply(start, start)
+        tally.value_users += before.valued == 0
+        tally.value_sum = EXACT.add(tally.value_sum, row.value)
+        grown = EXACT.subtract(
+            EXACT.multiply(after.total, after.total), EXACT.multiply(start, start)
         )
-        tally.value_sum_squares = exact.add(tally.value_sum_squares, grown)
-    totals[row.assignment_id, row.metric] = Total(before.events + 1, total)
+        tally.value_sum_squares = EXACT.add(tally.value_sum_squares, grown)
 
 
 def _empty_tally(row: Any) -> Tally:
@@ -240,6 +320,7 @@ def _empty_tally(row: Any) -> Tally:
         experiment=row.experiment_id,
         variant=row.variant,
         metric=row.metric,
+        slot=0,
         users=0,
         events=0,
         value_users=0,

@@ -14,7 +14,8 @@ from ledger import proof
 from models import TABLES
 from storage import columns, engine, factory, files, schema
 from storage.engine import database
-from storage.schema import SCHEMA_VERSION, Identity
+from storage.migrations import SCHEMA_VERSION
+from storage.schema import Identity
 
 Counts = dict[str, int]
 
@@ -38,7 +39,7 @@ def back_up(file: Path) -> Counts:
     if file.exists():
         raise FileExistsError(f"{file} is there already.")
     with _draft(file) as draft:
-        with database.transaction("DEFERRED"):
+        with database.obj.snapshot():
             held = counts()
             database.obj.copy_into(draft)
         copied = prove(draft)

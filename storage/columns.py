@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from typing import Any
 
 import simplejson
@@ -25,6 +25,10 @@ def new_id(prefix: str) -> Callable[[], str]:
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 MICROSECOND = timedelta(microseconds=1)
+
+
+EXACT = Context(prec=1_000, traps=[Inexact])
+"""Enough digits for the square of any total; a result that does not fit raises."""
 
 
 class Utc(BigIntegerField):
@@ -50,7 +54,9 @@ class Json(TextField):
 
 
 class Exact(TextField):
-    """A decimal number, stored as text, so that no engine rounds it."""
+    """A decimal number, stored as the engine stores it without rounding."""
+
+    field_type = "EXACT"
 
     def db_value(self, value: Decimal | None) -> str | None:
         return value if value is None else format(value, "f")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -37,6 +38,10 @@ class Trouble(Enum):
     ERROR = "any other error"
 
 
+class Overtaken(Exception):
+    """Another writer came first; the work has to be done again."""
+
+
 class Refused(peewee.OperationalError):
     """A write that was not tried, with the engine's own name of the reason."""
 
@@ -50,6 +55,8 @@ class Engine(peewee.Database, ABC):
 
     file: Path | None
     """The file that the database is, None where it is no file."""
+    migrations: Mapping[int, str]
+    """The SQL that leads from each schema version to the next one."""
     damaged = False
     """Whether damage was noticed; then nothing is written any more."""
 
@@ -57,10 +64,9 @@ class Engine(peewee.Database, ABC):
         self._probe = Probe()
         super().__init__(*arguments, **settings)
 
-    @classmethod
     @abstractmethod
-    def blank(cls) -> Engine:
-        """Return an empty private database of this engine."""
+    def shut(self) -> None:
+        """Close every connection that this thread may close."""
 
     @abstractmethod
     def open(self) -> None:
@@ -81,6 +87,61 @@ class Engine(peewee.Database, ABC):
         *work* writes a list of items and returns a result for each. It may be given the
         items of other threads too, in any of these threads, and a second time if it
         fails.
+        """
+
+    def alone(self, work: Callable[[], Value]) -> Value:
+        """Return what *work* returns, done while nobody else writes."""
+        with self.atomic():
+            return work()
+
+    @abstractmethod
+    def beside(self, work: Callable[[], Value]) -> Value:
+        """Return what *work* returns, done in a transaction beside those of others.
+
+        Only rows of users and sums may be written so. If another one was in the way
+        (*work* raised Overtaken, or a unique value was taken), it is done again, alone.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> AbstractContextManager[Any]:
+        """Read the database as it is at one moment; this waits for no writer."""
+
+    @abstractmethod
+    def stillness(self) -> AbstractContextManager[Any]:
+        """Read the database while nobody writes.
+
+        All rows that are written later have later times and larger ids than those
+        that are there.
+        """
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """Return the time of what the present transaction writes.
+
+        It is one clock for all who write to the database.
+        """
+
+    @property
+    @abstractmethod
+    def slot(self) -> int:
+        """The number under which this process adds to sums.
+
+        A sum is stored as several rows, so that processes do not wait for each other.
+        """
+
+    @abstractmethod
+    def new_ids(self, table: type[peewee.Model], number: int) -> Sequence[int]:
+        """Return so many ids for new rows, in ascending order."""
+
+    @abstractmethod
+    def run(self, text: str, values: Sequence[Any]) -> Any:
+        """Return the cursor of a statement, whose values are as they are stored."""
+
+    @abstractmethod
+    def stream(self, query: Any) -> Iterator[Any]:
+        """Yield the rows of a query, which need not fit into memory.
+
+        Call it in a snapshot.
         """
 
     @abstractmethod
@@ -112,6 +173,10 @@ class Engine(peewee.Database, ABC):
         """Set the properties that a new database keeps for ever."""
 
     @abstractmethod
+    def migrating(self) -> AbstractContextManager[None]:
+        """Hold a transaction in which tables may be replaced, while nobody writes."""
+
+    @abstractmethod
     def refuse_unsafe_version(self) -> None:
         """Raise NotReady if this version of the engine can lose a commit."""
 
@@ -124,6 +189,10 @@ class Engine(peewee.Database, ABC):
         """Return the schema of the database."""
 
     @abstractmethod
+    def shape_of_new(self, tables: Sequence[type[peewee.Model]]) -> Shape:
+        """Return the schema of a new database with these tables."""
+
+    @abstractmethod
     def examine_pages(self) -> None:
         """Read every page; raise NotReady if one is damaged."""
 
@@ -134,6 +203,13 @@ class Engine(peewee.Database, ABC):
     @abstractmethod
     def damage(self) -> str | None:
         """Return what is wrong with pages, indexes or foreign keys, or None."""
+
+    @abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Return the bytes of the database, and those of its write-ahead log.
+
+        0 for what is not known.
+        """
 
     @abstractmethod
     def copy_into(self, file: Path) -> None:
@@ -154,6 +230,29 @@ class Engine(peewee.Database, ABC):
     @abstractmethod
     def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
         """Return the condition that a column contains a text, case-sensitively."""
+
+    @abstractmethod
+    def plus(self, left: Any, right: Any) -> Any:
+        """Return the exact sum of two columns of decimals; null if one is null."""
+
+    @abstractmethod
+    def earlier(self, left: Any, right: Any) -> Any:
+        """Return the smaller one of two columns."""
+
+    @abstractmethod
+    def later(self, left: Any, right: Any) -> Any:
+        """Return the larger one of two columns."""
+
+    @abstractmethod
+    def first_of_pair(self, column: peewee.Field, name: str) -> Any:
+        """Return the first value, as a text, of a pair in a column with a JSON object.
+
+        Null if the object has no pair of this name.
+        """
+
+    @abstractmethod
+    def has_pair(self, column: peewee.Field, name: str) -> Any:
+        """Return the condition that a column with a JSON object has this pair."""
 
 
 class Probe:
@@ -177,11 +276,14 @@ class Probe:
 
     def _failure_of(self, tried: Engine, write: Callable[[], object]) -> str:
         try:
-            with tried.atomic():
-                write()
+            tried.beside(write)
         except peewee.DatabaseError as error:
             return tried.error_name(error) or type(error).__name__
         return ""
+
+
+class Unsettled(peewee.OperationalError):
+    """A commit of which nobody knows whether it holds; it is not tried again."""
 
 
 class Entered(NamedTuple):

@@ -17,8 +17,16 @@ def database_at(url: str) -> Engine:
     Raise NotReady if the URL names no engine that is supported.
     """
     scheme = url.partition(":")[0]
+    if scheme in ("postgresql", "postgres"):
+        # Imported late: the driver takes memory and time that SQLite does not need.
+        from storage.postgres import Postgres
+
+        return Postgres(url)
     if scheme != "sqlite":
-        raise NotReady(f"DATABASE_URL starts with {scheme!r}; it must be sqlite:///….")
+        raise NotReady(
+            f"DATABASE_URL starts with {scheme!r}; it must be sqlite:///… or "
+            "postgresql://…."
+        )
     path = db_url.parse(url)["database"]
     return Sqlite.at(None if path == ":memory:" else Path(path).absolute())
 

@@ -1,4 +1,7 @@
-"""The SQL that migrates each schema version to the next, unchanged since then."""
+"""The SQL that migrates each schema version to the next, unchanged since then.
+
+A change of the schema adds a script for each engine, under the same number.
+"""
 
 from __future__ import annotations
 
@@ -87,5 +90,78 @@ CREATE UNIQUE INDEX "assignment_user_id_experiment_id"
     ON "assignment" ("user_id", "experiment_id")
 """
 
-MIGRATIONS = [AUDIENCES, METRICS, REVISION]
-"""The first leads from version 1 to version 2, and so on."""
+# From 4 to 5: sums of several rows, so that processes can add to them at the same time.
+SLOTS = """
+CREATE TABLE "participant_tally" (
+    "experiment_id" TEXT NOT NULL,
+    "variant" TEXT NOT NULL,
+    "slot" INTEGER NOT NULL,
+    "participants" INTEGER NOT NULL,
+    PRIMARY KEY ("experiment_id", "variant", "slot"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (participants >= 1)
+);
+INSERT INTO "participant_tally"
+SELECT "experiment_id", "key", 0, "participants" FROM "variant"
+WHERE "participants" > 0;
+CREATE TABLE "new_variant" (
+    "experiment_id" TEXT NOT NULL,
+    "key" TEXT NOT NULL,
+    "position" INTEGER NOT NULL,
+    "name" TEXT NOT NULL,
+    "split" INTEGER NOT NULL,
+    "flow_id" TEXT,
+    "config" TEXT,
+    PRIMARY KEY ("experiment_id", "key"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id") ON DELETE CASCADE,
+    CHECK (split BETWEEN 1 AND 10000)
+);
+INSERT INTO "new_variant"
+SELECT "experiment_id", "key", "position", "name", "split", "flow_id", "config"
+FROM "variant";
+DROP TABLE "variant";
+ALTER TABLE "new_variant" RENAME TO "variant";
+CREATE INDEX "variant_experiment_id" ON "variant" ("experiment_id");
+CREATE UNIQUE INDEX "variant_experiment_id_name" ON "variant" ("experiment_id", "name");
+CREATE TABLE "new_tally" (
+    "experiment_id" TEXT NOT NULL,
+    "variant" TEXT NOT NULL,
+    "metric" TEXT NOT NULL,
+    "slot" INTEGER NOT NULL,
+    "users" INTEGER NOT NULL,
+    "events" INTEGER NOT NULL,
+    "value_users" INTEGER NOT NULL,
+    "value_sum" TEXT NOT NULL,
+    "value_sum_squares" TEXT NOT NULL,
+    "first_at" INTEGER NOT NULL,
+    "last_at" INTEGER NOT NULL,
+    PRIMARY KEY ("experiment_id", "variant", "metric", "slot"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (users BETWEEN 0 AND events),
+    CHECK (value_users BETWEEN 0 AND events)
+);
+INSERT INTO "new_tally"
+SELECT "experiment_id", "variant", "metric", 0, "users", "events", "value_users",
+    "value_sum", "value_sum_squares", "first_at", "last_at"
+FROM "tally";
+DROP TABLE "tally";
+ALTER TABLE "new_tally" RENAME TO "tally";
+ALTER TABLE "outcome" ADD COLUMN "valued" INTEGER NOT NULL DEFAULT 0;
+UPDATE "outcome" SET "valued" = (
+    SELECT COUNT("value") FROM "conversion"
+    WHERE "conversion"."assignment_id" = "outcome"."assignment_id"
+        AND "conversion"."metric" = "outcome"."metric"
+) WHERE "total" IS NOT NULL
+"""
+
+SQLITE = {1: AUDIENCES, 2: METRICS, 3: REVISION, 4: SLOTS}
+"""The script that leads from a version to the next one."""
+
+POSTGRES: dict[int, str] = {}
+"""The first schema on PostgreSQL was version 5."""
+
+SCHEMA_VERSION = 1 + max(SQLITE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -96,6 +97,7 @@ class Page(NamedTuple):
         fence: Callable[[], Fence] = Fence,
         total: Callable[[], int] | None = None,
         first: Callable[[int, int], list[Any]] | None = None,
+        moment: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> Listing:
         """Return these rows of a list.
 
@@ -104,30 +106,29 @@ class Page(NamedTuple):
         breaks its ties. *listed* names the list and its filters. *fence* returns
         the present moment, and *total* how many rows there are now, where that is
         known without counting them. *first* returns so many rows of them, from an
-        offset on, where that is quicker than to compose *query*.
+        offset on, where that is quicker than to compose *query*. *moment* begins a
+        first page, where rows with smaller ids may be committed after a snapshot.
 
-        A page by cursor costs the same however deep it is: it begins after the row
-        that the cursor names, and the walk's first page has counted the rows.
+        A page by cursor costs the same however deep it is: it begins after the row of
+        the cursor, and the first page has counted the rows.
         """
-        newest, *ties = order
-        # One snapshot: the rows, their number, and the fence are of one moment.
-        with newest.model._meta.database.transaction("DEFERRED"):
+        newest = order[0]
+        snapshot = newest.model._meta.database.obj.snapshot
+        # The rows, their number, and the fence are of one moment.
+        with (moment if moment and self.cursor is None else snapshot)():
             start = self._start(query, listed, total)
             if self.cursor is None and first:
                 read = first(self.limit + 1, start.shown)
             else:
-                rows = self._rows(query, newest, start).order_by(newest.desc(), *ties)
-                read = list(rows.limit(self.limit + 1))
-            shown, cursor = read[: self.limit], None
-            if len(read) > self.limit:
+                read = list(self._rows(query, order, start).limit(self.limit + 1))
+            shown, following = read[: self.limit], None
+            if len(read) > len(shown):
                 if self.cursor is None:  # a walk may begin here
                     start = start._replace(fence=fence())
-                cursor = self._after(shown, read[-1], newest, start, query)
-        number, following = (
-            start.shown // self.limit + 1,
-            cursor and cursor.text(listed),
-        )
-        return Listing(shown, start.total, number, self.limit, following)
+                following = self._after(shown, read[-1], newest, start, query)
+        cursor = following and following.text(listed)
+        number = start.shown // self.limit + 1
+        return Listing(shown, start.total, number, self.limit, cursor)
 
     def _start(
         self,
@@ -142,14 +143,20 @@ class Page(NamedTuple):
         return Cursor(Fence(), 0, 0, (self.number - 1) * self.limit, count)
 
     def _rows(
-        self, query: Callable[[Fence | None], Any], newest: Field, start: Cursor
+        self,
+        query: Callable[[Fence | None], Any],
+        order: tuple[Field, ...],
+        start: Cursor,
     ) -> Any:
         """Return the query of the rows from the start of this page on."""
+        newest, *ties = order
+        ordered = newest.desc(), *ties
         if self.cursor is None:
-            return query(None).offset(start.shown)
+            return query(None).order_by(*ordered).offset(start.shown)
         place = Value(start.place, converter=False)
         later = newest <= place if start.ties else newest < place
-        return query(start.fence).where(later).offset(start.ties)
+        rows = query(start.fence).where(later)
+        return rows.order_by(*ordered).offset(start.ties)
 
     def _after(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import peewee
 from peewee import SQL, BigIntegerField, IntegerField, TextField
@@ -18,10 +17,8 @@ from storage.engine import (
     database,
     using,
 )
-from storage.migrations import MIGRATIONS
+from storage.migrations import SCHEMA_VERSION
 from storage.table import Table
-
-SCHEMA_VERSION = 1 + len(MIGRATIONS)
 
 # They may pass while the service runs, which serves what it can meanwhile.
 PASSING = {Trouble.BUSY, Trouble.FULL, Trouble.READ_ONLY, Trouble.GONE, Trouble.IO}
@@ -76,12 +73,15 @@ def _found_version() -> int | None:
 
 def _migrate() -> bool:
     """Migrate the database in one transaction; tell whether that was necessary."""
-    with database.atomic():
+    scripts = database.obj.migrations
+    if _found_version() not in scripts:
+        return False
+    with database.obj.migrating():
         version = _found_version()
-        if version is None or not 1 <= version < SCHEMA_VERSION:
+        if version is None or version not in scripts:  # another process was quicker
             return False
-        for script in MIGRATIONS[version - 1 :]:
-            for statement in script.split(";"):
+        for number in range(version, SCHEMA_VERSION):
+            for statement in scripts[number].split(";"):
                 database.execute_sql(statement)
         Identity.update(schema_version=SCHEMA_VERSION).execute()
     return True
@@ -92,23 +92,13 @@ def probe() -> None:
     database.obj.probe(lambda: Identity.update(probed_at=utcnow()).execute())
 
 
-@cache
-def _shape_of_new(kind: type[Engine], tables: tuple[type[Table], ...]) -> Shape:
-    """Return the schema of a new database."""
-    with using(kind.blank()) as new:
-        new.create_tables(tables)
-        made = new.shape()
-        new.close()
-    return made
-
-
 def alterations(tables: Sequence[type[Table]]) -> list[str]:
     """Return how the schema differs from that of a new database, in words.
 
     Foreign objects (a trigger, a view, another table) come first.
     """
     here = database.obj
-    wanted = _shape_of_new(type(here), tuple(tables))
+    wanted = here.shape_of_new(tables)
     return list(_differences(wanted, here.shape()))
 
 

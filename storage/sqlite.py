@@ -7,7 +7,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +18,10 @@ from urllib.parse import quote
 import peewee
 from peewee import fn
 
-from storage.engine import Engine, Item, NotReady, Refused, Shape, Trouble, Value
-from storage.files import alone, driver
+from storage import migrations
+from storage.columns import EXACT, utcnow
+from storage.engine import Engine, Item, NotReady, Refused, Shape, Trouble, Value, using
+from storage.files import alone, driver, log_of
 from storage.shape import shape
 from storage.turns import Group, Turns
 
@@ -71,6 +76,13 @@ def error_name(error: BaseException | None) -> str | None:
     return name
 
 
+def exact_sum(left: str | None, right: str | None) -> str | None:
+    """Return the sum of two decimals, all as they are stored; null if one is null."""
+    if left is None or right is None:
+        return None
+    return format(EXACT.add(Decimal(left), Decimal(right)), "f")
+
+
 class Sqlite(Engine, peewee.SqliteDatabase):
     """SQLite with a queue before its write lock.
 
@@ -78,6 +90,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
     for seconds. Here threads take turns, and the first one tries every millisecond
     until its time is over.
     """
+
+    migrations = migrations.SQLITE
+    field_types = {**peewee.SqliteDatabase.field_types, "EXACT": "TEXT"}
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
         self.file = file
@@ -89,6 +104,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         # The file is opened as a URI, whose options are SQLite's.
         path = ":memory:" if file is None else f"file:{quote(str(file))}?{options}"
         super().__init__(path, uri=True, **settings)
+        self.register_function(exact_sum, "exact_sum", 2)
         _databases.add(self)
 
     @classmethod
@@ -104,10 +120,6 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         unsafe = {"trusted_schema": 0}
         return cls(file.absolute(), "mode=ro&immutable=1", pragmas=unsafe)
 
-    @classmethod
-    def blank(cls) -> Sqlite:
-        return cls(None, "")
-
     def identity(self) -> tuple[int, int] | None:
         if self._path is None:
             return None
@@ -116,6 +128,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
+
+    def shut(self) -> None:
+        self.close()
 
     def open(self) -> None:
         if not self.is_closed() and self.identity() != self.opened():
@@ -136,7 +151,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             super().begin(lock_type)
             return
         if self.damaged:
-            raise Refused("SQLITE_CORRUPT", "The database was found damaged.")
+            raise Refused("CORRUPT", "The database was found damaged.")
         connection = self.connection()
         deadline = self._deadline()
         self.turns.take(deadline - time.monotonic())
@@ -194,6 +209,33 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         outcome: Value = job.outcome()
         return outcome
 
+    def beside(self, work: Callable[[], Value]) -> Value:
+        return self.alone(work)  # there is one writer at a time
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        transaction: AbstractContextManager[Any] = self.transaction("DEFERRED")
+        return transaction
+
+    def stillness(self) -> AbstractContextManager[Any]:
+        return self.snapshot()  # times and ids are in the order of the commits
+
+    def now(self) -> datetime:
+        return utcnow()
+
+    @property
+    def slot(self) -> int:
+        return 0
+
+    def new_ids(self, table: type[peewee.Model], number: int) -> Sequence[int]:
+        last = table.select(fn.MAX(table._meta.primary_key)).scalar() or 0
+        return range(last + 1, last + 1 + number)
+
+    def run(self, text: str, values: Sequence[Any]) -> Any:
+        return self.connection().execute(text, values)
+
+    def stream(self, query: Any) -> Iterator[Any]:
+        return iter(query.iterator())
+
     # Troubles.
 
     def error_name(self, error: BaseException | None) -> str | None:
@@ -226,6 +268,18 @@ class Sqlite(Engine, peewee.SqliteDatabase):
     def prepare(self) -> None:
         self.pragma("journal_mode", "wal")
 
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        # A table that others refer to is replaced by dropping the old one.
+        self.pragma("foreign_keys", 0)
+        try:
+            with self.atomic():
+                yield
+                if wrong := self.execute_sql("PRAGMA foreign_key_check").fetchall():
+                    raise NotReady(f"foreign_key_check says {wrong[0]}.")
+        finally:
+            self.pragma("foreign_keys", 1)
+
     def refuse_unsafe_version(self) -> None:
         refuse_affected(driver.sqlite_version_info)
 
@@ -237,6 +291,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def shape(self) -> Shape:
         return shape(self)
+
+    def shape_of_new(self, tables: Sequence[type[peewee.Model]]) -> Shape:
+        return _shape_of_new(tuple(tables))
 
     def examine_pages(self) -> None:
         self._examine("quick_check")
@@ -259,6 +316,13 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             if rows and rows != [("ok",)]:
                 return f"{check} says {rows[0]}"
         return None
+
+    def sizes(self) -> tuple[int, int]:
+        if self.file is None:
+            return 0, 0
+        files = self.file, log_of(self.file)
+        database, log = (one.stat().st_size if one.exists() else 0 for one in files)
+        return database, log
 
     # The file: copied, and written anew.
 
@@ -302,8 +366,34 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         size = self.pragma("page_count") * self.pragma("page_size")
         return size <= SMALL and self.write_anew(), self.empty_log()
 
+    # Expressions.
+
     def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
         return fn.INSTR(column, text) > 0
+
+    def plus(self, left: Any, right: Any) -> Any:
+        return fn.exact_sum(left, right)
+
+    def earlier(self, left: Any, right: Any) -> Any:
+        return fn.MIN(left, right)
+
+    def later(self, left: Any, right: Any) -> Any:
+        return fn.MAX(left, right)
+
+    def first_of_pair(self, column: peewee.Field, name: str) -> Any:
+        return fn.json_extract(column, f"$.{name}[0]").cast("TEXT")
+
+    def has_pair(self, column: peewee.Field, name: str) -> Any:
+        return fn.json_type(column, f"$.{name}").is_null(False)
+
+
+@cache
+def _shape_of_new(tables: tuple[type[peewee.Model], ...]) -> Shape:
+    with using(Sqlite(None, "")) as new:
+        new.create_tables(tables)
+        made = new.shape()
+        new.close()
+    return made
 
 
 _databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -34,34 +34,6 @@ class Table(Model):
                 differing = sorted(map(str, row.keys() ^ rows[0].keys()))
                 raise ValueError(f"Not every row has the columns {differing}.")
         return super().insert_many(rows, fields)
-
-    @classmethod
-    def write_rows(
-        cls,
-        fields: Sequence[peewee.Field],
-        rows: Iterable[Sequence[Any]],
-        over: Sequence[peewee.Field] = (),
-    ) -> None:
-        """Insert rows, whose values are those of *fields*, in this order.
-
-        With *over*, an existing row with the same values of those columns is replaced.
-        The statement is compiled once and run for each row. The one long statement of
-        insert_many() would take most of the time that a batch holds the write lock.
-        """
-        rows = [
-            [field.db_value(value) for field, value in zip(fields, row, strict=True)]
-            for row in rows
-        ]
-        if not rows:
-            return
-        query = super().insert_many([[None] * len(fields)], fields)
-        if over:
-            names = {field.name for field in over}
-            kept = [field for field in fields if field.name not in names]
-            query = query.on_conflict(conflict_target=over, preserve=kept)
-        statement, _ = query.sql()
-        with peewee.__exception_wrapper__:
-            database.connection().executemany(statement, rows)
 
     @classmethod
     def read(cls: type[Row], stored: Sequence[Any]) -> Row:
@@ -114,27 +86,9 @@ class Statement:
         with peewee.__exception_wrapper__:
             return int(self._run(values).rowcount)
 
-    def insert_rows(self, rows: Sequence[Sequence[Any]]) -> int:
-        """Insert these rows with an insert of one row; return how many were written.
-
-        A statement has many rows. It takes half the time of a statement for each row,
-        and other threads of the process interrupt it once and not once a row.
-        """
-        here: Any = database.obj
-        head, values, tail = self._text(here).partition("VALUES")
-        row, end, tail = tail.partition(")")
-        written = 0
-        with peewee.__exception_wrapper__:
-            for start in range(0, len(rows), CHUNK):
-                some = rows[start : start + CHUNK]
-                text = head + values + ",".join([row + end] * len(some)) + tail
-                marked = list(chain.from_iterable(some))
-                written += here.connection().execute(text, marked).rowcount
-        return written
-
     def _run(self, values: tuple[Any, ...]) -> Any:
-        here: Any = database.obj
-        return here.connection().execute(self._text(here), values)
+        here = database.obj
+        return here.run(self._text(here), values)
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
         """Return the rows of a run with these values, as objects of their table.
@@ -152,3 +106,54 @@ class Statement:
                 raise ValueError(f"Not every value is a mark: {text}")
             self._texts[type(here)] = text
         return text
+
+
+class Insert(Statement):
+    """An insert that is composed once, and then run with the values of many rows.
+
+    A statement has many rows. It takes half the time of a statement for each row, and
+    other threads of the process interrupt it once and not once a row.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[peewee.Field],
+        complete: Callable[[Any], Any] = lambda insert: insert,
+    ) -> None:
+        """*complete* is given the insert, and returns it with what is to follow."""
+        self._fields: list[Any] = list(fields)
+
+        def query(mark: Any) -> Any:
+            values = dict.fromkeys(self._fields, mark)
+            return complete(self._fields[0].model.insert(values).returning())
+
+        super().__init__(query)
+
+    def of(self, rows: Iterable[Sequence[Any]]) -> int:
+        """Insert these rows, with the values of Python; return how many were new."""
+        return self.stored([self._row(row) for row in rows])
+
+    def _row(self, row: Sequence[Any]) -> list[Any]:
+        pairs = zip(self._fields, row, strict=True)
+        return [field.db_value(value) for field, value in pairs]
+
+    def stored(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Do the same with values as columns store them."""
+        return sum(cursor.rowcount for cursor in self._cursors(rows))
+
+    def returned(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Insert these rows, with the values of Python; return what the insert does."""
+        found: list[tuple[Any, ...]] = []
+        for cursor in self._cursors([self._row(row) for row in rows]):
+            found += cursor.fetchall()
+        return found
+
+    def _cursors(self, rows: Sequence[Sequence[Any]]) -> Iterator[Any]:
+        here = database.obj
+        head, values, tail = self._text(here).partition("VALUES")
+        row, end, tail = tail.partition(")")
+        with peewee.__exception_wrapper__:
+            for start in range(0, len(rows), CHUNK):
+                some = rows[start : start + CHUNK]
+                text = head + values + ",".join([row + end] * len(some)) + tail
+                yield here.run(text, list(chain.from_iterable(some)))

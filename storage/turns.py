@@ -1,4 +1,4 @@
-"""How the threads of one process share SQLite's single write lock."""
+"""How the threads of one process wait to write, and write together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from storage.engine import Refused
+from storage.engine import Refused, Unsettled
 
 
 class Turns:
@@ -20,14 +20,14 @@ class Turns:
 
     def __init__(self) -> None:
         self.most: float = float("inf")
-        self.members = 0  # threads that wait in a group, and have no place in the line
+        self.members = 0  # threads that wait, and have no place in the line
         self.lock = threading.Lock()
         self._line: deque[tuple[int, threading.Lock]] = deque()
 
     def refuse_too_many(self) -> None:
         """Raise Refused if as many threads wait as may; call it with the lock held."""
         if len(self._line) + self.members >= self.most:
-            raise Refused("SQLITE_BUSY", "Too many writers wait already.")
+            raise Refused("BUSY", "Too many writers wait already.")
 
     def take(self, seconds: float) -> None:
         """Wait for the turn; raise Refused if that takes too long."""
@@ -44,7 +44,7 @@ class Turns:
         with self.lock:
             if self._line[0] is not place:  # else it came at the last moment
                 self._line.remove(place)
-                raise Refused("SQLITE_BUSY", "The other writers took too long.")
+                raise Refused("BUSY", "The other writers took too long.")
 
     def give(self) -> None:
         """Let the next thread write, if this one has the turn."""
@@ -149,8 +149,9 @@ class Group:
         transaction: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """Do each job in a transaction of its own: one has spoilt that of all."""
-        if len(jobs) == 1:
-            jobs[0].error = error
+        if len(jobs) == 1 or isinstance(error, Unsettled):
+            for one in jobs:
+                one.error = error
             return
         for one in jobs:
             try:

@@ -5,22 +5,34 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import peewee
+import psycopg
 import pytest
+import servers
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
 from hypothesis import HealthCheck, settings
 
+import models
 from app import create_app
-from storage import engine
+from shortcut import Shortcut
+from storage import columns, engine, factory, schema, sqlite
+from web.auth import Tokens
+from web.slots import Slots
 
 SECRET = "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u"
+ENGINES = ("sqlite", "postgresql")
 numbers = itertools.count(1)
 
 # The same examples in every run: a change that breaks one is the change under test.
@@ -33,6 +45,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, help=told)
     told = "how many examples the contract is tried with; `make contract` says 300"
     parser.addoption("--examples", type=int, default=10, help=told)
+    told = "the engines to run on: sqlite, postgresql, or both"
+    parser.addoption("--engine", choices=[*ENGINES, "both"], default="both", help=told)
+    told = "a PostgreSQL server to make databases on, instead of one that is started"
+    parser.addoption("--database-url", help=told)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -174,19 +190,161 @@ class Caller:
         return self("DELETE", path)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses a database on both engines, unless a marker says otherwise."""
+    if "engine_name" not in metafunc.fixturenames:
+        return
+    wanted = metafunc.config.getoption("--engine")
+    engines = ENGINES if wanted == "both" else (wanted,)
+    marked = metafunc.definition.get_closest_marker
+    if marked("one_engine"):
+        engines = engines[:1]
+    for name in ENGINES:
+        if marked(name):
+            engines = (name,)
+    metafunc.parametrize("engine_name", engines, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> str:
+    """Return the URL of a PostgreSQL server."""
+    return request.config.getoption("--database-url") or servers.started_server()
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> Iterator[str]:
+    """Return the name of a database that has the tables, to be copied."""
+    with servers.made(server) as url:
+        prepare(url)
+        yield servers.name_of(url)
+
+
+def configured(url: str) -> dict[str, Any]:
+    return {"TESTING": True, "JWT_SECRET_KEY": SECRET, "DATABASE_URL": url}
+
+
+NewDatabase = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def new_database(
+    engine_name: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> NewDatabase:
+    """Return a way to have the URL of a new database with tables, while it is used.
+
+    On SQLite it is the named file. With *original*, the URL of a database that nobody
+    has open, it is a copy of that one.
+    """
+    empty = f"sqlite:///{tmp_path_factory.mktemp('empty') / 'abacus.db'}"
+    if engine_name == "sqlite":
+        prepare(empty)  # copied for each test
+
+    @contextmanager
+    def made(file: Path, original: str | None = None) -> Iterator[str]:
+        if engine_name == "sqlite":
+            url = f"sqlite:///{file}"
+            shutil.copy((original or empty).removeprefix("sqlite:///"), file)
+            if not original:
+                connection = peewee.sqlite3.connect(file)
+                connection.execute("PRAGMA synchronous = 0")
+                identify(connection, "?")
+            yield url
+            return
+        server = request.getfixturevalue("server")
+        if original:
+            with servers.made(server, servers.name_of(original)) as url:
+                yield url
+            return
+        with servers.made(server, request.getfixturevalue("template")) as url:
+            identify(psycopg.connect(url), "%s")
+            yield url
+
+    return made
+
+
+def prepare(url: str) -> None:
+    """Create the tables of a database."""
+    database = factory.database_at(url)
+    assert schema.create(database, models.TABLES) == "made"
+    database.shut()
+
+
+def identify(connection: Any, mark: str) -> None:
+    """Give a copy an identity of its own, as each database that is created has one."""
+    new = (columns.new_id("abacus")(),)
+    connection.execute(f"UPDATE identity SET id = {mark}", new)
+    connection.commit()
+    connection.close()
+
+
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
+def database_url(new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a database for this test, which has the tables."""
+    with new_database(tmp_path / "abacus.db") as url:
+        yield url
+
+
+ServiceDatabase = Callable[[], AbstractContextManager[dict[str, str]]]
+
+
+@pytest.fixture(scope="session")
+def service_database(
+    engine_name: str, request: pytest.FixtureRequest
+) -> ServiceDatabase:
+    """Return a way to have the settings of a real service with an empty database.
+
+    On SQLite there are none: the database is the file in the instance folder.
+    """
+
+    @contextmanager
+    def settings() -> Iterator[dict[str, str]]:
+        if engine_name == "sqlite":
+            yield {}
+            return
+        with servers.made(request.getfixturevalue("server")) as url:
+            yield {"DATABASE_URL": url}
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Flask:
+    """Return the app that the tests of this process use in turn.
+
+    To make one takes longer than most tests, because its routes are compiled.
+    """
+    made = create_app(configured("sqlite:///:memory:"))
+    made.extensions["database"].shut()
+    return made
+
+
+def renewed(app: Flask, url: str) -> Flask:
+    """Return the app with another database, and without anything that it remembers."""
+    app.config["DATABASE_URL"] = url
+    app.extensions["database"] = factory.database_at(url)
+    app.extensions["abacus_slots"] = Slots()
+    app.extensions["abacus_tokens"] = Tokens(app)
+    app.extensions.pop("abacus_keys", None)
+    app.__dict__.pop("wsgi_app")  # the short way, with the tokens that it remembers
+    app.wsgi_app = Shortcut(app)  # type: ignore[method-assign]
+    # Whatever else an app comes to hold has to be renewed here too.
+    assert app.extensions.keys() <= {*KEPT, "database", "abacus_slots", "abacus_tokens"}
+    return app
+
+
+KEPT = {"flask-jwt-extended", "flask-smorest"}
+"""The extensions that hold nothing but settings and routes."""
+
+
+@pytest.fixture
+def app(compiled: Flask, database_url: str) -> Iterator[Flask]:
     """Yield an app; what the test itself asks the tables goes to its database."""
-    made = create_app(
-        {
-            "TESTING": True,
-            "JWT_SECRET_KEY": SECRET,
-            "DATABASE_URL": f"sqlite:///{tmp_path / 'abacus.db'}",
-        }
-    )
+    made = renewed(compiled, database_url)
     with engine.using(made.extensions["database"]) as database:
         yield made
-        database.close()
+        database.shut()
 
 
 @pytest.fixture
@@ -272,6 +430,32 @@ def assert_error(response: Any, status: int, code: str) -> dict[str, Any]:
 
 def paths(error: dict[str, Any]) -> set[str]:
     return {detail["path"] for detail in error["details"]}
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """Yield the list to which each statement that this thread sends is added."""
+    database, sent = engine.database.obj, list[str]()
+    engine.connect()
+    connection = database.connection()
+    if isinstance(database, sqlite.Sqlite):
+        connection.set_trace_callback(sent.append)
+        try:
+            yield sent
+        finally:
+            connection.set_trace_callback(None)
+        return
+    database.close()  # whoever borrows next has the connection that was used last
+    with tempfile.TemporaryFile("w+") as file:
+        connection.pgconn.trace(file.fileno())
+        try:
+            yield sent
+        finally:
+            connection.pgconn.untrace()
+        file.seek(0)
+        # A line of libpq's trace: a time, F for what is sent, a length, and the text.
+        found = re.findall(r'\tF\t\d+\t(?:Query|Parse)\t (?:"" )?"([^"]*)', file.read())
+        sent += [text.strip() for text in found]
 
 
 def database_steps(act: Callable[[], object]) -> int:

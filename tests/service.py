@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+SHARED = {"DATABASE_URL"}  # settings that the operator's commands need too
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 
 
@@ -30,12 +31,18 @@ def environment(instance: Path) -> dict[str, str]:
     return {**kept, "INSTANCE": str(instance)}
 
 
-def flask(instance: Path, *words: str, check: bool = True, tree: Path = ROOT) -> Any:
-    """Run an operator's command and return what it said."""
+def flask(
+    instance: Path,
+    *words: str,
+    check: bool = True,
+    tree: Path = ROOT,
+    **settings: str,
+) -> Any:
+    """Run an operator's command with these settings, and return what it said."""
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "wsgi", *words],
         cwd=tree,
-        env=environment(instance),
+        env={**environment(instance), **settings},
         check=check,
         capture_output=True,
         text=True,
@@ -72,6 +79,7 @@ def wait_until(done: Callable[[], Any], seconds: float) -> float:
 class Service:
     """A running service; called, it answers status and body.
 
+    Its database is the file in the instance folder, or the one that a setting names.
     *tree* has the code that runs, and *wrapper* the command that it runs under.
     """
 
@@ -84,12 +92,17 @@ class Service:
     ) -> None:
         self.instance, self.tree, self.wrapper = instance, tree, wrapper
         self.settings = settings
-        flask(instance, "init", tree=tree)
-        self.token = flask(instance, "token", "tester").stdout.strip()
+        self.flask("init")
+        self.token = self.flask("token", "tester").stdout.strip()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.log = instance.with_name(f"{instance.name}.log")
         self.start()
+
+    def flask(self, *words: str) -> Any:
+        """Run an operator's command where the service runs; return what it said."""
+        settings = {name: self.settings[name] for name in SHARED & set(self.settings)}
+        return flask(self.instance, *words, tree=self.tree, **settings)
 
     def start(self, awaited: str = "/readyz") -> None:
         """Start it, and wait until this path answers 200."""

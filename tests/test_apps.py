@@ -4,14 +4,15 @@ import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
-from conftest import SECRET, Caller, assert_error, two_variants
+from conftest import SECRET, Caller, assert_error, configured, two_variants
 from flask_jwt_extended import create_access_token
 from test_database import names
 
 from app import create_app
-from models import Experiment, Variant
+from models import Experiment, ParticipantTally
 from storage import engine
 from web.logging import log
 
@@ -21,22 +22,18 @@ from web.logging import log
 
 
 @pytest.fixture
-def pair(tmp_path):
+def pair(tmp_path, new_database):
     """Return a caller for each of two apps, with two databases and two secrets."""
-    callers = []
-    for name in ("first", "second"):
-        app = create_app(
-            {
-                "TESTING": True,
-                "JWT_SECRET_KEY": f"{name}-{SECRET}",
-                "DATABASE_URL": f"sqlite:///{tmp_path / name}.db",
-            }
-        )
-        with app.app_context():
-            callers.append(Caller(app, create_access_token("tester")))
-    yield callers
-    for caller in callers:
-        caller.client.application.extensions["database"].close()
+    with ExitStack() as stack:
+        callers = []
+        for name in ("first", "second"):
+            url = stack.enter_context(new_database(tmp_path / f"{name}.db"))
+            secret = {"JWT_SECRET_KEY": f"{name}-{SECRET}"}
+            app = create_app({**configured(url), **secret})
+            stack.callback(app.extensions["database"].shut)
+            with app.app_context():
+                callers.append(Caller(app, create_access_token("tester")))
+        yield callers
 
 
 def running_on(api, name):
@@ -100,6 +97,21 @@ def test_two_apps_are_asked_at_once_by_many_threads_and_share_nothing(pair):
         assert {user[:4] for user in users} == {f"app{place}"}
 
 
+def test_two_apps_may_have_experiments_of_one_key(pair):
+    for number, api in enumerate(pair):
+        body = {"name": f"On {number}", "key": "same", "variants": two_variants()}
+        assert api.post("experiments", body).status_code == 201
+        assert api.post("experiments/same/start").status_code == 200
+        for user_id in ("u1", "u2"):
+            body = {"userId": user_id}
+            answer = api.post("experiments/same/assignments", body)
+            assert answer.status_code == 201, answer.text
+
+    for api in pair:
+        counted = api.get("experiments/same").json["data"]["_count"]
+        assert counted == {"assignments": 2}
+
+
 def test_exports_of_two_apps_are_read_in_turn_each_from_its_own(pair):
     paths = [running_on(api, f"On {n}") for n, api in enumerate(pair)]
     for place, (api, path) in enumerate(zip(pair, paths, strict=True)):
@@ -132,14 +144,29 @@ def test_commands_of_two_apps_see_their_own_databases(tmp_path, pair):
     assert operate(apps[0], "import", ids[0], lines).exit_code == 0
     other = operate(apps[0], "import", ids[1], lines)
     assert (other.exit_code, "There is no experiment" in other.output) == (1, True)
+    pair[1].post(f"{paths[1]}/assignments", {"userId": "u1"})
     with apps[1].app_context():
-        Variant.update(participants=7).execute()
-    checks = [operate(app, "check").exit_code for app in apps]
+        ParticipantTally.update(participants=7).execute()
+    assert [operate(app, "check").exit_code for app in apps] == [0, 1]
+    # Neither was moved to the other's database by what was done.
+    assert [names(api) for api in pair] == [["On 0"], ["On 1"]]
+
+
+@pytest.mark.sqlite
+def test_backups_of_two_apps_are_of_their_own_databases(tmp_path, pair):
+    for n, api in enumerate(pair):
+        api.post(f"{running_on(api, f'On {n}')}/assignments", {"userId": "u1"})
+    apps = [api.client.application for api in pair]
+
+    def operate(app, *words):
+        return app.test_cli_runner().invoke(args=[str(word) for word in words])
+
+    with apps[1].app_context():
+        ParticipantTally.update(participants=7).execute()
     backups = [
         operate(app, "backup", tmp_path / f"{n}.copy") for n, app in enumerate(apps)
     ]
 
-    assert checks == [0, 1]
     assert [one.exit_code for one in backups] == [0, 1]
     assert "           1 assignment\n" in backups[0].output
     restored = operate(apps[1], "restore", tmp_path / "0.copy", "--dry-run")
@@ -148,6 +175,7 @@ def test_commands_of_two_apps_see_their_own_databases(tmp_path, pair):
     assert [names(api) for api in pair] == [["On 0"], ["On 1"]]
 
 
+@pytest.mark.sqlite
 def test_metrics_of_each_app_tell_the_size_of_its_own_file(tmp_path, pair):
     running_on(pair[0], "Small")
     path = running_on(pair[1], "Large")
@@ -185,6 +213,7 @@ def test_outside_of_every_app_the_tables_say_that_they_have_no_database():
         thread.submit(ask).result()
 
 
+@pytest.mark.sqlite  # its locks do not survive a fork
 def test_no_handle_of_any_app_is_open_at_a_fork(pair):
     databases = [api.client.application.extensions["database"] for api in pair]
     for database in databases:

@@ -61,6 +61,7 @@ def test_put_creates_under_your_own_id_and_then_replaces(api):
     assert api.get("audiences/aud_xyz").json == second.json
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("id", ["null", "undefined", " ", "x" * 256])
 def test_an_id_that_cannot_be_is_refused(api, id):
     response = api("PUT", f"audiences/{id}", {"name": "Paying", "ruleTree": PRO})
@@ -69,6 +70,7 @@ def test_an_id_that_cannot_be_is_refused(api, id):
     assert api.get("audiences").json["meta"]["total"] == 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
@@ -147,6 +149,7 @@ def test_a_search_for_what_no_text_holds_is_refused(api, audience):
     assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"search"}
 
 
+@pytest.mark.one_engine
 def test_an_audience_is_tried_out_with_the_truth_of_each_rule(api, audience):
     path = audience(rule_tree=BOTH)
 

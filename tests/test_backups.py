@@ -8,8 +8,10 @@ import peewee
 import pytest
 import service as real
 
-from models import Variant
+from models import ParticipantTally
 from storage import engine, schema
+
+pytestmark = pytest.mark.sqlite
 
 WHOLE = "is whole, and every count in it is what its rows say."
 
@@ -86,7 +88,8 @@ def test_what_is_there_is_never_written_over(tmp_path, traffic, operate):
 
 
 def test_a_copy_that_cannot_be_proved_is_not_kept(tmp_path, traffic, operate):
-    Variant.update(participants=5).where(Variant.key == "v1").execute()
+    spoilt = ParticipantTally.variant == "v1"
+    ParticipantTally.update(participants=5).where(spoilt).execute()
 
     told = operate("backup", tmp_path / "copy.db")
 
@@ -156,11 +159,11 @@ def rewritten(table, old, new):
     )
 
 
-PARTICIPANTS = "CHECK (participants >= 0)"
+PARTICIPANTS = "CHECK (participants >= 1)"
 ALTERED = {
     "a trigger": (
         "CREATE TRIGGER twice AFTER INSERT ON assignment "
-        "BEGIN UPDATE variant SET participants = participants + 1; END",
+        "BEGIN UPDATE participant_tally SET participants = participants + 1; END",
         "a trigger 'twice' of 'assignment'",
     ),
     "a view in place of a table": (
@@ -207,16 +210,16 @@ ALTERED = {
         "table 'variant' has no column 'name' TEXT NOT NULL",
     ),
     "without a check": (
-        rewritten("variant", f", {PARTICIPANTS}", ""),
-        "table 'variant' has no rule check ( participants > = 0 )",
+        rewritten("participant_tally", f", {PARTICIPANTS}", ""),
+        "table 'participant_tally' has no rule check ( participants > = 1 )",
     ),
     "a check in a comment": (
-        rewritten("variant", f", {PARTICIPANTS}", f" /* , {PARTICIPANTS} */"),
-        "table 'variant' has no rule check ( participants > = 0 )",
+        rewritten("participant_tally", f", {PARTICIPANTS}", f" /* , {PARTICIPANTS} */"),
+        "table 'participant_tally' has no rule check ( participants > = 1 )",
     ),
     "another check": (
-        rewritten("variant", PARTICIPANTS, "CHECK (participants >= -9)"),
-        "table 'variant' has no rule check ( participants > = 0 )",
+        rewritten("participant_tally", PARTICIPANTS, "CHECK (participants >= -9)"),
+        "table 'participant_tally' has no rule check ( participants > = 1 )",
     ),
     "another foreign key": (
         rewritten("variant", " ON DELETE CASCADE", ""),

@@ -657,7 +657,7 @@ def test_check_says_so_when_a_count_is_wrong(api, running, enrolled, operate):
     enrolled(running(), "u1")
     assert operate("check").output == "Every count is what its rows say.\n"
 
-    models.Variant.update(participants=5).execute()
+    models.ParticipantTally.update(participants=5).execute()
 
     assert operate("check").exit_code == 1
 

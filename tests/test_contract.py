@@ -17,9 +17,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-import models
 from app import create_app
-from storage import factory, schema
+from storage import factory
 from web.logging import log
 
 app = create_app({"JWT_SECRET_KEY": SECRET, "DATABASE_URL": "sqlite:///unused"})
@@ -86,15 +85,21 @@ class Token:
         case.headers["Authorization"] = f"Bearer {data}"
 
 
-# With a parameter, each operation has a node id of its own: schemathesis names its
-# tests in a way that pytest leaves out of the id, and equal ids are run only once.
-@pytest.fixture(scope="module", params=["sqlite"])
-def experiments(tmp_path_factory):
+# The engine is a parameter, so that each operation has a node id of its own:
+# schemathesis names its tests in a way that pytest leaves out of the id, and equal ids
+# are run only once.
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory, new_database):
     """Return the ids of experiments in every state, in a database of their own."""
     log.setLevel(logging.WARNING)
-    file = tmp_path_factory.mktemp("contract") / "abacus.db"
-    database = app.extensions["database"] = factory.database_at(f"sqlite:///{file}")
-    schema.create(database, models.TABLES)
+    with new_database(tmp_path_factory.mktemp("contract") / "abacus.db") as url:
+        database = app.extensions["database"] = factory.database_at(url)
+        yield staged()
+        database.shut()
+
+
+def staged():
+    """Make the experiments; return their ids."""
     api = Caller(app, token())
     made = []
     for moves in ([], ["start"], ["start", "stop"], ["start", "complete"]):
@@ -111,8 +116,7 @@ def experiments(tmp_path_factory):
             else:
                 moved = api.post(f"{path}/{move}", body if move == "complete" else {})
             assert moved.status_code == 200, moved.text
-    yield made
-    database.close()
+    return made
 
 
 @document.parametrize()

@@ -5,9 +5,12 @@ import hashlib
 import re
 from urllib.parse import urljoin
 
+import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from targeting import audience
+
+pytestmark = pytest.mark.one_engine
 
 
 def test_the_docs_page_runs_its_own_scripts_and_no_other(anonymous):

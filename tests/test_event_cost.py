@@ -2,10 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import Caller, assert_error, database_steps
+import pytest
+from conftest import Caller, assert_error, database_steps, statements
 from test_conversions import quality, results, totals
-
-from storage import engine
 
 # ----------------------------------------------------------------------------
 # What an event may cost
@@ -142,6 +141,7 @@ def beside_the_first(decisions):
     )
 
 
+@pytest.mark.sqlite  # counts the steps of SQLite
 def test_an_event_costs_the_same_however_much_is_counted_already(
     api, running, enrolled
 ):
@@ -211,13 +211,11 @@ def test_a_call_that_books_too_much_does_not_take_the_write_lock(
     paths = [running() for _ in range(11)]
     for path in paths:
         enrolled(path, "u1")
-    statements = []
-    connection = engine.database.connection()
-    connection.set_trace_callback(statements.append)
-
     rows = in_metrics(*["conversion"] * 1_000)
-    refused = api.post("events/batch", {"events": rows})
 
-    connection.set_trace_callback(None)
+    with statements() as sent:
+        refused = api.post("events/batch", {"events": rows})
+
     assert_error(refused, 400, "VALIDATION_ERROR")
-    assert [one for one in statements if one.startswith(("BEGIN", "INSERT"))] == []
+    assert sent
+    assert [one for one in sent if one.startswith(("BEGIN", "INSERT"))] == []

@@ -266,6 +266,7 @@ def test_of_many_readers_of_one_history_one_writes_the_end_down(app, token, ende
     assert answers[0]["meta"]["total"] == 3
 
 
+@pytest.mark.sqlite
 def test_a_history_that_cannot_be_written_is_read_all_the_same(api, ended):
     path = ended()
     api.get(path)
@@ -329,7 +330,7 @@ def assert_no_answer_names_the_person(api, paths):
 
 
 def test_a_person_is_erased_everywhere_and_moves_no_result(
-    api, app, traffic, named, tmp_path
+    api, app, traffic, named, engine_name
 ):
     before = [everything(api, path) for path in traffic]
 
@@ -337,7 +338,7 @@ def test_a_person_is_erased_everywhere_and_moves_no_result(
 
     assert answer.status_code == 200
     receipt = answer.json["data"]
-    assert receipt["logEmptied"] is True
+    assert receipt["logEmptied"] is (engine_name == "sqlite")
     assert {one["experimentId"] for one in receipt["experiments"]} == {
         path.removeprefix("experiments/") for path in (*traffic, named)
     }
@@ -350,6 +351,11 @@ def test_a_person_is_erased_everywhere_and_moves_no_result(
     first, _, third = api.get("audiences/aud_beta").json["data"]["ruleTree"]["rules"]
     assert first["value"][0] == "boss"
     assert third["value"] == f"{PERSON}.not"
+
+
+@pytest.mark.sqlite
+def test_no_byte_of_who_is_erased_is_left_in_the_files(api, traffic, named, tmp_path):
+    assert api.delete(f"users/{PERSON}").status_code == 200
     # Without the audience of the user with the longer id, no byte is left of hers.
     rule = {"field": "userId", "operator": "in", "value": ["boss", PERSON]}
     api("PUT", "audiences/aud_beta", {"name": "Beta", "ruleTree": rule})
@@ -386,6 +392,7 @@ def ids_in(file):
     return Counter(id.decode() for id in found)
 
 
+@pytest.mark.sqlite
 def test_no_copy_of_who_is_erased_is_left_in_the_file(api, copied, tmp_path):
     path, users = copied
     before = everything(api, path)
@@ -398,6 +405,7 @@ def test_no_copy_of_who_is_erased_is_left_in_the_file(api, copied, tmp_path):
     assert everything(api, path) == before
 
 
+@pytest.mark.sqlite
 def test_a_large_file_is_written_anew_by_a_command(app, api, copied, tmp_path):
     path, users = copied
     engine.database.execute_sql("CREATE TABLE padding AS SELECT zeroblob(34e6) AS x")
@@ -528,7 +536,7 @@ def test_who_was_erased_is_somebody_new(api, traffic):
     assert api.get(path).json["data"]["_count"]["assignments"] == before + 1
 
 
-def test_nobody_is_erased_as_often_as_you_like(api, traffic):
+def test_nobody_is_erased_as_often_as_you_like(api, traffic, engine_name):
     before = [everything(api, path) for path in traffic]
     for _ in range(2):
         told = api.delete("users/nobody").json["data"]
@@ -538,7 +546,7 @@ def test_nobody_is_erased_as_often_as_you_like(api, traffic):
             "before": nothing,
             "after": nothing,
             "experiments": [],
-            "logEmptied": True,
+            "logEmptied": engine_name == "sqlite",
         }
     assert [everything(api, path) for path in traffic] == before
     assert len(history(api, traffic[0])) == 2

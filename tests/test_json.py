@@ -15,6 +15,8 @@ from test_wire import documents, json_values, texts
 
 from web.json import PIECE, InvalidJson, dumps, loads
 
+pytestmark = pytest.mark.one_engine
+
 
 def read_by_another(body):
     """Return what the standard library makes of strict JSON, or raise ValueError."""

@@ -19,6 +19,8 @@ from test_tokens import GOOD, pem, signed
 from app import create_app
 from web import keys
 
+pytestmark = pytest.mark.one_engine
+
 OLDER = "nE4uW9sYb2Kq7TzMv1XcR6pLh8GdJa3f"
 RSA, OTHER_RSA = (rsa.generate_private_key(65537, 2048) for _ in range(2))
 SMALL_RSA = rsa.generate_private_key(65537, 1024)  # noqa: S505  (to be refused)

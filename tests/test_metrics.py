@@ -103,6 +103,7 @@ def test_conversions_are_counted_by_what_became_of_them(api, running, enrolled, 
     assert reasons == {"CONFLICT": 2, "NOT_ENROLLED": 2, "BEFORE_ENROLLMENT": 2}
 
 
+@pytest.mark.one_engine
 def test_no_caller_can_make_a_series_or_leave_an_id_in_one(api, anonymous, running):
     path = running()
 
@@ -126,6 +127,7 @@ def test_no_caller_can_make_a_series_or_leave_an_id_in_one(api, anonymous, runni
     assert path.partition("/")[2] not in last
 
 
+@pytest.mark.sqlite
 def test_what_the_database_answers_is_counted_by_its_kind(api, running, gained):
     path = running()
     engine.database.pragma("query_only", 1)
@@ -137,6 +139,7 @@ def test_what_the_database_answers_is_counted_by_its_kind(api, running, gained):
     assert gained("abacus_refusals_total", "code") == {"UNAVAILABLE": 1}
 
 
+@pytest.mark.one_engine
 def test_an_error_that_is_waited_for_is_there_before_it_happens(anonymous):
     now = samples(anonymous.get("/metrics").text)
 
@@ -145,6 +148,7 @@ def test_an_error_that_is_waited_for_is_there_before_it_happens(anonymous):
         assert ("abacus_database_errors_total", labels) in now
 
 
+@pytest.mark.sqlite
 def test_the_sizes_are_those_of_the_files(tmp_path, api, anonymous, running, enrolled):
     enrolled(running(), *[f"u{number}" for number in range(2_000)])
 
@@ -258,12 +262,14 @@ def test_the_alerts_are_silent_in_good_times_and_told_in_bad(promtool):
     assert "SUCCESS" in promtool("test", "rules", "tests/cases/alerts.yml")
 
 
+@pytest.mark.one_engine
 def test_prometheus_reads_what_it_is_told(promtool, anonymous, api, running):
     running()
 
     assert promtool("check", "metrics", input=anonymous.get("/metrics").text) == ""
 
 
+@pytest.mark.one_engine
 def test_the_alerts_ask_for_series_that_there_are(anonymous, api):
     api.get("experiments")
     text = anonymous.get("/metrics").text

@@ -9,7 +9,9 @@ from test_database import ROOT, served, serving
 import models
 from ledger import proof
 from models import Assignment, Metric
-from storage import engine, factory, schema
+from storage import engine, factory, migrations, schema
+
+pytestmark = pytest.mark.sqlite
 
 # ----------------------------------------------------------------------------
 # Migration
@@ -52,7 +54,7 @@ def shape(path):
     return shapes, clauses
 
 
-@pytest.mark.parametrize("version", range(1, schema.SCHEMA_VERSION))
+@pytest.mark.parametrize("version", range(1, migrations.SCHEMA_VERSION))
 def test_a_database_of_an_older_schema_becomes_what_a_new_one_is(tmp_path, version):
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     of_schema(version, old)

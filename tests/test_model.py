@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 from collections import Counter
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 import models
@@ -173,12 +175,13 @@ traffics = st.sampled_from([100, 60])
 class Service(RuleBasedStateMachine):
     """Asks service and model alike; after each step both say the same."""
 
-    def __init__(self):
+    def __init__(self, new_database):
+        """Begin with an empty database, of which *new_database* yields the URL."""
         super().__init__()
         log.setLevel(logging.WARNING)
-        database = app.extensions["database"] = factory.database_at(
-            "sqlite:///:memory:"
-        )
+        self.opened = ExitStack()
+        url = self.opened.enter_context(new_database())
+        database = app.extensions["database"] = factory.database_at(url)
         schema.create(database, models.TABLES)
         engine.enter(database)
         with app.app_context():
@@ -197,8 +200,9 @@ class Service(RuleBasedStateMachine):
             self.rows_agree()
             assert list(proof.discrepancies()) == []
         finally:
-            engine.database.close()
+            engine.database.shut()
             engine.leave()
+            self.opened.close()
 
     def at(self, position):
         one = self.experiments[position % len(self.experiments)]
@@ -566,8 +570,16 @@ def exact(number):
     return Decimal(str(number))
 
 
-contract = settings.get_profile("contract")
-TestService = Service.TestCase
-TestService.settings = settings(
-    contract, max_examples=2 * contract.max_examples, stateful_step_count=40
-)
+def test_the_service_says_what_the_model_says_in_any_life(engine_name, new_database):
+    def empty():
+        if engine_name == "sqlite":
+            return nullcontext("sqlite:///:memory:")
+        return new_database(None)
+
+    contract = settings.get_profile("contract")
+    run_state_machine_as_test(
+        lambda: Service(empty),
+        settings=settings(
+            contract, max_examples=2 * contract.max_examples, stateful_step_count=40
+        ),
+    )

@@ -414,6 +414,7 @@ def test_walks_show_what_there_was_through_any_interleaving(
         assert rows == [row[key] for row in answer["data"]], (path, query)
 
 
+@pytest.mark.sqlite  # counts the steps of SQLite
 def test_a_deep_page_takes_the_database_no_more_steps(api, running, enrolled):
     path = running()
     enrolled(path, *(f"user-{number}" for number in range(400)))
@@ -465,6 +466,7 @@ def write_drafts(number):
         identity.update(revision=identity.revision + 1).execute()
 
 
+@pytest.mark.sqlite  # counts the steps of SQLite
 def test_a_page_of_10_000_experiments_takes_the_database_no_more_than_of_100(api):
     def cost(path):
         assert api.get(path).status_code == 200  # a first one counts the experiments

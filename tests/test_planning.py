@@ -13,6 +13,8 @@ import schemas
 from targeting import assignment
 from views import planning
 
+pytestmark = pytest.mark.one_engine
+
 # ----------------------------------------------------------------------------
 # Planning
 # ----------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from targeting import assignment
 from targeting.decision import STATUSES
 from web import errors
 
+pytestmark = pytest.mark.one_engine
+
 README = (real.ROOT / "README.md").read_text()
 API = (real.ROOT / "docs" / "api.md").read_text()
 OPERATING = (real.ROOT / "docs" / "operating.md").read_text()
@@ -237,8 +239,7 @@ def test_the_example_of_an_import_loads_and_loads_once(tmp_path):
         id = path.partition("/")[2]
 
         first, second = (
-            real.flask(service.instance, "import", id, str(file)).stdout
-            for _ in range(2)
+            service.flask("import", id, str(file)).stdout for _ in range(2)
         )
 
         assert first == "3 lines: 2 users enrolled, 2 conversions.\n"
@@ -248,7 +249,7 @@ def test_the_example_of_an_import_loads_and_loads_once(tmp_path):
         assert detailed["participants"] == 1
         assert detailed["results"][0]["value"]["sum"] == 24.99
         assert detailed["results"][0]["conversions"] == 1
-        assert real.flask(service.instance, "check").returncode == 0
+        assert service.flask("check").returncode == 0
 
 
 def test_nothing_in_the_repository_names_where_it_was_made():

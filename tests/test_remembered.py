@@ -212,6 +212,7 @@ def steps(api, path):
     return database_steps(lambda: answer(api, path))
 
 
+@pytest.mark.sqlite  # counts the steps of SQLite
 def test_an_analysis_reads_as_much_for_a_thousand_metrics_as_for_one(api, sold):
     few, many = sold(), sold()
     for user_id in ("u1", "u2"):

@@ -60,6 +60,7 @@ def test_the_seeds_figures_come_out_of_the_seeds_traffic(api, running, enrolled)
     assert computed["metric"] == "conversion"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "body",
     [{"confidenceLevel": 0.995}, {"confidenceLevel": "0.9"}, {"metric": ""}, {"x": 1}],
@@ -70,6 +71,7 @@ def test_an_analysis_that_cannot_be_is_refused(api, draft, body):
     assert_error(response, 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("level", [0.5, 0.99])
 def test_a_confidence_level_may_be_its_bound(api, draft, level):
     plan = {"baselineRate": 0.2, "minimumEffect": 0.05, "confidenceLevel": level}
@@ -275,6 +277,7 @@ def test_a_replay_from_before_the_first_user_has_no_data(api, traffic):
     assert [one["sampleSize"] for one in computed["variants"]] == [0, 0]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("level", ["0.5", "0.50", "0.9", "0.95", "0.985", "0.99"])
 def test_a_query_shapes_the_intervals_as_a_body_does(api, draft, level):
     path = draft()
@@ -286,6 +289,7 @@ def test_a_query_shapes_the_intervals_as_a_body_does(api, draft, level):
     assert computed["analysis"]["verdictConfidenceLevel"] == 0.95
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("query", "path"),
     [
@@ -550,6 +554,7 @@ def test_the_days_sum_to_the_whole(api, traffic):
                 assert total == Decimal(str(row["value"][name]))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("query", "path"),
     [
@@ -587,6 +592,7 @@ def test_results_answer_in_the_text_that_is_accepted(api, traffic, form):
         assert "Control" in answer.text
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "accept", ["*/*", "application/json", "image/png", "text/html,*/*;q=0.8"]
 )
@@ -595,6 +601,7 @@ def test_results_are_json_unless_a_text_is_asked_for(api, draft, accept):
     assert answer.json["data"]["status"] == "draft"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("form", TEXTS)
 def test_an_error_is_json_whatever_is_accepted(api, form):
     answer = api.get("experiments/exp_none/results", headers={"Accept": form})

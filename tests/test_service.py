@@ -56,8 +56,9 @@ RESULTS = {"experimentId", "name", "status", "startDate", "endDate", "variants"}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    with real.served(tmp_path_factory.mktemp("instance")) as service:
+def service(tmp_path_factory, service_database):
+    instance = tmp_path_factory.mktemp("instance")
+    with service_database() as settings, real.served(instance, **settings) as service:
         yield service
 
 
@@ -124,8 +125,11 @@ def assert_seed_results(service, path, arms):
         assert one["conversionRate"] == one["conversions"] / one["sampleSize"]
 
 
-def test_every_example_of_the_seed_works_as_written(tmp_path):
-    with real.served(tmp_path / "empty") as service:
+def test_every_example_of_the_seed_works_as_written(tmp_path, service_database):
+    with (
+        service_database() as settings,
+        real.served(tmp_path / "empty", **settings) as service,
+    ):
         path = created_and_listed(service)
         changed = service.data("PATCH", path, {"description": "Changed"})
         assert changed["description"] == "Changed"
@@ -165,7 +169,7 @@ def test_eight_callers_enrolling_the_same_new_users_make_one_row_each(service):
     _, listed = service("GET", f"{path}/assignments?limit=100")
     stored = {one["userId"]: one["variantId"] for one in listed["data"]}
     assert stored == dict(zip(users, told[0], strict=True))
-    assert real.flask(service.instance, "check").returncode == 0
+    assert service.flask("check").returncode == 0
 
 
 def test_what_was_told_while_a_stop_raced_is_what_is_stored(service):
@@ -252,8 +256,11 @@ def test_of_eight_same_conversions_one_counts(service):
     }
 
 
-def test_what_was_acknowledged_survives_kill_9(tmp_path):
-    with real.served(tmp_path / "killed") as service:
+def test_what_was_acknowledged_survives_kill_9(tmp_path, service_database):
+    with (
+        service_database() as settings,
+        real.served(tmp_path / "killed", **settings) as service,
+    ):
         path = service.running()
         told = []
 
@@ -276,7 +283,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
         assert len(told) >= 50
         for user_id in told:
             assert service("GET", f"{path}/assignments/{user_id}")[0] == 200
-        assert real.flask(service.instance, "check").returncode == 0
+        assert service.flask("check").returncode == 0
 
 
 def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
@@ -309,7 +316,7 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
     while victim in service.workers() or len(service.workers()) != len(before):
         assert time.monotonic() < deadline, service.log.read_text()
         time.sleep(0.05)
-    assert real.flask(service.instance, "check").returncode == 0
+    assert service.flask("check").returncode == 0
 
 
 def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
@@ -340,9 +347,10 @@ def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
         for user_id, status in told.items():
             found = service("GET", f"{path}/assignments/{user_id}")[0]
             assert found == (200 if status == 201 else 404)
-        assert real.flask(service.instance, "check").returncode == 0
+        assert service.flask("check").returncode == 0
 
 
+@pytest.mark.one_engine
 def test_a_request_line_of_8190_bytes_reaches_the_service(service):
     connection = HTTPConnection("127.0.0.1", service.port, timeout=10)
     path = "/api/experiments/"
@@ -356,6 +364,7 @@ def test_a_request_line_of_8190_bytes_reaches_the_service(service):
     connection.close()
 
 
+@pytest.mark.one_engine
 def test_the_log_holds_neither_tokens_nor_users(service):
     path = service.running()
     service.data("POST", f"{path}/assignments", {"userId": "marker-user"})
@@ -521,6 +530,7 @@ def test_a_browser_of_an_allowed_origin_asks_first_without_a_token(tmp_path):
     }
 
 
+@pytest.mark.one_engine
 def test_a_path_that_is_not_utf_8_names_nobody(service):
     path = service.running()
     for odd in ("%FF", "%FE", "%ED%A0%80", "a%00b"):

@@ -3,14 +3,13 @@
 import itertools
 import json
 import re
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import peewee
 import pytest
-from conftest import SECRET, Caller, assert_error
+from conftest import Caller, assert_error, configured
 from flask_jwt_extended import create_access_token
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +17,10 @@ from hypothesis import strategies as st
 from app import create_app
 from ledger import proof, single
 from ledger.conversions import Event
-from models import Assignment, Tally
+from models import Assignment, Experiment, Tally
 from schemas import UsersSchema
 from storage import engine, turns
-from storage.columns import utcnow
+from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.schema import Identity
 from targeting.decision import User, decide_each
 from web.auth import Claims, Verified
@@ -31,17 +30,9 @@ from web.json import loads, plain_texts
 EXPERIMENTS = 120
 
 
-def served(file):
-    return create_app(
-        {
-            "TESTING": True,
-            "JWT_SECRET_KEY": SECRET,
-            "DATABASE_URL": f"sqlite:///{file}",
-        }
-    )
-
-
-def caller(app):
+def caller(url):
+    """Return a caller of a new app on this database."""
+    app = create_app(configured(url))
     with app.app_context():
         return Caller(app, create_access_token("tester"))
 
@@ -74,13 +65,21 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def two_ways(tmp_path_factory):
+def two_ways(tmp_path_factory, new_database):
     """Return a caller of each way, the experiments, and a list for what is asked."""
     folder = tmp_path_factory.mktemp("ways")
-    short = caller(served(folder / "short.db"))
+    with new_database(folder / "short.db") as url:
+        short, paths = caller(url), []
+        filled(short, paths)
+        with new_database(folder / "long.db", original=url) as copy:
+            long = caller(copy)
+            yield from compared(short, long, paths)
+
+
+def filled(short, paths):
+    """Make experiments of all kinds; leave the database closed."""
     payers = {"name": "Payers", "ruleTree": RULES}
     assert short("PUT", "audiences/aud_payers", payers).status_code == 201
-    paths = []
     for number in range(EXPERIMENTS):
         body = {
             "name": f"100 % {number}",
@@ -94,9 +93,11 @@ def two_ways(tmp_path_factory):
         assert made.status_code == 201, made.text
         paths.append(f"experiments/{made.json['data']['id']}")
         assert short.post(f"{paths[-1]}/start").status_code == 200
-    short.client.application.extensions["database"].close()
-    shutil.copy(folder / "short.db", folder / "long.db")
-    long = caller(served(folder / "long.db"))
+    short.client.application.extensions["database"].shut()
+
+
+def compared(short, long, paths):
+    """Yield what the tests of both ways need; check that both were taken."""
     application = long.client.application
     application.wsgi_app = application.wsgi_app.long_way
     asked, long_way = [], counting(short.client.application)
@@ -107,7 +108,7 @@ def two_ways(tmp_path_factory):
     batches -= sum(place.endswith("/assignments/batch") for place in long_way)
     assert batches > 40, batches
     for one in (short, long):
-        one.client.application.extensions["database"].close()
+        one.client.application.extensions["database"].shut()
 
 
 TEXTS = st.sampled_from(
@@ -184,7 +185,7 @@ def masked(response):
 
 ROWS = {
     "assignment": "id, experiment_id, user_id, variant",
-    "variant": "experiment_id, key, participants",
+    "participant_tally": "*",
     "conversion": "experiment_id, assignment_id, metric, value, idempotency_key",
     "outcome": "*",
     "tally": "experiment_id, variant, metric, users, events, value_users, value_sum,"
@@ -494,11 +495,11 @@ def test_an_error_of_the_short_way_has_the_shape_of_every_error(app, api, runnin
 
 
 @pytest.fixture
-def second(app, tmp_path):
+def second(app, database_url):
     """Return a caller of another app on the same database: another worker."""
-    other = caller(served(tmp_path / "abacus.db"))
+    other = caller(database_url)
     yield other
-    other.client.application.extensions["database"].close()
+    other.client.application.extensions["database"].shut()
 
 
 CHANGES = [
@@ -585,10 +586,8 @@ def test_an_end_date_closes_enrolment_without_any_change(api, running):
     now = utcnow()
     database = engine.database
     with database.atomic():
-        database.execute_sql(
-            "UPDATE experiment SET start_date = 1, end_date = ? WHERE id = ?",
-            (Assignment.assigned_at.db_value(now), experiment),
-        )
+        dates = {"start_date": EPOCH + MICROSECOND, "end_date": now}
+        Experiment.update(dates).where(Experiment.id == experiment).execute()
         # As a change would: the end date that is remembered is this one.
         Identity.update(revision=Identity.revision + 1).execute()
 
@@ -597,6 +596,7 @@ def test_an_end_date_closes_enrolment_without_any_change(api, running):
         assert answer["reason"] == "ENROLLMENT_CLOSED"
 
 
+@pytest.mark.one_engine
 def test_a_remembered_token_ends_with_its_time_and_with_its_keys(app):
     tokens, claims = app.extensions["abacus_tokens"], Claims("me", None)
     now = utcnow().timestamp()
@@ -611,6 +611,7 @@ def test_a_remembered_token_ends_with_its_time_and_with_its_keys(app):
         assert tokens.get(gone) is None
 
 
+@pytest.mark.one_engine
 def test_no_more_tokens_are_remembered_than_fit(app):
     tokens, now = app.extensions["abacus_tokens"], utcnow().timestamp()
     for number in range(tokens.MOST + 10):

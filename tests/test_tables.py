@@ -13,6 +13,8 @@ from wcwidth import wcswidth
 import stats
 from views import figures, tables
 
+pytestmark = pytest.mark.one_engine
+
 NAMES = st.text(min_size=1, max_size=200).filter(str.strip)
 
 

@@ -18,6 +18,8 @@ from storage import factory, schema
 from web import auth, keys
 from web.settings import WrongSetting
 
+pytestmark = pytest.mark.one_engine
+
 NOW = datetime.now(timezone.utc)
 GOOD = {"sub": "me", "exp": NOW + timedelta(hours=1)}
 

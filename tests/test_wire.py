@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import marshmallow
 import pytest
-from conftest import SECRET, assert_error, paths, two_variants
+from conftest import SECRET, Caller, assert_error, configured, paths, two_variants
 from hypothesis import strategies as st
 
 import app as application
@@ -28,6 +28,7 @@ def post(api, data, **headers):
     return api("POST", "experiments", data=data, headers=told)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "body",
     [
@@ -50,6 +51,7 @@ def test_what_two_readers_may_read_differently_is_not_json(api, body):
     assert api.get("experiments").json["meta"]["total"] == 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("name", "path"), [("\\ud800", "name"), ("a\\u0000b", "name")])
 def test_a_text_that_no_database_keeps_is_refused_with_its_path(api, name, path):
     body = json.dumps(BODY).replace("Onboarding", name)
@@ -80,6 +82,7 @@ def test_a_config_comes_back_untouched(api):
     assert '"é": null' in read
 
 
+@pytest.mark.one_engine
 def test_a_config_has_at_most_16_kib(api):
     body = json.loads(json.dumps(BODY))
     body["variants"][0]["config"] = {"k": "x" * 16_384}
@@ -89,6 +92,7 @@ def test_a_config_has_at_most_16_kib(api):
     assert error["details"][0]["path"] == "variants.0.config"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [
@@ -105,6 +109,7 @@ def test_a_body_that_is_not_plain_json_is_refused(api, headers, status, code):
     assert_error(post(api, json.dumps(BODY), **headers), status, code)
 
 
+@pytest.mark.one_engine
 def test_a_body_over_a_mebibyte_without_a_length_is_refused(api):
     large = json.dumps({**BODY, "description": "x" * 1_048_576}).encode()
     chunked = {
@@ -117,6 +122,7 @@ def test_a_body_over_a_mebibyte_without_a_length_is_refused(api):
     assert_error(api("POST", "experiments", **chunked), 413, "PAYLOAD_TOO_LARGE")
 
 
+@pytest.mark.one_engine
 def test_a_body_that_is_cut_off_is_refused(api):
     options = {
         "input_stream": io.BytesIO(b'{"name": '),
@@ -133,6 +139,7 @@ def test_an_absent_body_is_an_empty_one_where_nothing_is_required(api, draft):
     assert_error(post(api, b""), 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "query",
     [
@@ -157,6 +164,7 @@ def test_a_query_that_is_not_understood_is_refused(api, query):
     assert_error(api.get(f"experiments?{query}"), 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -181,6 +189,7 @@ def test_a_query_that_nobody_reads_is_refused_and_does_nothing(
     assert (read["status"], read["archivedAt"]) == ("draft", None)
 
 
+@pytest.mark.one_engine
 def test_a_parameter_that_stands_twice_is_refused(api):
     error = assert_error(api.get("experiments?page=1&page=2"), 400, "VALIDATION_ERROR")
 
@@ -195,6 +204,7 @@ def test_a_page_of_sixteen_digits_is_empty_and_one_of_more_is_refused(api, draft
         assert_error(api.get(f"{path}?page=1{'0' * 16}"), 400, "VALIDATION_ERROR")
 
 
+@pytest.mark.one_engine
 def test_head_asks_as_get_does_and_answers_without_a_body(api, anonymous, draft):
     path = draft()
     for asked in ("experiments", path, f"{path}/export", "/healthz"):
@@ -207,6 +217,7 @@ def test_head_asks_as_get_does_and_answers_without_a_body(api, anonymous, draft)
     assert api("HEAD", "experiments/exp_none").status_code == 404
 
 
+@pytest.mark.one_engine
 def test_bad_paths_and_methods_have_the_one_shape(api):
     assert_error(api.get("/nowhere"), 404, "NOT_FOUND")
     refused = api.delete("experiments")
@@ -214,7 +225,9 @@ def test_bad_paths_and_methods_have_the_one_shape(api):
     assert {"GET", "POST"} <= set(refused.headers["Allow"].replace(",", " ").split())
 
 
-def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
+@pytest.mark.one_engine
+def test_a_crash_has_the_one_shape_and_tells_nothing(database_url):
+    app = application.create_app(configured(database_url))
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Lines())
@@ -225,7 +238,8 @@ def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
         raise KeyError(user_id)
 
     try:
-        response = api.get("/crash/marker")
+        response = Caller(app, None).get("/crash/marker")
+        app.extensions["database"].shut()
     finally:
         log.removeHandler(handler)
 
@@ -236,6 +250,7 @@ def test_a_crash_has_the_one_shape_and_tells_nothing(app, api):
     assert "marker" not in stream.getvalue()
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("path", ["experiments", "/nowhere", "/healthz", "/docs/"])
 def test_no_answer_is_sniffed_stored_framed_or_told_on(api, path):
     headers = api.get(path).headers
@@ -248,6 +263,7 @@ def test_no_answer_is_sniffed_stored_framed_or_told_on(api, path):
     assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)
 
 
+@pytest.mark.one_engine
 def test_log_lines_are_json_without_tokens_or_users(app, api, running):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -282,6 +298,7 @@ def called_from(origins, folder):
     return application.create_app(settings).test_client()
 
 
+@pytest.mark.one_engine
 def test_only_the_origins_named_may_call_from_a_browser(app, tmp_path):
     client = called_from("https://shop.example", tmp_path)
     path = "/api/experiments/exp_1/assignments"
@@ -330,6 +347,7 @@ documents = st.one_of(
 )
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("place", ["a batch", "a row", "a body", "a rule", "a variant"])
 def test_of_a_million_unknown_keys_a_hundred_are_named(api, running, place):
     path = running()
@@ -354,6 +372,7 @@ def test_of_a_million_unknown_keys_a_hundred_are_named(api, running, place):
     assert time.process_time() - began < 3
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("where", "body"),
     [
@@ -384,6 +403,7 @@ def test_every_list_is_refused_by_its_length_before_its_items(api, where, body, 
     assert time.process_time() - began < 2
 
 
+@pytest.mark.one_engine
 def test_every_list_that_is_read_has_a_bound_and_checks_it_first():
     waiting, bounded = [Wire], set()
     while waiting:
@@ -399,6 +419,7 @@ def test_every_list_that_is_read_has_a_bound_and_checks_it_first():
     assert {"users", "conversions", "events", "variants", "splits"} <= bounded
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "body",
     [
@@ -424,6 +445,7 @@ def test_what_was_sent_is_not_sent_back_whole(api, running, body):
     assert len(refused.data) < 2_500
 
 
+@pytest.mark.one_engine
 def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
     for rule in app.url_map.iter_rules():
         path = rule.rule.replace("<id>", "exp_1").replace("<path:user_id>", "u1")
@@ -432,6 +454,7 @@ def test_options_is_answered_everywhere_and_never_crashes(app, anonymous):
             assert response.status_code < 500, (rule, response.text)
 
 
+@pytest.mark.one_engine
 def test_a_preflight_needs_no_token(tmp_path):
     client = called_from("https://shop.example", tmp_path)
     asked = {
@@ -447,6 +470,7 @@ def test_a_preflight_needs_no_token(tmp_path):
     assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("body", ["null", "[]", '"text"', "5", "true", "1e400"])
 def test_a_body_that_is_no_object_is_refused(api, body):
     assert_error(post(api, body), 400, "VALIDATION_ERROR")
@@ -464,6 +488,7 @@ def test_a_batch_may_have_ten_mebibytes_and_no_more(api, running):
     assert_error(send(10 * 1_048_576), 413, "PAYLOAD_TOO_LARGE")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -489,6 +514,7 @@ def test_no_body_but_that_of_a_batch_has_more_than_a_mebibyte(
     assert api.get("audiences").json["data"] == []
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_page_redirects_to_no_host_and_no_scheme(anonymous, scheme):
     told = anonymous.get(
@@ -499,12 +525,14 @@ def test_the_page_redirects_to_no_host_and_no_scheme(anonymous, scheme):
     assert "evil" not in told.text
 
 
+@pytest.mark.one_engine
 def test_every_request_has_an_id_of_its_own(api):
     told = {api.get("experiments").headers["X-Request-ID"] for _ in range(20)}
 
     assert len(told) == 20
 
 
+@pytest.mark.one_engine
 def test_a_refusal_is_logged_with_its_code_and_without_what_was_sent(
     app, api, anonymous, running
 ):
@@ -578,6 +606,7 @@ def any_experiment(chance):
     return experiment
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("schema", [application.EXPERIMENT, application.WARNED])
 def test_the_quick_way_to_an_answer_writes_what_marshmallow_does(app, schema):
     chance = random.Random(11)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,8 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from storage.engine import Trouble
-from storage.files import log_of
+from storage.engine import Engine, Trouble
 from web import settings
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -112,28 +110,27 @@ def converted(receipts: Answer) -> Answer:
     return receipts
 
 
-class Files(Collector):
-    """The present sizes of the database's files."""
+class Sizes(Collector):
+    """The present sizes of the database and of its write-ahead log."""
 
-    def __init__(self, database: Path | None) -> None:
+    def __init__(self, database: Engine) -> None:
         self.database = database
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        log = self.database and log_of(self.database)
-        for name, file, text in (
-            ("abacus_database_bytes", self.database, "Size of the database's file."),
-            ("abacus_wal_bytes", log, "Size of its write-ahead log."),
+        database, log = self.database.sizes()
+        for name, text, size in (
+            ("abacus_database_bytes", "Size of the database.", database),
+            ("abacus_wal_bytes", "Size of its write-ahead log.", log),
         ):
-            size = file.stat().st_size if file and file.exists() else 0
             yield GaugeMetricFamily(name, text, value=size)
 
 
-def exposition(database: Path | None) -> bytes:
+def exposition(database: Engine) -> bytes:
     """Return the metrics of all workers in Prometheus's text format."""
     registry = CollectorRegistry()
     counts: Iterable[Collector] = [own]
     if settings.metrics_folder() is not None:
         counts = [MultiProcessCollector(None)]
-    for collector in (*counts, Files(database)):
+    for collector in (*counts, Sizes(database)):
         registry.register(collector)
     return generate_latest(registry)

@@ -27,7 +27,7 @@ SETTINGS = (
     ),
     Setting(
         "DATABASE_URL",
-        "`sqlite:////absolute/path.db`",
+        "`sqlite:////absolute/path.db`, or `postgresql://user:password@host/name`",
         "`abacus.db` in the instance folder",
     ),
     Setting(

@@ -67,10 +67,11 @@ def _assigned_late(
             "",
         ),
         (
-            "ledger/single.py",
-            """.on_conflict(
+            "ledger/enrolment.py",
+            """    lambda insert: insert.on_conflict(
         action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
-    )""",
+    ),
+""",
             "",
         ),
     ],
@@ -110,8 +111,9 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    except Overtaken:\n        return None\n",
-            """    except Overtaken:
+            "Entry(known, new))\n    except Overtaken:\n        return None\n",
+            """Entry(known, new))
+    except Overtaken:
         return None
     except __import__("peewee").OperationalError:
         return utcnow()

@@ -18,8 +18,11 @@ GRACE = 30  # gunicorn.conf.py's graceful_timeout
 
 
 @pytest.fixture
-def traffic(tmp_path):
-    with real.served(tmp_path / "instance") as service:
+def traffic(tmp_path, service_database):
+    with (
+        service_database() as settings,
+        real.served(tmp_path / "instance", **settings) as service,
+    ):
         yield Traffic(service, service.running())
 
 
@@ -61,7 +64,7 @@ def shaken(traffic, rounds, fault):
         assert traffic.proved() == [], f"round {number}"
         traffic.ask_again()
     assert traffic.proved() == []
-    assert real.flask(traffic.service.instance, "check").returncode == 0
+    assert traffic.service.flask("check").returncode == 0
     return worst
 
 

@@ -50,7 +50,9 @@ def examined(disk, folder, answered, batches):
     try:
         found = database.execute("PRAGMA integrity_check").fetchone()[0]
         users = {user for (user,) in database.execute("SELECT user_id FROM assignment")}
-        tally = database.execute("SELECT sum(participants) FROM variant").fetchone()[0]
+        tally = database.execute(
+            "SELECT sum(participants) FROM participant_tally"
+        ).fetchone()[0]
     except pysqlite3.DatabaseError as error:
         return len(answered), [str(error)]
     finally:

@@ -21,7 +21,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from ledger import proof
-from models import Assignment, Conversion, Refusal, Variant
+from models import Assignment, Conversion, ParticipantTally, Refusal
 from storage import engine, factory, schema
 from targeting import assignment
 
@@ -117,7 +117,7 @@ class Traffic:
     # -- proving
 
     def proved(self) -> list[str]:
-        """Return what is wrong: over HTTP first, then in the database file."""
+        """Return what is wrong: over HTTP first, then in the database."""
         service, wrong = self.service, list(self.wrong)
         experiment = service.data("GET", self.path)
         computed = service.data("POST", f"{self.path}/compute-results")
@@ -185,7 +185,9 @@ class Traffic:
         """Yield each count of the service that differs from the number of rows."""
         counted = sum(
             one.participants
-            for one in Variant.select().where(Variant.experiment == self.id)
+            for one in ParticipantTally.select().where(
+                ParticipantTally.experiment == self.id
+            )
         )
         if not seats == counted == experiment["_count"]["assignments"]:
             yield f"I4: {seats} seats, {counted} counted, answered {experiment}"
@@ -196,14 +198,15 @@ class Traffic:
 
 @contextmanager
 def opened(service: Any) -> Iterator[None]:
-    """Open the service's database file in this process, as `check` would."""
-    url = f"sqlite:///{service.instance / 'abacus.db'}"
+    """Open the service's database in this process, as `check` would."""
+    file = f"sqlite:///{service.instance / 'abacus.db'}"
+    url = service.settings.get("DATABASE_URL", file)
     with engine.using(factory.database_at(url)) as database:
         database.open()
         try:
             yield
         finally:
-            database.close()
+            database.shut()
 
 
 @contextmanager
