@@ -16,7 +16,7 @@ test: .venv/ready-dev
 demo: .venv/ready
 	@$(BIN)/python demo/replay.py
 
-bench: .venv/ready
+bench: .venv/ready-dev
 	@$(BIN)/python bench/speed.py
 	@$(BIN)/python bench/cost.py
 	@$(BIN)/python bench/growth.py
@@ -25,6 +25,7 @@ bench: .venv/ready
 	@$(BIN)/python bench/hash.py
 	@$(BIN)/python bench/rules.py
 	@$(BIN)/python bench/writers.py
+	@$(BIN)/python bench/processes.py
 
 check: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -285,12 +285,15 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=int, default=3)
     options.add_argument("--only", nargs="*", default=[], help="names of sides")
+    options.add_argument("--database-url", help="of the service; SQLite without it")
     chosen = options.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("This needs wrk: apt-get install wrk")
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        service = opened.enter_context(served(folder / "instance"))
+        url = chosen.database_url
+        settings = {"DATABASE_URL": url} if url else {}
+        service = opened.enter_context(served(folder / "instance", **settings))
         echo = opened.enter_context(echoing(folder))
         bare = bare_rows(folder)
         run = [
