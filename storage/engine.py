@@ -103,6 +103,10 @@ class Engine(peewee.Database, ABC):
         """
 
     @abstractmethod
+    def closed_to_writers(self) -> AbstractContextManager[Any]:
+        """Hold a transaction beside which nobody writes, however long it takes."""
+
+    @abstractmethod
     def snapshot(self) -> AbstractContextManager[Any]:
         """Read the database as it is at one moment; this waits for no writer."""
 

@@ -283,6 +283,13 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
         self._thread.began = None
         self.close()
 
+    @contextmanager
+    def closed_to_writers(self) -> Iterator[None]:
+        with self.atomic():
+            self.execute_sql("SET LOCAL statement_timeout = 0")
+            self.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield
+
     def snapshot(self) -> AbstractContextManager[Any]:
         transaction: AbstractContextManager[Any] = self.transaction(SNAPSHOT)
         return transaction
@@ -382,11 +389,8 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
     def prepare(self) -> None:
         pass
 
-    @contextmanager
-    def migrating(self) -> Iterator[None]:
-        with self.atomic():
-            self.execute_sql("SET LOCAL statement_timeout = 0")
-            yield
+    def migrating(self) -> AbstractContextManager[None]:
+        return self.closed_to_writers()
 
     def refuse_unsafe_version(self) -> None:
         version = self._version()

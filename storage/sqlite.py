@@ -212,6 +212,10 @@ class Sqlite(Engine, peewee.SqliteDatabase):
     def beside(self, work: Callable[[], Value]) -> Value:
         return self.alone(work)  # there is one writer at a time
 
+    def closed_to_writers(self) -> AbstractContextManager[Any]:
+        transaction: AbstractContextManager[Any] = self.atomic()
+        return transaction
+
     def snapshot(self) -> AbstractContextManager[Any]:
         transaction: AbstractContextManager[Any] = self.transaction("DEFERRED")
         return transaction
