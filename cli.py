@@ -18,9 +18,9 @@ from flask_jwt_extended import create_access_token
 
 import models
 from ledger import conversions, proof
-from operations import backups, importer
+from operations import backups, copier, importer
 from operations.staging import staging
-from storage import engine, files, schema
+from storage import engine, factory, files, schema
 from storage.engine import database
 from web import auth, keys
 
@@ -197,6 +197,25 @@ def backup(file: Path) -> None:
     _tell(file, held)
 
 
+@commands.cli.command("copy")
+@click.argument("source_url")
+@click.argument("target_url")
+def copy(source_url: str, target_url: str) -> None:
+    """Copy the database at SOURCE_URL into the one at TARGET_URL, and verify the copy.
+
+    Stop the service first. The target does not exist, or is empty; its engine may be
+    another one. A copy that was interrupted is continued by the same command.
+    """
+    with errors_in_one_line():
+        source, target = map(factory.database_at, (source_url, target_url))
+        with copier.copying(source, target) as copied:
+            with _progress("Copying", copied.rows) as progress:
+                copied.fill(progress)
+            with _progress("Proving", copied.rows) as progress:
+                held = copied.prove(progress)
+    _tell("The target", held)
+
+
 @commands.cli.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Verify FILE, and change nothing.")
@@ -226,7 +245,7 @@ def restore(file: Path, dry_run: bool) -> None:
         click.echo(f"What was there is now {aside}")
 
 
-def _tell(file: Path, held: backups.Counts) -> None:
+def _tell(copy: Path | str, held: backups.Counts) -> None:
     for name, number in held.items():
         click.echo(f"{number:>12} {name}")
-    click.echo(f"{file} is whole, and every count in it is what its rows say.")
+    click.echo(f"{copy} is whole, and every count in it is what its rows say.")

@@ -21,7 +21,7 @@ Counts = dict[str, int]
 
 
 class NotProved(Exception):
-    """A file is not a complete database of Abacus; the message says why."""
+    """A copy is not a complete database of Abacus; the message says why."""
 
 
 def counts() -> Counts:

@@ -138,6 +138,13 @@ class Engine(peewee.Database, ABC):
         """Return so many ids for new rows, in ascending order."""
 
     @abstractmethod
+    def follow_ids(self, table: type[peewee.Model]) -> None:
+        """Let the next new id follow the largest one, after rows came with their ids.
+
+        Call it while nobody else writes.
+        """
+
+    @abstractmethod
     def run(self, text: str, values: Sequence[Any]) -> Any:
         """Return the cursor of a statement, whose values are as they are stored."""
 

@@ -338,6 +338,13 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
         )
         return sorted(id for (id,) in rows.fetchall())
 
+    def follow_ids(self, table: type[peewee.Model]) -> None:
+        last = table.select(fn.MAX(table._meta.primary_key)).scalar() or 0
+        self.execute_sql(
+            "SELECT setval(%s::regclass, %s, false)",
+            (f"{table._meta.table_name}_id_seq", last + 1),
+        )
+
     def limit_waiting(self, most: int) -> None:
         self._turns.most = max(1, most - CONNECTIONS)  # others use the connections
 

@@ -20,6 +20,11 @@ from storage.engine import (
 from storage.migrations import SCHEMA_VERSION
 from storage.table import Table
 
+COPYING = 0
+"""The schema version of a database into which another one is being copied.
+
+No program serves or migrates it, and its id is that of the other one."""
+
 # They may pass while the service runs, which serves what it can meanwhile.
 PASSING = {Trouble.BUSY, Trouble.FULL, Trouble.READ_ONLY, Trouble.GONE, Trouble.IO}
 
@@ -69,6 +74,15 @@ def _found_version() -> int | None:
         return None
     version: int | None = Identity.select(Identity.schema_version).scalar()
     return version
+
+
+def copied_id() -> str | None:
+    """Return the id of the database that is being copied into this one, if one is."""
+    if not Identity.table_exists():
+        return None
+    query = Identity.select(Identity.id).where(Identity.schema_version == COPYING)
+    id: str | None = query.scalar()
+    return id
 
 
 def _migrate() -> bool:
@@ -150,6 +164,11 @@ def verify() -> None:
         ) from error
     if version is None:
         raise NotReady("The database is not one of Abacus, or was never created.")
+    if version == COPYING:
+        raise NotReady(
+            "The database is an interrupted copy of another one: run "
+            "`flask --app wsgi copy` again, which completes it."
+        )
     if version != SCHEMA_VERSION:
         raise NotReady(
             f"The database has schema {version}, this program "

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import peewee
 from peewee import SQL, Model
 
+from storage.columns import Exact
 from storage.engine import database
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
@@ -157,3 +158,44 @@ class Insert(Statement):
                 some = rows[start : start + CHUNK]
                 text = head + values + ",".join([row + end] * len(some)) + tail
                 yield here.run(text, list(chain.from_iterable(some)))
+
+
+def stored_rows(
+    table: type[Table], after: Sequence[Any] | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a table in the order of its key, from behind the key *after*.
+
+    The values are as columns store them, a decimal as a text, which every engine
+    accepts. All engines have the same order: a text is compared by its bytes. Call it
+    in a transaction.
+    """
+    name, keys = _plain(table)
+    fields = table._meta.sorted_fields
+    query = name.select(*[name.c[field.column_name] for field in fields])
+    if after is not None:
+        query = query.where(peewee.Tuple(*keys) > peewee.Tuple(*after))
+    query = query.order_by(*keys).tuples().bind(database.obj)
+    decimals = [
+        (place, field) for place, field in enumerate(fields) if isinstance(field, Exact)
+    ]
+    for row in database.obj.stream(query):
+        if decimals:
+            row = list(row)
+            for place, field in decimals:
+                row[place] = field.db_value(field.python_value(row[place]))
+        yield tuple(row)
+
+
+def last_key(table: type[Table]) -> tuple[Any, ...] | None:
+    """Return the largest key of a table, as it is stored, or None without a row."""
+    name, keys = _plain(table)
+    query = name.select(*keys).order_by(*[key.desc() for key in keys]).limit(1)
+    rows = list(query.tuples().bind(database.obj))
+    return tuple(rows[0]) if rows else None
+
+
+def _plain(table: type[Table]) -> tuple[Any, list[Any]]:
+    """Return a table whose columns convert no value, and the columns of its key."""
+    name = peewee.Table(table._meta.table_name)
+    keys = [name.c[field.column_name] for field in table._meta.get_primary_keys()]
+    return name, keys
