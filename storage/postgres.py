@@ -100,14 +100,20 @@ https://www.postgresql.org/docs/current/errcodes-appendix.html
 AGAIN = ("40001", "40P01", "23505")  # another writer was in the way
 
 
-def _code(error: BaseException | None) -> str | None:
-    """Return PostgreSQL's code of an error, or of the one that it came from."""
+def _source(error: BaseException | None) -> psycopg.Error | None:
+    """Return the server's error that this one is, or came from."""
     while error is not None:
-        code = getattr(getattr(error, "orig", error), "sqlstate", None)
-        if code:
-            return str(code)
+        source = getattr(error, "orig", error)
+        if isinstance(source, psycopg.Error) and source.sqlstate:
+            return source
         error = error.__context__
     return None
+
+
+def _code(error: BaseException | None) -> str | None:
+    """Return PostgreSQL's code of an error, or None if no server has answered."""
+    source = _source(error)
+    return None if source is None else source.sqlstate
 
 
 class Postgres(Engine, peewee.PostgresqlDatabase):
@@ -366,9 +372,9 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
     def error_name(self, error: BaseException | None) -> str | None:
         if isinstance(error, Refused):
             return error.error_name
-        code = _code(error)
-        if code:
-            return psycopg.errors.lookup(code).__name__
+        source = _source(error)
+        if source is not None:
+            return type(source).__name__
         if isinstance(error, peewee.OperationalError | peewee.InterfaceError):
             return "ConnectionLost"
         return None
