@@ -227,7 +227,8 @@ def restore(file: Path, dry_run: bool) -> None:
     target = current_app.extensions["database"].file
     if target is None:
         raise click.ClickException(
-            "Only a database in a file is restored so; see docs/operating.md."
+            "Only a database in a file is restored so. For PostgreSQL, see "
+            "docs/postgresql.md."
         )
     with errors_in_one_line():
         if dry_run:

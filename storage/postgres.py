@@ -451,13 +451,13 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
         return 0, 0
 
     def copy_into(self, file: Path) -> None:
-        raise NotReady("PostgreSQL is backed up with pg_dump; see docs/operating.md.")
+        raise NotReady("PostgreSQL is backed up with pg_dump: see docs/postgresql.md.")
 
     def empty_log(self) -> bool:
         return False  # the log of a server has old content until it is recycled
 
     def write_anew(self) -> bool:
-        return False
+        raise NotReady("PostgreSQL reuses its space by itself: see docs/postgresql.md.")
 
     def clean(self) -> tuple[bool, bool]:
         return False, False

@@ -437,3 +437,20 @@ def test_a_dump_is_restored_as_the_documents_say(api, traffic, server, database_
     assert checked.output == "Every count is what its rows say.\n"
     assert after == before
     assert enrolled.status_code == 201
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "vacuum"])
+def test_a_command_for_a_file_says_what_to_do_instead(
+    app, api, running, tmp_path, command
+):
+    running()
+    file = tmp_path / "copy.db"
+    if command == "restore":
+        file.touch()
+    words = [command] if command == "vacuum" else [command, str(file)]
+
+    said = app.test_cli_runner().invoke(args=words)
+
+    assert (said.exit_code, "docs/postgresql.md" in said.output) == (1, True)
+    assert Experiment.select().count() == 1
+    assert sorted(tmp_path.glob("*.db")) == ([file] if command == "restore" else [])
