@@ -95,9 +95,7 @@ def _booked(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     now = database.obj.now()
     refuse_unless_open(Experiment.get_by_id(experiment.id))
     new = _enrol(experiment, lines, now)
-    others = {line.user_id: line.variant for line in lines}
-    for user_id in new:
-        del others[user_id]
+    others = {line.user_id: line.variant for line in lines if line.user_id not in new}
     participants = participants_among(experiment.id, others)
     if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
         participants[user_id].variant != variant for user_id, variant in others.items()
@@ -134,7 +132,9 @@ def _enrol(
         Assignment.id >= ids[0], Assignment.id <= ids[-1]
     )
     own = ids if isinstance(ids, range) else set(ids)
-    new: dict[str, int] = {user_id: id for user_id, id in present.tuples() if id in own}
+    rows.clear()  # thousands of them, and the memory is needed below
+    found = database.execute(present)  # the driver's rows, which nothing keeps
+    new: dict[str, int] = {user_id: id for user_id, id in found if id in own}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     return new
 
