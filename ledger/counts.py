@@ -21,7 +21,7 @@ from models import (
     Tally,
     Variant,
 )
-from storage.columns import EXACT, utcnow
+from storage.columns import EXACT
 from storage.engine import database
 from storage.table import Statement
 from storage.traffic import giving_way
@@ -130,9 +130,8 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
 
     This reads every row, while `counted` reads tallies.
     """
-    until = as_of or utcnow()
-    with database.obj.stillness():
-        pass  # what was received before this moment has been committed
+    with database.obj.stillness():  # what was received by now has been committed
+        until = as_of or database.obj.now()
     tallies: dict[tuple[str, str], Tally] = {}
     days: dict[tuple[str, date, str], DayTally] = {}
     with database.obj.snapshot():
