@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from peewee import EXCLUDED, chunked
+from peewee import chunked
 
 from ledger.enrolment import Participant, overrides_among, participants_among
 from ledger.tallies import Booking, Metrics, TooManyMetrics, write_bookings
@@ -23,7 +23,7 @@ from models import (
     RefusalTally,
 )
 from storage.engine import database
-from storage.table import CHUNK, Insert, one_of
+from storage.table import CHUNK, Insert, added, one_of
 from targeting.decision import NOT_ENROLLED, RUNNING, STOPPED
 
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
@@ -374,6 +374,6 @@ COUNT_REFUSALS = Insert(
     [RefusalTally.experiment, RefusalTally.reason, RefusalTally.count],
     lambda insert: insert.on_conflict(
         conflict_target=[RefusalTally.experiment, RefusalTally.reason],
-        update={RefusalTally.count: RefusalTally.count + EXCLUDED.count},
+        update=added([RefusalTally.count]),
     ),
 )

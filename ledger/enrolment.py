@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from peewee import EXCLUDED as NEW_ROW
 from peewee import chunked
 
 from models import (
@@ -21,7 +20,7 @@ from models import (
 from storage.columns import utcnow
 from storage.engine import Overtaken, database
 from storage.paging import Listing, Page
-from storage.table import CHUNK, Insert, one_of
+from storage.table import CHUNK, Insert, added, one_of
 from targeting import decision
 from targeting.decision import (
     EXCLUDED,
@@ -231,18 +230,23 @@ def write_assignments(
     return set(variants)
 
 
-ENROL = Insert(
-    [
-        Assignment.experiment,
-        Assignment.user_id,
-        Assignment.variant,
-        Assignment.assigned_at,
-        Assignment.received_at,
-    ],
-    lambda insert: insert.on_conflict(
+ASSIGNED: list[Any] = [
+    Assignment.experiment,
+    Assignment.user_id,
+    Assignment.variant,
+    Assignment.assigned_at,
+    Assignment.received_at,
+]
+
+
+def unless_enrolled(insert: Any) -> Any:
+    """Return the insert of assignments without those whose users have one already."""
+    return insert.on_conflict(
         action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
-    ),
-)
+    )
+
+
+ENROL = Insert(ASSIGNED, unless_enrolled)
 
 PARTICIPANT_KEY: list[Any] = [
     ParticipantTally.experiment,
@@ -253,11 +257,7 @@ PARTICIPANT_KEY: list[Any] = [
 ADD_PARTICIPANTS = Insert(
     [*PARTICIPANT_KEY, ParticipantTally.participants],
     lambda insert: insert.on_conflict(
-        conflict_target=PARTICIPANT_KEY,
-        update={
-            ParticipantTally.participants: ParticipantTally.participants
-            + NEW_ROW.participants
-        },
+        conflict_target=PARTICIPANT_KEY, update=added([ParticipantTally.participants])
     ),
 )
 

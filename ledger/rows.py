@@ -15,10 +15,12 @@ from peewee import JOIN, chunked, fn
 from ledger.conversions import occurred, refuse_unless_open
 from ledger.counts import FEW
 from ledger.enrolment import (
+    ASSIGNED,
     Participant,
     count_participants,
     elsewhere,
     participants_among,
+    unless_enrolled,
 )
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
@@ -139,19 +141,7 @@ def _enrol(
     return new
 
 
-ENROL_AS = Insert(
-    [
-        Assignment.id,
-        Assignment.experiment,
-        Assignment.user_id,
-        Assignment.variant,
-        Assignment.assigned_at,
-        Assignment.received_at,
-    ],
-    lambda insert: insert.on_conflict(
-        action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
-    ),
-)
+ENROL_AS = Insert([Assignment.id, *ASSIGNED], unless_enrolled)
 
 
 def _new_bookings(

@@ -7,7 +7,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-import peewee
 from peewee import EXCLUDED, chunked, fn
 
 from models import (
@@ -21,7 +20,7 @@ from models import (
 )
 from storage.columns import EXACT
 from storage.engine import Overtaken, database
-from storage.table import CHUNK, Insert, one_of
+from storage.table import CHUNK, Insert, added, one_of
 
 
 class TooManyMetrics(Conflict):
@@ -171,11 +170,6 @@ ADD_CONVERSIONS = Insert(
 )
 
 
-def excluded(field: peewee.Field) -> Any:
-    """Return the value of the row that is in conflict with one that is there."""
-    return getattr(EXCLUDED, field.column_name)
-
-
 ADD_OUTCOMES = Insert(
     [
         Outcome.assignment,
@@ -187,13 +181,12 @@ ADD_OUTCOMES = Insert(
     lambda insert: insert.on_conflict(
         conflict_target=[Outcome.assignment, Outcome.metric],
         update={
-            Outcome.events: Outcome.events + EXCLUDED.events,
+            **added([Outcome.events, Outcome.valued]),
             Outcome.total: fn.COALESCE(  # their sum is null if one of them is
                 database.obj.plus(Outcome.total, EXCLUDED.total),
                 Outcome.total,
                 EXCLUDED.total,
             ),
-            Outcome.valued: Outcome.valued + EXCLUDED.valued,
         },
     ).returning(
         Outcome.assignment,
@@ -217,8 +210,11 @@ ADD_TALLIES = Insert(
     lambda insert: insert.on_conflict(
         conflict_target=TALLY_KEY,
         update={
-            **{field: field + excluded(field) for field in COUNTED},
-            **{field: database.obj.plus(field, excluded(field)) for field in SUMMED},
+            **added(COUNTED),
+            Tally.value_sum: database.obj.plus(Tally.value_sum, EXCLUDED.value_sum),
+            Tally.value_sum_squares: database.obj.plus(
+                Tally.value_sum_squares, EXCLUDED.value_sum_squares
+            ),
             Tally.first_at: database.obj.earlier(Tally.first_at, EXCLUDED.first_at),
             Tally.last_at: database.obj.later(Tally.last_at, EXCLUDED.last_at),
         },

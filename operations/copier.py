@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import zip_longest
@@ -14,6 +14,7 @@ from peewee import chunked
 from ledger import proof
 from models import TABLES
 from operations.backups import Counts, NotProved, counts
+from operations.importer import Progress, unseen
 from storage import schema
 from storage.columns import Exact
 from storage.engine import Engine, NotReady, connect, streamed, using
@@ -22,14 +23,7 @@ from storage.table import Insert, Table, last_key, stored_rows
 
 WRITTEN = 10_000  # rows of a transaction
 
-Progress = Callable[[int], object]
-"""What is called with the number of rows since the last call."""
-
 Rows = list[tuple[Any, ...]]
-
-
-def unseen(_: int) -> None:
-    """Show no progress."""
 
 
 @contextmanager

@@ -57,7 +57,7 @@ UNREADABLE = (csv.Error, TooLong, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 Progress = Callable[[int], object]
-"""What is called with the number of bytes read, or of lines written, since the last."""
+"""What is called with the number of bytes, lines or rows done since the last call."""
 
 
 def unseen(_: int) -> None:

@@ -394,10 +394,8 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
 
     # A database made and verified.
 
-    @contextmanager
-    def creating(self) -> Iterator[None]:
-        with self.atomic():
-            yield
+    def creating(self) -> AbstractContextManager[None]:
+        return self.closed_to_writers()
 
     def prepare(self) -> None:
         pass

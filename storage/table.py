@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import peewee
-from peewee import SQL, Model
+from peewee import EXCLUDED, SQL, Model
 
 from storage.columns import Exact
 from storage.engine import database
@@ -79,17 +79,9 @@ class Statement:
 
     def __call__(self, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a run with these values, as they are stored."""
-        with peewee.__exception_wrapper__:
-            return list(self._run(values).fetchall())
-
-    def changed(self, *values: Any) -> int:
-        """Return how many rows a run with these values has written."""
-        with peewee.__exception_wrapper__:
-            return int(self._run(values).rowcount)
-
-    def _run(self, values: tuple[Any, ...]) -> Any:
         here = database.obj
-        return here.run(self._text(here), values)
+        with peewee.__exception_wrapper__:
+            return list(here.run(self._text(here), values).fetchall())
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
         """Return the rows of a run with these values, as objects of their table.
@@ -158,6 +150,11 @@ class Insert(Statement):
                 some = rows[start : start + CHUNK]
                 text = head + values + ",".join([row + end] * len(some)) + tail
                 yield here.run(text, list(chain.from_iterable(some)))
+
+
+def added(fields: Iterable[Any]) -> dict[Any, Any]:
+    """Return the update that adds a new row to the one that it is in conflict with."""
+    return {field: field + getattr(EXCLUDED, field.column_name) for field in fields}
 
 
 def stored_rows(

@@ -46,7 +46,7 @@ PACKAGES = {
         {"openapi"},
     ],
     "views": [{"answers", "figures"}, {"export", "planning", "tables"}],
-    "operations": [{"backups", "reader"}, {"copier", "staging"}, {"importer"}],
+    "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "provenance", "rates", "splits"},

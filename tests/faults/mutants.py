@@ -68,11 +68,11 @@ def _assigned_late(
         ),
         (
             "ledger/enrolment.py",
-            """    lambda insert: insert.on_conflict(
+            """    return insert.on_conflict(
         action="NOTHING", conflict_target=[Assignment.experiment, Assignment.user_id]
-    ),
+    )
 """,
-            "",
+            "    return insert\n",
         ),
     ],
     "a random variant": [
