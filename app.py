@@ -626,6 +626,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     if app.testing:
         schema.create(app.extensions["database"], TABLES)
     auth.install(app)
+    metrics.begin()
     app.extensions["abacus_slots"] = Slots()
     app.url_map.converters["path"] = Opaque
     app.url_map.merge_slashes = False

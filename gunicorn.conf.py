@@ -1,6 +1,8 @@
 """gunicorn's settings, each with its reason; command-line flags override them."""
 
 import fcntl
+import gc
+import importlib
 import os
 import re
 import stat
@@ -47,7 +49,8 @@ umask = 0o077  # for gunicorn's own files; on_starting sets the process's umask
 logger_class = DiscreetLogger
 accesslog = None  # the service logs each request itself, without user ids
 control_socket_disable = True
-# Never preload: a database handle that is open at a fork loses commits.
+# Never preload: a database handle that is open at a fork loses commits. Each worker
+# makes an app of its own, from modules that on_starting has imported for all.
 preload_app = False
 
 COUNTS = "abacus-metrics-"  # the prefix of a metrics folder that a master creates
@@ -77,6 +80,10 @@ def on_starting(server):
     except engine.NotReady as problem:
         server.log.error("Abacus does not start: %s", problem)
         sys.exit(3)
+    # The modules are read once, for all workers. It is done here, because
+    # prometheus_client reads the folder's variable when it is imported.
+    importlib.import_module("app")
+    gc.freeze()  # what is never collected is never touched, so it stays shared
 
 
 def remove_left_over(memory):

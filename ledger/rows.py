@@ -129,14 +129,14 @@ def _enrol(
     # users, so that each page of the two indexes is read and written once.
     rows.sort(key=itemgetter(2))
     ENROL_AS.stored(rows)
+    rows.clear()  # thousands of them, and the memory is needed below
     # Other processes may have got some of the ids between the first and the last.
-    present: Any = Assignment.select(Assignment.user_id, Assignment.id).where(
+    users = dict(zip(ids, first, strict=True))
+    present: Any = Assignment.select(Assignment.id).where(
         Assignment.id >= ids[0], Assignment.id <= ids[-1]
     )
-    own = ids if isinstance(ids, range) else set(ids)
-    rows.clear()  # thousands of them, and the memory is needed below
     found = database.execute(present)  # the driver's rows, which nothing keeps
-    new: dict[str, int] = {user_id: id for user_id, id in found if id in own}
+    new = {users[id]: id for (id,) in found if id in users}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     return new
 

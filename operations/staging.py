@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import starmap
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -180,9 +180,10 @@ class Staging:
     def _chunks(
         self, query: str, kind: Callable[..., Row], size: int
     ) -> Iterator[list[Row]]:
-        cursor = self._database.execute_sql(query)
-        while rows := cursor.fetchmany(size):
-            yield [*starmap(kind, rows)]
+        rows = starmap(kind, self._database.execute_sql(query))
+        while chunk := list(islice(rows, size)):
+            yield chunk
+            chunk.clear()  # else it would be in memory beside the next one
 
 
 @contextmanager

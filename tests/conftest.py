@@ -293,7 +293,7 @@ ServiceDatabase = Callable[[], AbstractContextManager[dict[str, str]]]
 def service_database(
     engine_name: str, request: pytest.FixtureRequest
 ) -> ServiceDatabase:
-    """Return a way to have the settings of a real service with an empty database.
+    """Return a way to have the settings of a real service with a new database.
 
     On SQLite there are none: the database is the file in the instance folder.
     """
@@ -303,7 +303,8 @@ def service_database(
         if engine_name == "sqlite":
             yield {}
             return
-        with servers.made(request.getfixturevalue("server")) as url:
+        server, template = map(request.getfixturevalue, ("server", "template"))
+        with servers.made(server, template) as url:
             yield {"DATABASE_URL": url}
 
     return settings

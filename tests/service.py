@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -76,10 +80,23 @@ def wait_until(done: Callable[[], Any], seconds: float) -> float:
     return time.monotonic() - began
 
 
+@cache
+def made_ready() -> tuple[Path, str]:
+    """Return an instance folder as `init` leaves it, to be copied, and a token.
+
+    The two commands take longer than a service takes to start.
+    """
+    made = Path(tempfile.mkdtemp(prefix="abacus-"))
+    atexit.register(shutil.rmtree, made)
+    flask(made, "init")
+    return made, flask(made, "token", "tester").stdout.strip()
+
+
 class Service:
     """A running service; called, it answers status and body.
 
-    Its database is the file in the instance folder, or the one that a setting names.
+    Its database is the file in the instance folder, or the one that a setting names,
+    which has the tables.
     *tree* has the code that runs, and *wrapper* the command that it runs under.
     """
 
@@ -92,8 +109,9 @@ class Service:
     ) -> None:
         self.instance, self.tree, self.wrapper = instance, tree, wrapper
         self.settings = settings
-        self.flask("init")
-        self.token = self.flask("token", "tester").stdout.strip()
+        assert not (instance / "abacus.db").exists()
+        empty, self.token = made_ready()
+        shutil.copytree(empty, instance, dirs_exist_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.log = instance.with_name(f"{instance.name}.log")

@@ -508,7 +508,6 @@ def test_a_provider_that_hangs_holds_up_nobody_whose_key_is_known(trusting, prov
 
 @contextmanager
 def deployed(folder, provider):
-    real.flask(folder, "init")
     settings = {"JWT_ALGORITHM": "RS256", "JWT_JWKS_URL": provider.url}
     with real.served(folder, **settings) as service:
         service.token = signed(GOOD, RSA, "RS256", kid="first")

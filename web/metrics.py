@@ -73,9 +73,14 @@ database_errors = Counter(
     registry=own,
 )
 
-# They are there from the start: a counter that first appears as 1 has not increased.
-for _trouble in Trouble:
-    database_errors.labels(_trouble.name)
+
+def begin() -> None:
+    """Show each kind of database error as 0, in the file of this process.
+
+    A counter that first appears as 1 has not increased.
+    """
+    for trouble in Trouble:
+        database_errors.labels(trouble.name)
 
 
 def answered(
