@@ -170,6 +170,7 @@ def post_worker_init(worker):
         refuse_shared_folder(app.extensions["database"].file)
         keys_are_ready(app)
         with app.app_context():
+            app.extensions["database"].serve(worker.cfg.threads)
             schema.verify()
             schema.refuse_altered(TABLES)
     except (WeakSecret, engine.NotReady) as problem:
@@ -177,7 +178,6 @@ def post_worker_init(worker):
         sys.exit(3)  # gunicorn does not restart a worker that exits with 3
     except peewee.OperationalError as problem:
         worker.log.warning("Abacus starts; its database: %s", problem)
-    app.extensions["database"].limit_waiting(max(1, worker.cfg.threads - 4))
     # A tenth of the default, so that a thread that exports delays the others less.
     sys.setswitchinterval(0.0005)
 

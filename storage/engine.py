@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import peewee
 
+RESERVED = 4  # threads of a worker process that never wait to write
+
 Row = TypeVar("Row")
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -156,8 +158,11 @@ class Engine(peewee.Database, ABC):
         """
 
     @abstractmethod
-    def limit_waiting(self, most: int) -> None:
-        """Let at most this many threads of the process wait to write."""
+    def serve(self, threads: int) -> None:
+        """Prepare for so many threads of this process, before they open anything.
+
+        RESERVED of them never wait to write, so that they can answer everything else.
+        """
 
     @abstractmethod
     def can_be_written(self) -> bool:

@@ -32,6 +32,7 @@ from storage import migrations
 from storage.catalog import shape
 from storage.columns import Utc, utcnow
 from storage.engine import (
+    RESERVED,
     Engine,
     Item,
     NotReady,
@@ -351,8 +352,9 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
             (f"{table._meta.table_name}_id_seq", last + 1),
         )
 
-    def limit_waiting(self, most: int) -> None:
-        self._turns.most = max(1, most - CONNECTIONS)  # others use the connections
+    def serve(self, threads: int) -> None:
+        # Others use the connections.
+        self._turns.most = max(1, threads - RESERVED - CONNECTIONS)
 
     def stream(self, query: Any) -> Iterator[Any]:
         self._thread.is_streaming = True

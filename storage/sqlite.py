@@ -20,12 +20,26 @@ from peewee import fn
 
 from storage import migrations
 from storage.columns import EXACT, utcnow
-from storage.engine import Engine, Item, NotReady, Refused, Shape, Trouble, Value, using
+from storage.engine import (
+    RESERVED,
+    Engine,
+    Item,
+    NotReady,
+    Refused,
+    Shape,
+    Trouble,
+    Value,
+    using,
+)
 from storage.files import alone, driver, log_of
 from storage.shape import shape
 from storage.turns import Group, Turns
 
 PATIENCE = 5  # seconds that a statement waits for others
+
+# KiB of pages that a connection of a worker keeps. It has one for each thread, and with
+# SQLite's 2,000 its memory would grow for hours. The system has the pages as well.
+CACHE = 256
 
 SETTINGS: dict[str, Any] = {
     "timeout": PATIENCE,
@@ -143,8 +157,9 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     # Transactions.
 
-    def limit_waiting(self, most: int) -> None:
-        self.turns.most = most
+    def serve(self, threads: int) -> None:
+        self.turns.most = max(1, threads - RESERVED)
+        self.pragma("cache_size", -CACHE, permanent=True)
 
     def begin(self, lock_type: str | None = None) -> None:
         if lock_type == "DEFERRED":  # who only reads waits for nobody

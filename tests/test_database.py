@@ -472,6 +472,21 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
     turns.take(0)  # who gave up stands in nobody's way
 
 
+@pytest.mark.sqlite
+def test_each_connection_of_a_worker_has_few_pages_in_memory(app):
+    database = app.extensions["database"]
+    database.serve(32)
+
+    def pages():
+        with engine.using(database):
+            engine.connect()
+            return database.pragma("cache_size")
+
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(pages).result() == pages() == -256
+    assert database.turns.most == 28
+
+
 def test_every_write_is_in_a_transaction_that_took_its_turn(api, running):
     with statements() as sent:
         path = running()
