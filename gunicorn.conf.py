@@ -166,11 +166,11 @@ def on_exit(server):
 def post_worker_init(worker):
     """Refuse to serve without a strong key or with a database of another schema."""
     app = worker.app.wsgi()
+    app.extensions["database"].serve(worker.cfg.threads)
     try:
         refuse_shared_folder(app.extensions["database"].file)
         keys_are_ready(app)
         with app.app_context():
-            app.extensions["database"].serve(worker.cfg.threads)
             schema.verify()
             schema.refuse_altered(TABLES)
     except (WeakSecret, engine.NotReady) as problem:

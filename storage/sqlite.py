@@ -159,7 +159,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def serve(self, threads: int) -> None:
         self.turns.most = max(1, threads - RESERVED)
-        self.pragma("cache_size", -CACHE, permanent=True)
+        self._pragmas = [*self._pragmas, ("cache_size", -CACHE)]  # of later ones
 
     def begin(self, lock_type: str | None = None) -> None:
         if lock_type == "DEFERRED":  # who only reads waits for nobody

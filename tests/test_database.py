@@ -475,6 +475,7 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
 @pytest.mark.sqlite
 def test_each_connection_of_a_worker_has_few_pages_in_memory(app):
     database = app.extensions["database"]
+    database.close()
     database.serve(32)
 
     def pages():
