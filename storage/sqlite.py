@@ -107,6 +107,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     migrations = migrations.SQLITE
     field_types = {**peewee.SqliteDatabase.field_types, "EXACT": "TEXT"}
+    _pragmas: list[tuple[str, Any]]  # peewee's
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
         self.file = file
