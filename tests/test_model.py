@@ -577,9 +577,8 @@ def test_the_service_says_what_the_model_says_in_any_life(engine_name, new_datab
         return new_database(None)
 
     contract = settings.get_profile("contract")
+    lives = contract.max_examples * (2 if engine_name == "sqlite" else 1)
     run_state_machine_as_test(
         lambda: Service(empty),
-        settings=settings(
-            contract, max_examples=2 * contract.max_examples, stateful_step_count=40
-        ),
+        settings=settings(contract, max_examples=lives, stateful_step_count=40),
     )
