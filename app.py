@@ -28,7 +28,8 @@ import lifecycle
 import listing
 import schemas
 from ledger import conversions, enrolment, erasure, rows
-from ledger.counts import at, counted, replayed
+from ledger.counts import counted, replayed
+from looks import look
 from models import TABLES, Audience, Change, Experiment, Override
 from shortcut import FAILURE, Shortcut
 from storage import columns, engine, factory, schema
@@ -521,8 +522,7 @@ def computed(
     confidence_level: Decimal,
 ) -> figures.Computed | Response:
     """Return the analysis of the counts at a moment, in the form that is accepted."""
-    counts = at(experiment, as_of, metric)
-    result = figures.computed_results(counts, metric, confidence_level)
+    result = look(experiment, as_of, metric, confidence_level)
     return readable(experiment.name, result, tables.analysis)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import peewee
 
+import stats
 from models import (
     FULL,
     NOT_IDS,
@@ -239,8 +240,17 @@ def start(experiment: Experiment, by: str) -> None:
             start_date=now,
             audience_rules=audience and audience.rule_tree,
             audience_snapshot_at=now if audience else None,
+            horizon=_horizon(experiment),
         )
         _take_share(experiment)
+
+
+def _horizon(experiment: Experiment) -> int | None:
+    """Return for how many users its test is planned; None without a plan."""
+    if experiment.plan is None:
+        return None
+    splits = [variant.split for variant in experiment.variants]
+    return stats.planned_horizon(stats.Plan(**experiment.plan), splits)
 
 
 def _take_share(experiment: Experiment) -> None:
@@ -502,7 +512,10 @@ def _running_with(
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
     """Return everything that can change, in the form that columns store."""
-    unrecorded = ("id", "created_at", "updated_at", "variants_made", "audience_rules")
+    unrecorded = (
+        *("id", "created_at", "updated_at", "variants_made", "audience_rules"),
+        *("horizon", "horizon_at"),
+    )
     settings: dict[str, Any] = {
         name: field.db_value(experiment.__data__.get(name))
         for name, field in experiment._meta.fields.items()

@@ -103,6 +103,10 @@ class Experiment(Table):
     exclusion_group = TextField(null=True)
     audience_rules = Json(null=True)
     audience_snapshot_at = Utc(null=True)
+    horizon = BigIntegerField(null=True)
+    """For how many users its test is planned; frozen at the start, None without."""
+    horizon_at = Utc(null=True)
+    """When so many were enrolled, from the look at that moment on."""
 
     class Meta:
         constraints = [
@@ -594,6 +598,46 @@ class Tally(Table):
         ]
 
 
+class Crossing(Table):
+    """The first look at which a variant differed significantly, with its counts.
+
+    It is of the primary metric, and stays, whatever later looks say.
+    """
+
+    COUNTS = (
+        *("users", "control_sample_size", "control_conversions"),
+        *("sample_size", "conversions", "p_value"),
+    )
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    variant = TextField()
+    at = Utc()
+    users = BigIntegerField()
+    control_sample_size = BigIntegerField()
+    control_conversions = BigIntegerField()
+    sample_size = BigIntegerField()
+    conversions = BigIntegerField()
+    p_value = Exact()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "variant")
+        depends_on = [Variant]
+        constraints = [
+            _VARIANT_OF_THE_SAME_EXPERIMENT,
+            Check("control_conversions BETWEEN 0 AND control_sample_size"),
+            Check("conversions BETWEEN 0 AND sample_size"),
+            Check("users >= control_sample_size + sample_size"),
+        ]
+
+    @classmethod
+    def of(cls, experiment: Experiment, as_of: datetime | None) -> dict[str, Crossing]:
+        """Return the crossings until a moment, by default now, by their variants."""
+        rows = cls.select().where(cls.experiment == experiment.id)
+        if as_of:
+            rows = rows.where(cls.at <= as_of)
+        return {row.variant: row for row in rows}
+
+
 class Metric(Table):
     """One metric that an experiment has counted.
 
@@ -645,6 +689,7 @@ TABLES = [
     Outcome,
     ParticipantTally,
     Tally,
+    Crossing,
     Metric,
     Refusal,
     RefusalTally,

@@ -9,13 +9,20 @@ from stats.analysis import analyse
 from stats.contrasts import Tables, fixed_horizon_p_value, score
 from stats.evidence import always_valid_p_value, log_e_values, null_log_e_values
 from stats.means import means_log_e_value, sample, welch
-from stats.planning import PlannedSize, plan_sample_size, planned_centre, planned_total
-from stats.results import Analysis, Arm, Plan, Received, ValueSums
+from stats.planning import (
+    PlannedSize,
+    plan_sample_size,
+    planned_centre,
+    planned_horizon,
+    planned_total,
+)
+from stats.results import Analysis, Arm, Crossing, Plan, Received, ValueSums
 from stats.simulation import Simulation, simulate
 
 __all__ = [
     "Analysis",
     "Arm",
+    "Crossing",
     "Plan",
     "PlannedSize",
     "Received",
@@ -30,6 +37,7 @@ __all__ = [
     "null_log_e_values",
     "plan_sample_size",
     "planned_centre",
+    "planned_horizon",
     "planned_total",
     "sample",
     "score",

@@ -16,12 +16,12 @@ warning say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from stats import contrasts, evidence
+from stats import contrasts, horizon
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import planned_centre
@@ -36,7 +36,9 @@ from stats.results import (
     Analysis,
     Arm,
     Comparison,
+    Crossing,
     FixedHorizon,
+    Horizon,
     Interval,
     Level,
     Method,
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from stats.numerics import Floats
 
 METHOD = "always_valid_e_process"
+PLANNED = "planned_horizon_1"
+"""The method of an experiment with a horizon, with its version."""
 SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
 MIXTURE = "always_valid_e_process"
 
@@ -70,15 +74,17 @@ REMEMBERED = 128
 
 
 class _Test(NamedTuple):
-    """The always-valid tests of all pairs: their inputs and their results."""
+    """The tests of all pairs at any look: their inputs and their results."""
 
-    tables: Tables
-    shares: Floats
-    centre: float
-    nuisance: float
+    pairs: horizon.Pairs
     log_e_values: list[float]
     p_values: list[float]
     adjusted: list[float]
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Return the method of the intervals for difference and lift."""
+        return (MIXTURE if self.pairs.reached is None else PLANNED,) * 2
 
 
 def analyse(
@@ -89,14 +95,19 @@ def analyse(
     metric: str = "conversion",
     received: Received | None = None,
     computed_at: str | None = None,
+    horizon_users: int | None = None,
+    crossings: Mapping[str, Crossing] | None = None,
 ) -> Analysis:
     """Return every figure, the verdict and the warnings for one metric.
 
     The first arm is the control. *confidence_level* (0.5 to 0.99) is the level of the
     intervals; significance and verdict use the plan's (0.95 without one).
+    *horizon_users* is the horizon that was frozen when the experiment started, and
+    *crossings* are the stored ones, by the ids of their variants.
     """
     _check(arms)
-    known = figures(tuple(arms), plan, confidence_level, metric)
+    stored = tuple(sorted((crossings or {}).items()))
+    known = figures(tuple(arms), plan, confidence_level, metric, horizon_users, stored)
     absence = nothing_counted(arms, metric, received or Received())
     return known._replace(
         analysis=known.analysis._replace(plan=plan, computed_at=computed_at),
@@ -111,6 +122,8 @@ def figures(
     plan: Plan | None,
     confidence_level: Number,
     metric: str,
+    horizon_users: int | None,
+    stored: tuple[tuple[str, Crossing], ...],
 ) -> Analysis:
     """Return all that depends on these inputs alone, remembered by them.
 
@@ -121,23 +134,23 @@ def figures(
     shown = Level(check_level(confidence_level), len(arms) - 1)
     deciding = shown._replace(confidence=_verdict_level(plan))
     split = _split(arms)
-    test = _test(arms, planned_centre(plan), split)
+    test = _test(arms, planned_centre(plan), split, horizon_users)
     prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
-    variants = _variants(arms, test, prior, shown, deciding)
+    variants = _variants(arms, test, prior, shown, deciding, dict(stored))
     bounds = _verdict_bounds(test, variants, shown, deciding)
     decided, disagreement = with_values(
-        verdict(arms, variants, split, plan, bounds, metric), variants, deciding.alpha
+        verdict(arms, variants, split, plan, bounds, metric, horizon_users),
+        variants,
+        deciding.alpha,
     )
-    control = variants[0].always_valid_interval
-    if shown != deciding:
-        counts = arms[0].conversions, arms[0].sample_size
-        control = always_valid_rate_interval(*counts, deciding.confidence)
-    made_from = input_hash(arms, plan, confidence_level, metric)
+    counts = arms[0].conversions, arms[0].sample_size
+    control = always_valid_rate_interval(*counts, deciding.confidence)
+    made_from = input_hash(arms, plan, confidence_level, metric, horizon_users)
     cautions = warnings(arms, variants, split, plan, control)
     return Analysis(
         metric=metric,
         variants=variants,
-        analysis=_method(shown, deciding, prior, test, made_from),
+        analysis=_method(shown, deciding, prior, test, horizon_users, made_from),
         sample_ratio_mismatch=split,
         verdict=decided,
         warnings=disagreement + cautions,
@@ -150,18 +163,31 @@ def _method(
     deciding: Level,
     prior: Beta,
     test: _Test,
+    users: int | None,
     made_from: str,
 ) -> Method:
     return Method(
-        method=METHOD,
+        method=METHOD if users is None else PLANNED,
         confidence_level=shown.confidence,
         verdict_confidence_level=deciding.confidence,
         correction="holm" if len(test.p_values) > 1 else "none",
         prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
-        centre=test.centre,
+        centre=test.pairs.centre,
         plan=None,
         computed_at=None,
         input_hash=made_from,
+        horizon=_horizon(users, deciding),
+    )
+
+
+def _horizon(users: int | None, deciding: Level) -> Horizon | None:
+    """Return how the horizon shares the error rate; None without one."""
+    if users is None:
+        return None
+    return Horizon(
+        users=users,
+        boundary_alpha=deciding.alpha * horizon.ON_BOUNDARY,
+        evidence_alpha=deciding.alpha * horizon.ON_EVIDENCE,
     )
 
 
@@ -179,11 +205,16 @@ def _check(arms: Sequence[Arm]) -> None:
 
 
 def _variants(
-    arms: Sequence[Arm], test: _Test, prior: Beta, shown: Level, deciding: Level
+    arms: Sequence[Arm],
+    test: _Test,
+    prior: Beta,
+    shown: Level,
+    deciding: Level,
+    crossings: Mapping[str, Crossing],
 ) -> list[VariantFigures]:
     """Return the figures of every arm, with its comparison to the control."""
     chances = posterior([(arm.conversions, arm.sample_size) for arm in arms], prior)
-    comparisons = _comparisons(arms, test, chances, shown, deciding)
+    comparisons = _comparisons(arms, test, chances, shown, deciding, crossings)
     values = value_figures(arms, shown, deciding)
     return [
         _variant(arms, place, chances, comparisons[place], values[place], shown)
@@ -200,34 +231,35 @@ def _verdict_level(plan: Plan | None) -> float:
 # Rates
 
 
-def _test(arms: Sequence[Arm], centre: float, split: SampleRatioMismatch) -> _Test:
-    """Return the always-valid test of each variant against the control."""
+def _test(
+    arms: Sequence[Arm], centre: float, split: SampleRatioMismatch, users: int | None
+) -> _Test:
+    """Return the test of each variant against the control, valid at any look."""
     control, *treatments = arms
-    nuisance = evidence.nuisance_level(len(treatments))
     tables = contrasts.Tables(
         np.full(len(treatments), float(control.sample_size)),
         np.full(len(treatments), float(control.conversions)),
         np.array([float(arm.sample_size) for arm in treatments]),
         np.array([float(arm.conversions) for arm in treatments]),
     )
-    pairs = [[control, arm] for arm in treatments]
+    sides = [[control, arm] for arm in treatments]
     # The only pair is the whole experiment.
-    splits = [split] if len(pairs) == 1 else [_split(pair) for pair in pairs]
-    shares = np.array([_pair_share(*each) for each in zip(pairs, splits, strict=True)])
-    log_e_values, p_values = [], []
-    for place, arm in enumerate(treatments):
-        if not (control.sample_size and arm.sample_size):
-            log_e_values.append(0.0)
-            p_values.append(1.0)
-            continue
-        log_e = evidence.log_e_values(
-            tables.rows(np.array([place])), float(shares[place]), centre, nuisance
-        )
-        log_e_values.append(float(log_e[0]))
-        p_values.append(float(evidence.always_valid_p_value(log_e, nuisance)[0]))
-    return _Test(
-        tables, shares, centre, nuisance, log_e_values, p_values, holm(p_values)
-    )
+    splits = [split] if len(sides) == 1 else [_split(pair) for pair in sides]
+    shares = np.array([_pair_share(*each) for each in zip(sides, splits, strict=True)])
+    reached = None if users is None else _reached(arms, tables, users)
+    pairs = horizon.pairs_of(tables, shares, reached, centre, len(treatments))
+    log_e = horizon.log_e(pairs)
+    p_values: list[float] = horizon.p_values(pairs, log_e).tolist()
+    return _Test(pairs, log_e.tolist(), p_values, holm(p_values))
+
+
+def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
+    """Return the share of the horizon's information that each pair has."""
+    control, *others = (float(arm.split_percentage) for arm in arms)
+    whole = control + sum(others)
+    planned = np.array([control * one / (control + one) / whole for one in others])
+    total = float(sum(arm.sample_size for arm in arms))
+    return horizon.reached(tables, total, users, planned)
 
 
 def _pair_share(pair: Sequence[Arm], split: SampleRatioMismatch) -> float:
@@ -245,16 +277,16 @@ def _comparisons(
     chances: Posterior,
     shown: Level,
     deciding: Level,
+    crossings: Mapping[str, Crossing],
 ) -> list[Comparison | None]:
     """Return each variant's comparison with the control; None for the control."""
-    fixed = contrasts.score_limits(test.tables, normal_quantile(1 - shown.alpha / 2))
-    always = evidence.always_valid_limits(
-        test.tables, test.shares, shown.alpha, test.centre, test.nuisance
-    )
+    tables = test.pairs.tables
+    fixed = contrasts.score_limits(tables, normal_quantile(1 - shown.alpha / 2))
+    always = horizon.limits(test.pairs, shown.alpha)
     # A wider interval is valid too. It is needed only if one arm has very few users and
     # the other very many, because then the interval of a single look is too wide.
     always = (always[0].with_all_of(fixed[0]), always[1].with_all_of(fixed[1]))
-    fixed_p_values = contrasts.fixed_horizon_p_value(test.tables)
+    fixed_p_values = contrasts.fixed_horizon_p_value(tables)
     return [None] + [
         Comparison(
             control_variant_id=arms[0].variant_id,
@@ -271,9 +303,11 @@ def _comparisons(
                 test.p_values[place],
                 test.adjusted[place],
                 test.log_e_values[place],
-                *_pair_of_intervals(always, place, shown.each, (MIXTURE, MIXTURE)),
-                test.adjusted[place] < 1 - deciding.confidence,
+                *_pair_of_intervals(always, place, shown.each, test.labels),
+                test.adjusted[place] < 1 - deciding.confidence
+                or arm.variant_id in crossings,
             ),
+            crossing=crossings.get(arm.variant_id),
         )
         for place, arm in enumerate(arms[1:])
     ]
@@ -304,9 +338,7 @@ def _verdict_bounds(
             if variant.comparison
         ]
         return [Bounds(one.lower, one.upper) for one in intervals]
-    difference, _ = evidence.always_valid_limits(
-        test.tables, test.shares, deciding.alpha, test.centre, test.nuisance
-    )
+    difference, _ = horizon.limits(test.pairs, deciding.alpha)
     ends = zip(difference.lower, difference.upper, strict=True)
     return [Bounds(*interval(low, high, 0.0, "")[:2]) for low, high in ends]
 

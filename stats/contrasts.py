@@ -228,8 +228,10 @@ def fixed_horizon_p_value(tables: Tables) -> Floats:
     return np.asarray(2 * special.ndtr(-np.abs(pooled_score(tables))))
 
 
-def score_limits(tables: Tables, critical: float) -> tuple[Limits, Limits]:
+def score_limits(tables: Tables, critical: Floats | float) -> tuple[Limits, Limits]:
     """Return the intervals for difference and ratio: all nulls with |z| < critical.
+
+    *critical* is one number, or one for each table.
 
     Both come from the statistic that the p-value comes from, so the three agree:
     the p-value is below alpha exactly if each interval leaves out "no effect".
@@ -238,21 +240,23 @@ def score_limits(tables: Tables, critical: float) -> tuple[Limits, Limits]:
     p. 873-890, method 5.
     """
 
+    bound = np.broadcast_to(critical, len(tables.control_size))
+
     def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
         rows = tables.rows(index)
         z = score(rows, ratio, shift)
         none = (ratio == 1) & (shift == 0)
         if none.any():
             z = np.where(none, pooled_score(rows), z)
-        return np.abs(z) - critical
+        return np.asarray(np.abs(z) - bound[index])
 
-    return accepted(tables, excess, critical, 1e-11)
+    return accepted(tables, excess, bound, 1e-11)
 
 
 def accepted(
     tables: Tables,
     excess: Callable[[Indices, Floats, Floats], Floats],
-    critical: float,
+    critical: Floats | float,
     precision: float,
 ) -> tuple[Limits, Limits]:
     """Return all differences and all ratios at which *excess* is negative.
@@ -291,7 +295,7 @@ class _Searches(NamedTuple):
     unknown: Flags
 
 
-def _searches(tables: Tables, critical: float) -> _Searches:
+def _searches(tables: Tables, critical: Floats | float) -> _Searches:
     """Return where each search starts, its first step, and where it must stop."""
     control_size, control_conversions, treatment_size, treatment_conversions = tables
     count = len(control_size)

@@ -7,6 +7,7 @@ from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import NamedTuple
 
 from stats.evidence import CENTRE, critical_score, nuisance_level
+from stats.horizon import horizon_factor
 from stats.numerics import crossing, normal_quantile, special
 from stats.results import Number, Plan, check_level
 from stats.splits import shares
@@ -23,13 +24,16 @@ class Size(NamedTuple):
 class PlannedSize(NamedTuple):
     """The sizes that detect an effect by one look at the end, and by any look.
 
-    *always_valid* is None if the effect is below half the finest bet, 0.25 % of the
-    odds: the test for any look does not detect it with any number of users.
+    *horizon* is for any look of an experiment that stores its plan, and
+    *always_valid* for one without. The latter is None if the effect is below half the
+    finest bet, 0.25 % of the odds: that test does not detect it with any number of
+    users.
     """
 
     baseline_rate: float
     target_rate: float
     fixed_horizon: Size
+    horizon: Size
     always_valid: Size | None
 
 
@@ -61,6 +65,7 @@ def plan_sample_size(
         baseline_rate=baseline,
         target_rate=target,
         fixed_horizon=_size(planned_total(plan, splits), splits, users_per_day),
+        horizon=_size(planned_horizon(plan, splits), splits, users_per_day),
         always_valid=_size(always, splits, users_per_day) if isfinite(always) else None,
     )
 
@@ -100,6 +105,16 @@ def planned_total(plan: Plan, splits: Sequence[Number]) -> float:
         / parts[0]
         for part in parts[1:]
     )
+
+
+def planned_horizon(plan: Plan, splits: Sequence[Number]) -> int:
+    """Return the users of all variants up to which a planned experiment is tested.
+
+    At so many it has the planned power however often it was looked at.
+    """
+    alpha = (1 - float(plan.confidence_level)) / max(len(splits) - 1, 1)
+    factor = horizon_factor(alpha, float(plan.power))
+    return ceil(planned_total(plan, splits) * factor - 1e-9)
 
 
 def sample_size(
@@ -167,9 +182,10 @@ def always_valid_sample_size(
     """Return the control users at which the test for any look has this power.
 
     The formula is that of `sample_size`, with the critical |z| of the always-valid
-    test at that size instead of 1.96. The result is about twice the size for one look.
-    If the effect is as planned, the test stops on average at about 1.1 times the size
-    for one look. The result is infinite if no size is large enough.
+    test at that size instead of 1.96. The result is about twice the size for one look,
+    and simulations need 1.7 to 1.8 times. If the effect is as planned, the test stops
+    on average at 1.14 to 1.22 times the size for one look. The result is infinite if no
+    size is large enough.
     """
     plan = Plan(baseline_rate, target_rate - baseline_rate)
     middle = planned_centre(plan) if centre is None else centre

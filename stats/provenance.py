@@ -15,6 +15,7 @@ def input_hash(
     plan: Plan | None,
     confidence_level: Number,
     metric: str,
+    horizon: int | None = None,
 ) -> str:
     """Return the SHA-256, in hex, of the inputs of an analysis.
 
@@ -23,11 +24,12 @@ def input_hash(
     ``conversions``, ``sampleSize``, ``splitPercentage``, ``value`` (null, or an
     object with ``count``, ``sum``, ``sumSquares``), ``variantId``,
     ``variantName``), ``confidenceLevel``, ``metric``, ``plan`` (null, or an object
-    with ``baselineRate``, ``confidenceLevel``, ``minimumEffect``, ``power``).
+    with ``baselineRate``, ``confidenceLevel``, ``minimumEffect``, ``power``), and,
+    only for an experiment with a horizon, ``horizon`` (its users).
     Counts are JSON numbers; every other number is a string in plain decimal
     notation without trailing zeros, such as "33.33", "50" or "0.95".
     """
-    document = {
+    document: dict[str, object] = {
         "arms": [_arm(arm) for arm in arms],
         "confidenceLevel": _decimal(confidence_level),
         "metric": metric,
@@ -39,6 +41,8 @@ def input_hash(
             "power": _decimal(plan.power),
         },
     }
+    if horizon is not None:
+        document["horizon"] = horizon
     text = json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )

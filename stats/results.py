@@ -56,6 +56,27 @@ class Plan(NamedTuple):
     confidence_level: Number = 0.95
 
 
+class Crossing(NamedTuple):
+    """The first look at which a comparison was significant, with its counts.
+
+    *users* are those of all variants. No later look withdraws it.
+    """
+
+    at: str
+    users: int
+    control_sample_size: int
+    control_conversions: int
+    sample_size: int
+    conversions: int
+    p_value: float
+
+    @property
+    def is_better(self) -> bool:
+        """Tell whether the variant had the higher rate; they are never equal."""
+        raised = self.conversions * self.control_sample_size
+        return raised > self.control_conversions * self.sample_size
+
+
 class Interval(NamedTuple):
     """An interval with its level; an end that is unbounded or unknown is None."""
 
@@ -99,6 +120,7 @@ class Sequential(NamedTuple):
     difference_interval: Interval
     lift_interval: Interval
     is_significant: bool
+    """Whether it is significant now, or was at an earlier look that is stored."""
 
 
 class Comparison(NamedTuple):
@@ -110,6 +132,7 @@ class Comparison(NamedTuple):
     probability_to_beat_control: float
     fixed_horizon: FixedHorizon
     sequential: Sequential
+    crossing: Crossing | None = None
 
 
 class ValueFixedHorizon(NamedTuple):
@@ -171,6 +194,18 @@ class VariantFigures(NamedTuple):
     value: ValueFigures | None
 
 
+class Horizon(NamedTuple):
+    """The users that an experiment is planned for, frozen at its start.
+
+    Up to them, a boundary decides at *boundary_alpha*; an e-process decides at
+    *evidence_alpha*, also later. Both are for one comparison.
+    """
+
+    users: int
+    boundary_alpha: float
+    evidence_alpha: float
+
+
 class Method(NamedTuple):
     """How the figures were computed, with all that it takes to repeat it."""
 
@@ -183,6 +218,7 @@ class Method(NamedTuple):
     plan: Plan | None
     computed_at: str | None
     input_hash: str
+    horizon: Horizon | None = None
 
 
 class SampleRatioMismatch(NamedTuple):

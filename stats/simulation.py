@@ -6,13 +6,9 @@ from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
+from stats import horizon
 from stats.contrasts import Tables, fixed_horizon_p_value
-from stats.evidence import (
-    CENTRE,
-    always_valid_p_value,
-    log_e_values,
-    nuisance_level,
-)
+from stats.evidence import CENTRE
 from stats.numerics import np
 from stats.results import Number, check_level
 from stats.splits import shares
@@ -67,34 +63,41 @@ def simulate(
     assign: Assign | None = None,
     confidence_level: float = 0.95,
     centre: float = CENTRE,
+    horizon_users: int | None = None,
     budget: int = 50_000_000,
 ) -> Simulation:
     """Return false alarms and power of the production test and of the z-test.
 
-    *assign* is the production hash (without it users are assigned at random). *budget*
-    is the work allowed, in simulated users: runs that do not fit are left out.
+    *assign* is the production hash (without it users are assigned at random). The test
+    is that of a planned experiment if there are *horizon_users*. *budget* is the work
+    allowed, in simulated users: runs that do not fit are left out.
     """
     parts, rates = shares(splits), (baseline_rate, baseline_rate + effect)
     _check(participants, looks, rates)
     runs = _affordable(runs, budget, participants + LOOK * looks * (len(parts) - 1))
     ends = np.linspace(0, participants, looks + 1).round().astype(int)[1:]
     sizes, null, real = _counts(runs, parts, ends, rates, seed, assign)
-    alpha = 1 - check_level(confidence_level)
-    alarms = _significant(sizes, null, parts, alpha, centre)
-    hits = _significant(sizes, real, parts, alpha, centre)
+    test = 1 - check_level(confidence_level), centre, horizon_users
+    alarms, hits = (_significant(sizes, each, parts, *test) for each in (null, real))
     first = np.where(_ever(hits[0]), hits[0].argmax(axis=1), looks - 1)
     return Simulation(
         runs=runs,
         evaluations=runs * participants,
         achieved_split=_achieved(sizes),
-        false_alarms=_share(_ever(alarms[0])),
-        naive_false_alarms=_share(_ever(alarms[1])),
-        single_look_false_alarms=_share(alarms[1][:, -1]),
-        power=_share(_ever(hits[0])),
-        naive_power=_share(_ever(hits[1])),
-        single_look_power=_share(hits[1][:, -1]),
+        **_shares("false_alarms", alarms),
+        **_shares("power", hits),
         mean_stop=float(ends[first].mean()),
     )
+
+
+def _shares(name: str, hits: tuple[Flags, Flags]) -> dict[str, Share]:
+    """Return the shares of this name, the last one for a single look at the end."""
+    always, naive = hits
+    return {
+        name: _share(_ever(always)),
+        f"naive_{name}": _share(_ever(naive)),
+        f"single_look_{name}": _share(naive[:, -1]),
+    }
 
 
 def _achieved(sizes: Floats) -> list[float]:
@@ -169,6 +172,7 @@ def _significant(
     parts: Sequence[float],
     alpha: float,
     centre: float,
+    horizon_users: int | None,
 ) -> tuple[Flags, Flags]:
     """Tell at which looks the production test, and the z-test, is significant.
 
@@ -176,8 +180,7 @@ def _significant(
     the smallest p-value passes Bonferroni's bound.
     """
     comparisons = len(parts) - 1
-    nuisance = nuisance_level(comparisons)
-    shape = sizes.shape[:2]
+    shape, users = sizes.shape[:2], sizes.sum(axis=-1).ravel()
     always, naive = np.zeros(shape, bool), np.zeros(shape, bool)
     for place in range(1, len(parts)):
         tables = Tables(
@@ -187,9 +190,17 @@ def _significant(
             conversions[..., place].ravel(),
         )
         share = parts[place] / (parts[0] + parts[place])
-        log_e = log_e_values(tables, share, centre, nuisance)
-        p_values = always_valid_p_value(log_e, nuisance).reshape(shape)
-        always |= p_values < alpha / comparisons
+        pairs = horizon.pairs_of(
+            tables,
+            np.full(len(tables.control_size), share),
+            None
+            if horizon_users is None
+            else horizon.reached(tables, users, horizon_users, parts[0] * share),
+            centre,
+            comparisons,
+        )
+        p_values = horizon.p_values(pairs, horizon.log_e(pairs))
+        always |= p_values.reshape(shape) < alpha / comparisons
         naive |= fixed_horizon_p_value(tables).reshape(shape) < alpha
     return always, naive
 

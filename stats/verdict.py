@@ -7,15 +7,16 @@ The verdict is the first of these that holds:
   metric in any variant. Missing events are no evidence: the metric may be
   misspelled, or its events may never have arrived.
 - `variant_wins`: a variant is significantly better than the control at any
-  look (Holm's always-valid p); of several, the one with the highest rate.
+  look (Holm's always-valid p); of several, the one with the highest rate. The
+  first such look is stored, and no later one withdraws it.
 - `control_wins`: a variant is significantly worse, and no other can still win:
   each is significantly worse too, or its always-valid difference interval
   leaves no room for the planned effect (for any rise, without a plan).
 - `no_difference`: with a plan, every always-valid difference interval lies
   inside plus or minus the planned effect.
-- `inconclusive`: with a plan, twice the planned users came, and none of the
-  above holds. Twice, because the test for any look needs about so many users
-  for the power that one look has at the planned users.
+- `inconclusive`: the users of the horizon came, and none of the above holds. An
+  experiment that started before there were horizons needs twice the users that
+  one look needs, because its test needs about so many for the planned power.
 - `keep_running`: none of these.
 
 The verdict rests on conversion rates, also if the metric has values.
@@ -39,7 +40,16 @@ from stats.results import (
     Verdict,
 )
 from stats.splits import DETECTED, SUSPECTED
-from stats.wording import amounts, brief, change, listed, p_value, percentages, points
+from stats.wording import (
+    amounts,
+    brief,
+    change,
+    day,
+    listed,
+    p_value,
+    percentages,
+    points,
+)
 
 #: Below this many expected users in any cell the fixed-horizon p is approximate.
 LEAST_EXPECTED = 5
@@ -70,8 +80,12 @@ class _Pair(NamedTuple):
     bounds: Bounds
 
     @property
-    def difference(self) -> float:
-        return self.comparison.difference or 0.0
+    def is_better(self) -> bool:
+        """Tell whether it is significantly better, now or at the stored look."""
+        crossing = self.comparison.crossing
+        if crossing:
+            return crossing.is_better
+        return self.is_significant and (self.comparison.difference or 0.0) > 0
 
     @property
     def is_significant(self) -> bool:
@@ -85,6 +99,7 @@ def verdict(
     plan: Plan | None,
     bounds: Sequence[Bounds],
     metric: str,
+    horizon: int | None,
 ) -> Verdict:
     """Return what to do now, as a status and a sentence.
 
@@ -108,7 +123,8 @@ def verdict(
     total = sum(arm.sample_size for arm in arms)
     if plan:
         planned = planned_total(plan, [arm.split_percentage for arm in arms])
-        if total >= 2 * planned:
+        planned, enough = (horizon, 1) if horizon else (planned, 2)
+        if total >= enough * planned:
             return _inconclusive(open_pairs, variants[0], (total, planned), effect)
     return _keep_running(open_pairs, variants[0])
 
@@ -130,8 +146,8 @@ def _shown_difference(
     pairs: Sequence[_Pair], control: VariantFigures, effect: float
 ) -> Verdict | None:
     """Return the verdict if a significant difference names a winner."""
-    better = [pair for pair in pairs if pair.is_significant and pair.difference > 0]
-    worse = [pair for pair in pairs if pair.is_significant and pair.difference < 0]
+    better = [pair for pair in pairs if pair.is_better]
+    worse = [pair for pair in pairs if pair.is_significant and not pair.is_better]
     if better:
         best = max(better, key=lambda pair: pair.variant.conversion_rate)
         return _winner(best, control)
@@ -320,12 +336,8 @@ def _nothing_counted(arms: Sequence[Arm], metric: str) -> Verdict:
 
 
 def _winner(best: _Pair, control: VariantFigures) -> Verdict:
-    return Verdict(
-        "variant_wins",
-        best.variant.variant_id,
-        f"{best.variant.variant_name} wins: {_against(best, control)}, and that "
-        f"holds however often you look ({_adjusted(best)}).",
-    )
+    name = best.variant.variant_name
+    return Verdict("variant_wins", best.variant.variant_id, _won(name, best, control))
 
 
 def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
@@ -333,8 +345,22 @@ def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
     return Verdict(
         "control_wins",
         control.variant_id,
-        f"{control.variant_name} wins: {_against(nearest, control)}, and that holds "
-        f"however often you look ({_adjusted(nearest)}).",
+        _won(control.variant_name, nearest, control),
+    )
+
+
+def _won(name: str, pair: _Pair, control: VariantFigures) -> str:
+    """Return the sentence of a win, with the look at which it was shown if known."""
+    crossing, today = pair.comparison.crossing, _against(pair, control)
+    if crossing is None:
+        return (
+            f"{name} wins: {today}, and that holds however often you look "
+            f"({_adjusted(pair)})."
+        )
+    return (
+        f"{name} won on {day(crossing.at)} at {crossing.users:,} users "
+        f"({p_value(crossing.p_value)}), and no later look withdraws that: "
+        f"today {today}."
     )
 
 

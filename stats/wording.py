@@ -5,6 +5,7 @@ No number has an exponent, and two different numbers of one call never look equa
 
 from __future__ import annotations
 
+from calendar import month_name
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import floor, log10
@@ -66,6 +67,12 @@ def change(lift: float) -> str:
 def p_value(value: float) -> str:
     """Return a p-value with its name; one below 0.001 is never printed as 0."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def day(moment: str) -> str:
+    """Return the day of a time in words, such as 3 March 2026."""
+    year, month, number = moment[:10].split("-")
+    return f"{int(number)} {month_name[int(month)]} {year}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -158,10 +158,40 @@ UPDATE "outcome" SET "valued" = (
 ) WHERE "total" IS NOT NULL
 """
 
-SQLITE = {1: AUDIENCES, 2: METRICS, 3: REVISION, 4: SLOTS}
+# From 5 to 6: the users that an experiment is planned for, and the looks that decided.
+HORIZON = """
+ALTER TABLE "experiment" ADD COLUMN "horizon" {big};
+ALTER TABLE "experiment" ADD COLUMN "horizon_at" {big};
+CREATE TABLE "crossing" (
+    "experiment_id" {text} NOT NULL,
+    "variant" {text} NOT NULL,
+    "at" {big} NOT NULL,
+    "users" {big} NOT NULL,
+    "control_sample_size" {big} NOT NULL,
+    "control_conversions" {big} NOT NULL,
+    "sample_size" {big} NOT NULL,
+    "conversions" {big} NOT NULL,
+    "p_value" {exact} NOT NULL,
+    PRIMARY KEY ("experiment_id", "variant"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (control_conversions BETWEEN 0 AND control_sample_size),
+    CHECK (conversions BETWEEN 0 AND sample_size),
+    CHECK (users >= control_sample_size + sample_size)
+)
+"""
+
+SQLITE = {
+    1: AUDIENCES,
+    2: METRICS,
+    3: REVISION,
+    4: SLOTS,
+    5: HORIZON.format(big="INTEGER", text="TEXT", exact="TEXT"),
+}
 """The script that leads from a version to the next one."""
 
-POSTGRES: dict[int, str] = {}
-"""The first schema on PostgreSQL was version 5."""
+POSTGRES = {5: HORIZON.format(big="BIGINT", text='TEXT COLLATE "C"', exact="NUMERIC")}
+"""The same; the first schema on PostgreSQL was version 5."""
 
 SCHEMA_VERSION = 1 + max(SQLITE)

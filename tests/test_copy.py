@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 
 import pytest
 import servers
@@ -13,10 +14,11 @@ from conftest import Caller, assert_error, configured, two_variants
 
 from app import create_app
 from ledger import proof
-from models import TABLES, Assignment, ParticipantTally
+from models import TABLES, Assignment, Crossing, ParticipantTally
 from operations import copier
 from operations.backups import NotProved
 from storage import engine, factory, schema
+from storage.columns import utcnow
 from storage.engine import NotReady, using
 from storage.schema import Identity
 
@@ -42,6 +44,7 @@ ODD_RULES = """
     {"field": "name", "operator": "in", "value": ["ß", "\\ud83d\\ude00", "\\t\\u0001"]}
 ]}
 """
+TINY = Decimal("0.000012345678901234567")
 ODD_USERS = ["u", "U", "ü", "u\u0308", "\uffee", "\U0001f600", "a b", "%s", "'; --"]
 # A copy in a process of its own, which is killed after so many rows.
 KILLED = """
@@ -185,6 +188,11 @@ def odd(api, running, enrolled):
         f"{free}/conversions/batch", data=body, content_type="application/json"
     )
     assert booked.status_code == 200, booked.text
+    Crossing.create(
+        **{"experiment": free.removeprefix("experiments/"), "variant": "v2"},
+        **dict.fromkeys(Crossing.COUNTS, 2**40) | {"users": 2**41, "p_value": TINY},
+        at=utcnow(),
+    )
     return free
 
 

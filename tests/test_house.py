@@ -15,7 +15,7 @@ FLOORS = [
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},
-    {"cli", "shortcut"},
+    {"cli", "looks", "shortcut"},
     {"app"},
     {"wsgi"},
 ]
@@ -51,6 +51,7 @@ PACKAGES = {
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "provenance", "rates", "splits"},
         {"evidence"},
+        {"horizon"},
         {"means", "planning", "simulation"},
         {"values", "verdict"},
         {"analysis"},

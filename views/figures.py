@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
@@ -21,7 +21,7 @@ from marshmallow import fields
 
 import stats
 from ledger.counts import Counts
-from models import Variant
+from models import Crossing, Variant
 from storage.columns import utcnow
 from targeting.decision import STATUSES
 from web.fields import Answer, Quick
@@ -202,9 +202,16 @@ def quality(counts: Counts) -> Quality:
 
 
 def computed_results(
-    counts: Counts, metric: str | None, confidence_level: Decimal
+    counts: Counts,
+    metric: str | None,
+    confidence_level: Decimal,
+    crossings: Mapping[str, Crossing],
 ) -> Computed:
-    """Return all figures of one metric, with the verdict and its basis."""
+    """Return all figures of one metric, with the verdict and its basis.
+
+    *crossings* are those that are stored, by their variants. The horizon is that of
+    the primary metric.
+    """
     experiment = counts.experiment
     metric = metric or experiment.primary_metric
     analysis = stats.analyse(
@@ -214,8 +221,18 @@ def computed_results(
         metric=metric,
         received=stats.Received(counts.metrics, _refused(counts)),
         computed_at=moment(utcnow()),
+        horizon_users=(
+            experiment.horizon if metric == experiment.primary_metric else None
+        ),
+        crossings={name: _crossing(row) for name, row in crossings.items()},
     )
     return Computed(experiment.id, analysis, counts.as_of)
+
+
+def _crossing(row: Crossing) -> stats.Crossing:
+    counts: dict[str, Any] = {name: getattr(row, name) for name in Crossing.COUNTS}
+    counts["p_value"] = float(counts["p_value"])
+    return stats.Crossing(at=moment(row.at), **counts)
 
 
 def _refused(counts: Counts) -> dict[str, int]:

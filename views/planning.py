@@ -76,6 +76,7 @@ def simulated(
         assign=_giving_way(assignment.dealer(splits)),
         confidence_level=float(confidence),
         centre=stats.planned_centre(plan),
+        horizon_users=plan and stats.planned_horizon(plan, splits),
     )
 
 

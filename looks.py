@@ -1,0 +1,119 @@
+"""A look at an experiment: its figures, and what is stored when one decides.
+
+The first look at which a variant differs significantly is stored as a crossing, and no
+later one withdraws it. Abacus looks when somebody asks for the results, and once at the
+moment at which the users of the horizon were complete, which it replays if nobody asked
+then. The error rate holds for any choice of moments, so it holds for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import peewee
+
+from ledger.counts import Counts, at, replayed
+from models import Assignment, Crossing, Experiment
+from storage.engine import database
+from views.figures import Computed, computed_results
+
+LEVEL = Decimal("0.95")
+"""The level of the intervals, on which no decision depends."""
+
+
+def look(
+    experiment: Experiment,
+    as_of: datetime | None,
+    metric: str | None,
+    confidence_level: Decimal,
+) -> Computed:
+    """Return the figures of a metric at a moment, by default now."""
+    counts = at(experiment, as_of, metric)
+    current = counts.experiment
+    if not current.horizon or metric not in (None, current.primary_metric):
+        return computed_results(counts, metric, confidence_level, {})
+    crossings = Crossing.of(current, as_of)
+    if as_of is None and len(crossings) < len(counts.variants) - 1:
+        crossings = _with_new(counts, crossings)
+    return computed_results(counts, metric, confidence_level, crossings)
+
+
+def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Crossing]:
+    """Return the crossings with those of this look, which are stored if possible."""
+    experiment, now = counts.experiment, database.obj.now()
+    rows: list[dict[str, Any]] = []
+    reached = experiment.horizon_at or _reached(counts)
+    if reached and not experiment.horizon_at:
+        then = replayed(experiment, reached)
+        # The users of a batch come at one moment, so the look is at all of them.
+        then.experiment.horizon = max(_total(then), experiment.horizon or 0)
+        rows += _decided(then, reached, crossings)
+    known = {**crossings, **{row["variant"]: None for row in rows}}
+    rows += _decided(counts, now, known)
+    if rows or reached != experiment.horizon_at:
+        _store(experiment, reached, rows)
+    new = {row["variant"]: Crossing(**row) for row in rows}
+    return {**new, **crossings}
+
+
+def _total(counts: Counts) -> int:
+    """Return the users of all variants."""
+    return sum(counts.participants.values())
+
+
+def _reached(counts: Counts) -> datetime | None:
+    """Return when the users of the horizon were complete; None before that."""
+    experiment = counts.experiment
+    horizon = experiment.horizon or 0
+    if _total(counts) <= horizon:
+        return None
+    last = (
+        Assignment.select(Assignment.received_at)
+        .where(Assignment.experiment == experiment.id)
+        .order_by(Assignment.received_at)
+        .limit(1)
+        .offset(horizon - 1)
+    )
+    moment: datetime | None = last.scalar()
+    return moment
+
+
+def _decided(counts: Counts, moment: datetime, known: Any) -> Iterator[dict[str, Any]]:
+    """Yield the crossings at these counts of the variants that have none."""
+    analysis = computed_results(counts, None, LEVEL, {}).analysis
+    if not analysis.trustworthy:
+        return
+    control, *variants = analysis.variants
+    for variant in variants:
+        test = variant.comparison and variant.comparison.sequential
+        if test and test.is_significant and variant.variant_id not in known:
+            yield {
+                "experiment": counts.experiment.id,
+                "variant": variant.variant_id,
+                "at": moment,
+                "users": _total(counts),
+                "control_sample_size": control.sample_size,
+                "control_conversions": control.conversions,
+                "sample_size": variant.sample_size,
+                "conversions": variant.conversions,
+                "p_value": Decimal(repr(test.adjusted_p_value)),
+            }
+
+
+def _store(
+    experiment: Experiment, reached: datetime | None, rows: list[dict[str, Any]]
+) -> None:
+    """Store a look, if the database can be written; if not, the next one is."""
+    try:
+        with database.atomic():
+            if rows:
+                Crossing.insert_many(rows).on_conflict_ignore().execute()
+            Experiment.update(horizon_at=reached).where(
+                Experiment.id == experiment.id
+            ).execute()
+    except peewee.OperationalError as error:
+        if database.obj.trouble(error) is None:
+            raise
