@@ -21,6 +21,7 @@ bench: .venv/ready-dev
 	@$(BIN)/python bench/cost.py
 	@$(BIN)/python bench/growth.py
 	@$(BIN)/python bench/peeking.py
+	@$(BIN)/python bench/horizon.py
 	@$(BIN)/python bench/values.py
 	@$(BIN)/python bench/hash.py
 	@$(BIN)/python bench/rules.py

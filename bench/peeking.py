@@ -88,10 +88,11 @@ def looks_of(
     users: int,
     share: float,
     runs: int = RUNS,
+    looks: int = LOOKS,
 ) -> stats.Tables:
     """Return cumulative tables, (runs, looks) each column."""
-    fresh = np.diff(np.linspace(0, users, LOOKS + 1).round().astype(int))
-    treated = draw.binomial(fresh, share, (runs, LOOKS))
+    fresh = np.diff(np.linspace(0, users, looks + 1).round().astype(int))
+    treated = draw.binomial(fresh, share, (runs, looks))
     columns = (
         fresh - treated,
         draw.binomial(fresh - treated, rates[0]),

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stats import comparison, pair
+from test_stats import HERE, comparison, pair
 
 import stats
-from models import Crossing, Experiment
+from models import TABLES, Crossing, Experiment
 from stats import Plan, Tables, evidence, horizon, planning
-from storage import engine
+from storage import engine, schema
 
 PLAN = Plan(0.1, 0.02)
 # R: power.prop.test(p1 = .50, p2 = .75, power = .90): n = 76.7; 1.115 times as many.
@@ -324,3 +324,67 @@ def test_a_draft_is_rehearsed_with_the_test_that_it_will_have(api, draft):
 
     assert planned["power"]["value"] > unplanned["power"]["value"] + 0.1
     assert planned["falseAlarms"]["value"] <= 0.07
+
+
+def test_the_document_says_what_a_stored_win_says():
+    text = (HERE.parent / "docs" / "statistics.md").read_text()
+    then, today = ((3_048, 306), (3_072, 385)), ((4_011, 413), (4_020, 474))
+    seen = comparison(pair(*then), plan=PLAN, horizon_users=8_622).sequential
+    at = "2026-03-03T09:12:00.000000Z"
+    crossing = stats.Crossing(at, 6_120, *then[0], *then[1], seen.p_value)
+
+    told = stats.analyse(
+        pair(*today), plan=PLAN, horizon_users=8_622, crossings={"v2": crossing}
+    )
+
+    assert told.verdict.status == "variant_wins"
+    assert f"> {told.verdict.sentence}\n" in text
+    assert not told.variants[1].comparison.sequential.p_value < 0.05
+
+
+def test_a_control_that_won_stays_the_winner_too():
+    crossing = stats.Crossing("2026-03-03", 6_120, 3_048, 385, 3_072, 306, 0.021)
+
+    told = stats.analyse(
+        pair((4_011, 474), (4_020, 413)),
+        plan=PLAN,
+        horizon_users=8_622,
+        crossings={"v2": crossing},
+    ).verdict
+
+    assert (told.status, told.variant_id) == ("control_wins", "v1")
+    assert told.sentence.startswith(
+        "Control won on 3 March 2026 at 6,120 users (p = 0."
+    )
+
+
+def test_the_csv_has_every_figure_of_a_crossing(planned, grow, api, looked):
+    grow(planned, "a", 140, {"v1": 0.4, "v2": 0.9})
+    crossing = crossing_of(looked(planned))
+
+    text = api.get(f"{planned}/compute-results", headers={"Accept": "text/csv"}).text
+
+    for name, value in crossing.items():
+        assert f"crossing.{name}" in text, text
+        assert str(value) in text
+
+
+@pytest.mark.postgresql
+def test_a_server_of_the_schema_before_is_migrated_with_its_rows(
+    api, planned, grow, engine_name
+):
+    grow(planned, "a", 20, {"v1": 0.5, "v2": 0.5})
+    for statement in (
+        "DROP TABLE crossing",
+        "ALTER TABLE experiment DROP COLUMN horizon, DROP COLUMN horizon_at",
+        "UPDATE identity SET schema_version = 5",
+    ):
+        engine.database.execute_sql(statement)
+
+    assert schema._migrate()
+
+    assert schema.alterations(TABLES) == []
+    assert Experiment.get().horizon is None
+    told = api.get(f"{planned}/compute-results").json["data"]
+    assert told["analysis"]["method"] == "always_valid_e_process"
+    assert sum(one["sampleSize"] for one in told["variants"]) == 20
