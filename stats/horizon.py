@@ -14,6 +14,7 @@ p. 659-663; Siegmund (1985), "Sequential Analysis", chapter 3.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import exp, pi
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -159,6 +160,7 @@ def _both(applies: Flags, bounded: Limits, evident: Limits) -> Limits:
     )
 
 
+@lru_cache(maxsize=64)  # few levels are in use, and the search takes milliseconds
 def boundary(alpha: float) -> float:
     """Return c: what a Brownian motion on [0, 1] exceeds with probability alpha."""
 

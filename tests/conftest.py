@@ -200,8 +200,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marked("one_engine"):
         engines = engines[:1]
     for name in ENGINES:
-        if marked(name):
-            engines = (name,)
+        if marked(name):  # where it is not wanted, there is nothing to run
+            engines = tuple(one for one in engines if one == name)
     metafunc.parametrize("engine_name", engines, scope="session")
 
 
