@@ -223,7 +223,7 @@ def test_what_was_decided_later_is_not_known_at_an_earlier_moment(
 
 def test_the_moment_of_the_horizon_is_looked_at_if_nobody_asked(planned, grow, looked):
     (row,) = Experiment.select(Experiment.horizon)
-    grow(planned, "a", row.horizon - 1, {"v1": 0.5, "v2": 0.72})
+    grow(planned, "a", row.horizon - 1, {"v1": 0.5, "v2": 0.9})
     grow(planned, "b", 60, {"v1": 0.6, "v2": 0.6})  # a batch, at one moment
     grow(planned, "c", 240, {"v1": 0.6, "v2": 0.6})
 
