@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import contrasts, horizon
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
-from stats.planning import planned_centre
+from stats.planning import detectable_effect, planned_centre
 from stats.posterior import Beta, Posterior, pooled_prior, posterior
 from stats.provenance import input_hash
 from stats.rates import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 METHOD = "always_valid_e_process"
 PLANNED = "planned_horizon_1"
 """The method of an experiment with a horizon, with its version."""
+POWER = 0.8  # where no plan says how surely an effect is to be found
 SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
 MIXTURE = "always_valid_e_process"
 
@@ -143,18 +145,26 @@ def figures(
         variants,
         deciding.alpha,
     )
-    counts = arms[0].conversions, arms[0].sample_size
-    control = always_valid_rate_interval(*counts, deciding.confidence)
+    control = _deciding_interval(arms[0], deciding)
     made_from = input_hash(arms, plan, confidence_level, metric, horizon_users)
-    cautions = warnings(arms, variants, split, plan, control)
+    effect = _smallest_effect(arms[0], test, deciding, plan)
     return Analysis(
         metric=metric,
         variants=variants,
-        analysis=_method(shown, deciding, prior, test, horizon_users, made_from),
+        analysis=_method(
+            shown, deciding, prior, test, horizon_users, effect, made_from
+        ),
         sample_ratio_mismatch=split,
         verdict=decided,
-        warnings=disagreement + cautions,
+        warnings=disagreement + warnings(arms, variants, split, plan, control),
         trustworthy=not split.detected,
+    )
+
+
+def _deciding_interval(control: Arm, deciding: Level) -> Interval:
+    """Return the always-valid interval of the control's rate at the verdict's level."""
+    return always_valid_rate_interval(
+        control.conversions, control.sample_size, deciding.confidence
     )
 
 
@@ -164,6 +174,7 @@ def _method(
     prior: Beta,
     test: _Test,
     users: int | None,
+    effect: float | None,
     made_from: str,
 ) -> Method:
     return Method(
@@ -176,8 +187,42 @@ def _method(
         plan=None,
         computed_at=None,
         input_hash=made_from,
+        smallest_effect=effect,
         horizon=_horizon(users, deciding),
     )
+
+
+def _smallest_effect(
+    control: Arm, test: _Test, deciding: Level, plan: Plan | None
+) -> float | None:
+    """Return the smallest rise of any variant that would be found at these sizes.
+
+    It is None if none or all of the control's users converted, and if no rise is large
+    enough.
+    """
+    tables = test.pairs.tables
+    if (
+        control.conversions in (0, control.sample_size)
+        or not tables.treatment_size.all()
+    ):
+        return None
+    found = [
+        detectable_effect(
+            control.conversions / control.sample_size,
+            control.sample_size,
+            critical,
+            float(plan.power) if plan else POWER,
+            size / control.sample_size,
+        )
+        for critical, size in zip(
+            horizon.critical(test.pairs, deciding.alpha).tolist(),
+            tables.treatment_size.tolist(),
+            strict=True,
+        )
+        if isfinite(critical)
+    ]
+    known = [one for one in found if one is not None]
+    return max(known) if len(known) == len(tables.treatment_size) else None
 
 
 def _horizon(users: int | None, deciding: Level) -> Horizon | None:

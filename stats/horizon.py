@@ -22,6 +22,7 @@ from stats.contrasts import Limits, Tables, pooled_score, score_limits
 from stats.evidence import (
     always_valid_limits,
     always_valid_p_value,
+    critical_score,
     log_e_values,
     nuisance_level,
 )
@@ -144,6 +145,24 @@ def limits(pairs: Pairs, alpha: float) -> tuple[Limits, Limits]:
         _both(applies, *each) for each in zip(bounded, evident, strict=True)
     )
     return difference, ratio
+
+
+def critical(pairs: Pairs, alpha: float) -> Floats:
+    """Return the |z| at which each table would be significant; infinity if none is."""
+    tables, part = pairs.tables, 1.0 if pairs.reached is None else ON_EVIDENCE
+    total = tables.control_size + tables.treatment_size
+    rate = (tables.control_conversions + tables.treatment_conversions) / total
+    weight = tables.control_size * tables.treatment_size / total
+    scores = [
+        critical_score(one, part * alpha - pairs.nuisance, pairs.centre)
+        for one in (weight * rate * (1 - rate)).tolist()
+    ]
+    least = np.array([np.inf if one is None else one for one in scores])
+    if pairs.reached is None or not pairs.reached.any():
+        return least
+    with np.errstate(divide="ignore"):
+        bounded = boundary(alpha * ON_BOUNDARY) / np.sqrt(pairs.reached)
+    return np.asarray(np.minimum(least, bounded))
 
 
 def _both(applies: Flags, bounded: Limits, evident: Limits) -> Limits:

@@ -145,9 +145,16 @@ def power_at(
     ratio: float = 1.0,
 ) -> float:
     """Return the power of one look at this many control users."""
-    critical = normal_quantile(1 - alpha / 2)
-    null, alternative = _spreads(baseline_rate, target_rate, ratio)
-    signal = abs(target_rate - baseline_rate) * sqrt(users_per_arm)
+    rates = baseline_rate, target_rate
+    return _power(rates, users_per_arm, normal_quantile(1 - alpha / 2), ratio)
+
+
+def _power(
+    rates: tuple[float, float], users_per_arm: float, critical: float, ratio: float
+) -> float:
+    """Return the power if |z| must be *critical*."""
+    null, alternative = _spreads(*rates, ratio)
+    signal = abs(rates[1] - rates[0]) * sqrt(users_per_arm)
     return float(special.ndtr((signal - critical * null) / alternative))
 
 
@@ -159,10 +166,22 @@ def minimum_detectable_effect(
     ratio: float = 1.0,
 ) -> float | None:
     """Return the smallest absolute rise with this power; None if there is none."""
+    critical = normal_quantile(1 - alpha / 2)
+    return detectable_effect(baseline_rate, users_per_arm, critical, power, ratio)
+
+
+def detectable_effect(
+    baseline_rate: float,
+    users_per_arm: float,
+    critical: float,
+    power: float,
+    ratio: float,
+) -> float | None:
+    """Return the smallest absolute rise that is found if |z| must be *critical*."""
 
     def excess(effect: float) -> float:
-        target = baseline_rate + effect
-        return power_at(baseline_rate, target, users_per_arm, alpha, ratio) - power
+        rates = baseline_rate, baseline_rate + effect
+        return _power(rates, users_per_arm, critical, ratio) - power
 
     largest = (1 - baseline_rate) * (1 - 1e-12)
     if excess(largest) < 0:

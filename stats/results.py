@@ -218,6 +218,8 @@ class Method(NamedTuple):
     plan: Plan | None
     computed_at: str | None
     input_hash: str
+    smallest_effect: float | None
+    """The smallest rise that so many users would show now, with the planned power."""
     horizon: Horizon | None = None
 
 

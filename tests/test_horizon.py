@@ -1,6 +1,7 @@
 """The test of a planned experiment, and the looks that decide it."""
 
 import math
+from datetime import timedelta
 from decimal import Decimal
 
 import numpy as np
@@ -13,6 +14,7 @@ import stats
 from models import TABLES, Crossing, Experiment
 from stats import Plan, Tables, evidence, horizon, planning
 from storage import engine, schema
+from storage.columns import utcnow
 
 PLAN = Plan(0.1, 0.02)
 # R: power.prop.test(p1 = .50, p2 = .75, power = .90): n = 76.7; 1.115 times as many.
@@ -388,3 +390,69 @@ def test_a_server_of_the_schema_before_is_migrated_with_its_rows(
     told = api.get(f"{planned}/compute-results").json["data"]
     assert told["analysis"]["method"] == "always_valid_e_process"
     assert sum(one["sampleSize"] for one in told["variants"]) == 20
+
+
+# ----------------------------------------------------------------------------
+# What is left
+# ----------------------------------------------------------------------------
+
+
+def test_a_reader_learns_how_many_users_and_days_are_left(planned, grow, looked):
+    grow(planned, "a", 40, {"v1": 0.5, "v2": 0.6})
+    first = looked(planned)
+    began = utcnow() - timedelta(days=4)
+    Experiment.update(start_date=began).execute()
+
+    told = looked(planned)
+
+    assert first["progress"] == {
+        "usersLeft": 131,
+        "usersPerDay": None,
+        "daysLeft": None,
+    }
+    assert first["verdict"]["sentence"].endswith(" 131 users are left of the plan's.")
+    pace = told["progress"].pop("usersPerDay")
+    assert pace == pytest.approx(10, abs=0.01)
+    assert told["progress"] == {"usersLeft": 131, "daysLeft": 14}
+    assert told["verdict"]["sentence"].endswith(
+        " 131 users are left of the plan's, about 14 days at this pace."
+    )
+
+
+def test_a_stopped_experiment_has_users_left_and_no_days(api, planned, grow, looked):
+    grow(planned, "a", 40, {"v1": 0.5, "v2": 0.6})
+    Experiment.update(start_date=utcnow() - timedelta(days=4)).execute()
+    assert api.post(f"{planned}/stop").status_code == 200
+
+    told = looked(planned)["progress"]
+
+    assert (told["usersLeft"], told["daysLeft"]) == (131, None)
+    assert told["usersPerDay"] == pytest.approx(10, abs=0.01)
+
+
+def test_an_experiment_without_a_plan_has_no_end_to_count_to(running, grow, looked):
+    path = running()
+    grow(path, "a", 40, {"v1": 0.5, "v2": 0.6})
+
+    assert "progress" not in looked(path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"plan": PLAN}, {"horizon_users": 8_616}])
+def test_the_smallest_effect_is_one_that_is_found_as_often_as_planned(settings):
+    counts = (3_000, 300), (3_000, 300)
+    effect = stats.analyse(pair(*counts), **settings).analysis.smallest_effect
+    draw, found = np.random.default_rng(11), 0
+
+    for _ in range(200):
+        treated = int(draw.binomial(3_000, 0.1 + effect))
+        control = int(draw.binomial(3_000, 0.1))
+        arms = pair((3_000, control), (3_000, treated))
+        found += comparison(arms, **settings).sequential.is_significant
+
+    assert found / 200 == pytest.approx(0.8, abs=0.09)  # three standard errors
+
+
+def test_nothing_is_known_of_effects_at_an_end_of_the_rates():
+    assert stats.analyse(pair((100, 0), (100, 5))).analysis.smallest_effect is None
+    assert stats.analyse(pair((100, 100), (100, 5))).analysis.smallest_effect is None
+    assert stats.analyse(pair((0, 0), (0, 0))).analysis.smallest_effect is None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
+from math import ceil
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -26,6 +27,8 @@ from storage.columns import utcnow
 from targeting.decision import STATUSES
 from web.fields import Answer, Quick
 from web.json import moment, plain
+
+DAY = timedelta(days=1)
 
 Count = Annotated[int, {"minimum": 0}]
 Status = Annotated[str, {"enum": STATUSES}]
@@ -103,12 +106,23 @@ class Results(NamedTuple):
     as_of: datetime | None = None
 
 
+class Progress(NamedTuple):
+    """How far a planned experiment is from the users of its horizon."""
+
+    users_left: Count
+    users_per_day: float | None
+    """The average since the start; None before the first day is over."""
+    days_left: int | None
+    """At that pace; None also if nobody is enrolled any more."""
+
+
 class Computed(NamedTuple):
     """All figures of one metric of an experiment."""
 
     experiment_id: str
     analysis: stats.Analysis
     as_of: datetime | None = None
+    progress: Progress | None = None
 
 
 def results(counts: Counts, metric: str | None) -> Results:
@@ -226,7 +240,36 @@ def computed_results(
         ),
         crossings={name: _crossing(row) for name, row in crossings.items()},
     )
-    return Computed(experiment.id, analysis, counts.as_of)
+    progress = None
+    if analysis.analysis.horizon:
+        progress = _progress(counts, analysis.analysis.horizon.users)
+        if analysis.verdict.status == "keep_running" and progress.users_left:
+            sentence = f"{analysis.verdict.sentence} {_to_go(progress)}"
+            verdict = analysis.verdict._replace(sentence=sentence)
+            analysis = analysis._replace(verdict=verdict)
+    return Computed(experiment.id, analysis, counts.as_of, progress)
+
+
+def _progress(counts: Counts, horizon: int) -> Progress:
+    """Return how far the experiment is, at its average pace."""
+    experiment, now = counts.experiment, counts.as_of or utcnow()
+    total = sum(counts.participants.values())
+    left, pace, days_left = max(horizon - total, 0), None, None
+    if experiment.start_date:
+        days = (min(now, experiment.end_date or now) - experiment.start_date) / DAY
+        pace = total / days if days >= 1 else None
+    if pace and experiment.is_open_at(now):
+        days_left = ceil(left / pace)
+    return Progress(left, pace, days_left)
+
+
+def _to_go(progress: Progress) -> str:
+    """Return a sentence on what is left."""
+    left = f"{progress.users_left:,} users are left of the plan's"
+    days = progress.days_left
+    if days is None:
+        return f"{left}."
+    return f"{left}, about {days:,} day{'' if days == 1 else 's'} at this pace."
 
 
 def _crossing(row: Crossing) -> stats.Crossing:
@@ -342,6 +385,7 @@ COMPUTED = _schema(
         **{n: _field(hint, attribute=f"analysis.{n}") for n, hint in ANALYSIS.items()},
         "experiment_id": _field(str),
         "as_of": _field(datetime),
+        "progress": _field(Progress | None),
     },
-    ("as_of",),
+    ("as_of", "progress"),
 )()
