@@ -37,10 +37,6 @@ from storage.turns import Group, Turns
 
 PATIENCE = 5  # seconds that a statement waits for others
 
-# KiB of pages that a connection of a worker keeps. It has one for each thread, and with
-# SQLite's 2,000 its memory would grow for hours. The system has the pages as well.
-CACHE = 256
-
 SETTINGS: dict[str, Any] = {
     "timeout": PATIENCE,
     "lock_type": "IMMEDIATE",  # writers queue; a deferred one fails at once
@@ -107,7 +103,6 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     migrations = migrations.SQLITE
     field_types = {**peewee.SqliteDatabase.field_types, "EXACT": "TEXT"}
-    _pragmas: list[tuple[str, Any]]  # peewee's
 
     def __init__(self, file: Path | None, options: str, **settings: Any) -> None:
         self.file = file
@@ -160,7 +155,6 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def serve(self, threads: int) -> None:
         self.turns.most = max(1, threads - RESERVED)
-        self._pragmas = [*self._pragmas, ("cache_size", -CACHE)]  # of later ones
 
     def begin(self, lock_type: str | None = None) -> None:
         if lock_type == "DEFERRED":  # who only reads waits for nobody
