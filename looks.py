@@ -49,7 +49,7 @@ def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Cross
     if reached and not experiment.horizon_at:
         then = replayed(experiment, reached)
         # The users of a batch come at one moment, so the look is at all of them.
-        then.experiment.horizon = max(_total(then), experiment.horizon or 0)
+        then.experiment.horizon = max(then.users, experiment.horizon or 0)
         rows += _decided(then, reached, crossings)
     known = {**crossings, **{row["variant"]: None for row in rows}}
     rows += _decided(counts, now, known)
@@ -59,16 +59,11 @@ def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Cross
     return {**new, **crossings}
 
 
-def _total(counts: Counts) -> int:
-    """Return the users of all variants."""
-    return sum(counts.participants.values())
-
-
 def _reached(counts: Counts) -> datetime | None:
     """Return when the users of the horizon were complete; None before that."""
     experiment = counts.experiment
     horizon = experiment.horizon or 0
-    if _total(counts) <= horizon:
+    if counts.users <= horizon:
         return None
     last = (
         Assignment.select(Assignment.received_at)
@@ -94,7 +89,7 @@ def _decided(counts: Counts, moment: datetime, known: Any) -> Iterator[dict[str,
                 "experiment": counts.experiment.id,
                 "variant": variant.variant_id,
                 "at": moment,
-                "users": _total(counts),
+                "users": counts.users,
                 "control_sample_size": control.sample_size,
                 "control_conversions": control.conversions,
                 "sample_size": variant.sample_size,

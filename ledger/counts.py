@@ -56,6 +56,11 @@ class Counts(NamedTuple):
     as_of: datetime | None = None
 
     @property
+    def users(self) -> int:
+        """The users of all variants."""
+        return sum(self.participants.values())
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics that have conversions, the primary one first."""
         primary = self.experiment.primary_metric

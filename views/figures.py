@@ -253,11 +253,10 @@ def computed_results(
 def _progress(counts: Counts, horizon: int) -> Progress:
     """Return how far the experiment is, at its average pace."""
     experiment, now = counts.experiment, counts.as_of or utcnow()
-    total = sum(counts.participants.values())
-    left, pace, days_left = max(horizon - total, 0), None, None
+    left, pace, days_left = max(horizon - counts.users, 0), None, None
     if experiment.start_date:
         days = (min(now, experiment.end_date or now) - experiment.start_date) / DAY
-        pace = total / days if days >= 1 else None
+        pace = counts.users / days if days >= 1 else None
     if pace and experiment.is_open_at(now):
         days_left = ceil(left / pace)
     return Progress(left, pace, days_left)
