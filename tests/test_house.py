@@ -21,6 +21,12 @@ FLOORS = [
 ]
 # The modules of a package stand on floors of the same kind.
 PACKAGES = {
+    "models": [
+        {"errors"},
+        {"experiments"},
+        {"bookings", "history"},
+        {"audiences"},
+    ],
     "storage": [
         {"columns", "files", "migrations", "scratch", "traffic"},
         {"engine"},

@@ -57,7 +57,7 @@ def _assigned_late(
     ],
     "no UNIQUE on (experiment, user)": [
         (
-            "models.py",
+            "models/bookings.py",
             'indexes = ((("user_id", "experiment"), True),)',
             'indexes = ((("user_id", "experiment"), False),)',
         ),
