@@ -253,7 +253,11 @@ def enrolled(id: str, users: Sequence[User]) -> list[Decision]:
     """Return the decision for each user, in order, enrolling those who are new."""
     definition = find(Experiment, id).definition
     proposed = decide_each(definition, users, utcnow())
-    return metrics.enrolled(enrolment.enrol(definition, proposed))
+    covariates: dict[str, Decimal] = {}
+    for user in users:
+        if user.covariate is not None:
+            covariates.setdefault(user.user_id, user.covariate)
+    return metrics.enrolled(enrolment.enrol(definition, proposed, covariates))
 
 
 @api.get("/experiments/<id>/assignments")
@@ -537,7 +541,8 @@ def export_experiment(query, id):
     experiment = find(Experiment, id)
     content_type, written = EXPORTS[query["format"]]
     name = f"{experiment.id}.{query['format']}"
-    lines = engine.streamed(written(rows.exported(experiment)))
+    columns = export.columns(bool(experiment.own_sums))
+    lines = engine.streamed(written(rows.exported(experiment), columns))
     return Response(
         ("".join(some) for some in peewee.chunked(lines, 500)),
         content_type=content_type,

@@ -121,8 +121,16 @@ def import_(experiment: str, file: Path) -> None:
             if bad:
                 raise click.ClickException(f"{bad} bad lines; nothing was written.")
             with _progress("Writing", staged.count) as progress:
-                lines, enrolled, counted = importer.write(target, staged, progress)
-    click.echo(f"{lines} lines: {enrolled} users enrolled, {counted} conversions.")
+                done = importer.write(target, staged, progress)
+    click.echo(
+        f"{done.lines} lines: {done.enrolled} users enrolled, {done.counted} "
+        "conversions."
+    )
+    if done.after_window:
+        click.echo(
+            f"{done.after_window} conversions came after the window of their metric "
+            "and were left out."
+        )
 
 
 @contextmanager

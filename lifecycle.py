@@ -63,7 +63,9 @@ def draft(
 ) -> Experiment:
     """Create a draft; raise Conflict if the requested key is taken."""
     now = utcnow()
+    fields = _with_primary(fields, stats.CONVERSION, None)
     made = {"created_at": now, "updated_at": now, **fields}
+    made.setdefault("primary_metric", stats.CONVERSION)
     made["variants_made"] = len(variants)
     with database.atomic():
         if fields.get("key") is None:
@@ -76,6 +78,29 @@ def draft(
         )
         Change.note(experiment, by, action, {}, _settings(experiment))
     return experiment
+
+
+def _with_primary(
+    changes: dict[str, Any], primary: str, metrics: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """Return the changes with a primary metric that agrees with the metrics.
+
+    *primary* and *metrics* are those without the changes. Raise Invalid if the changes
+    name two primary metrics, or if they give the primary one another role.
+    """
+    metrics = changes.get("metrics", metrics) or []
+    named = [one["name"] for one in metrics if one["role"] == stats.PRIMARY]
+    if "metrics" in changes and named and "primary_metric" not in changes:
+        return {**changes, "primary_metric": named[0]}
+    primary = changes.get("primary_metric", primary)
+    if named and named[0] != primary:
+        message = f"The metrics name {named[0]!r} as the primary one."
+        raise Invalid("primaryMetric", message)
+    for place, one in enumerate(metrics):
+        if not named and one["name"] == primary:
+            message = f"{primary!r} is the primary metric."
+            raise Invalid(f"metrics.{place}.role", message)
+    return {**changes}
 
 
 def _refuse_taken(key: str, but: str | None = None) -> None:
@@ -107,7 +132,7 @@ def duplicate(experiment: Experiment, by: str) -> Experiment:
     """Create a draft like this one, without its end date and its outcome."""
     copied = (
         *("name", "description", "hypothesis", "type", "audience_id"),
-        *("primary_metric", "plan", "traffic", "exclusion_group"),
+        *("primary_metric", "metrics", "plan", "traffic", "exclusion_group"),
     )
     return draft(
         [
@@ -132,7 +157,7 @@ def revise(
     leaves out; *check* raises if the resulting list is not valid.
     """
     refuse_unless_draft(experiment)
-    fields = {**changes}
+    fields = _with_primary(changes, experiment.primary_metric, experiment.metrics)
     variants = fields.pop("variants", None)
     if variants is not None:
         variants = check(_merged(experiment, variants))
@@ -250,7 +275,9 @@ def _horizon(experiment: Experiment) -> int | None:
     if experiment.plan is None:
         return None
     splits = [variant.split for variant in experiment.variants]
-    return stats.planned_horizon(stats.Plan(**experiment.plan), splits)
+    settings = experiment.metric_settings[experiment.primary_metric]
+    plan = stats.Plan(**experiment.plan).towards(settings)
+    return stats.planned_horizon(plan, splits)
 
 
 def _take_share(experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from peewee import chunked
 
 from ledger.enrolment import Participant, overrides_among, participants_among
+from ledger.sums import is_inside
 from ledger.tallies import Booking, Metrics, TooManyMetrics, write_bookings
 from models import (
     Assignment,
@@ -22,13 +23,14 @@ from models import (
     Refusal,
     RefusalTally,
 )
+from stats import MetricSettings
 from storage.engine import database
 from storage.table import CHUNK, Insert, added, one_of
 from targeting.decision import NOT_ENROLLED, RUNNING, STOPPED
 
 ACCEPTED, DUPLICATE, REJECTED = "accepted", "duplicate", "rejected"
 
-BEFORE_ENROLLMENT = "BEFORE_ENROLLMENT"
+BEFORE_ENROLLMENT, AFTER_WINDOW = "BEFORE_ENROLLMENT", "AFTER_WINDOW"
 
 CONFLICT, TOO_MANY_METRICS = "CONFLICT", "TOO_MANY_METRICS"
 
@@ -49,6 +51,12 @@ class BeforeEnrollment(Conflict):
     """The conversion happened before the user was enrolled."""
 
     code = "BEFORE_ENROLLMENT"
+
+
+class AfterWindow(Conflict):
+    """The conversion happened after the window of its metric."""
+
+    code = "AFTER_WINDOW"
 
 
 class Event(NamedTuple):
@@ -80,8 +88,8 @@ class Receipt(NamedTuple):
 def refuse_rejected(receipt: Receipt) -> None:
     """Raise the error for a single conversion that was rejected.
 
-    NotEnrolled, BeforeEnrollment, TooManyMetrics, or Conflict if its idempotency key
-    belongs to another body. The first two are still counted as refused.
+    NotEnrolled, BeforeEnrollment, AfterWindow, TooManyMetrics, or Conflict if its
+    idempotency key belongs to another body. The first three are counted as refused.
     """
     if receipt.is_forced:
         message = "A variant is forced for the user, who is not counted meanwhile."
@@ -92,6 +100,9 @@ def refuse_rejected(receipt: Receipt) -> None:
     if receipt.reason == BEFORE_ENROLLMENT:
         message = "The conversion happened before the enrolment."
         raise BeforeEnrollment(message, receipt.occurred_at)
+    if receipt.reason == AFTER_WINDOW:
+        message = f"The window of the metric {receipt.metric!r} was over for the user."
+        raise AfterWindow(message, receipt.occurred_at)
     if receipt.reason == TOO_MANY_METRICS:
         raise TooManyMetrics(receipt.metric)
     if receipt.status == REJECTED:
@@ -196,6 +207,9 @@ def _record(experiment: Experiment, events: Sequence[Event]) -> list[Receipt]:
                 receipt.occurred_at,
                 now,
                 event.idempotency_key,
+                participant.assigned_at,
+                participant.covariate,
+                facts.own_sums.get(receipt.metric),
             )
             counted.append(row)
             if event.idempotency_key is not None:
@@ -213,6 +227,7 @@ class _Facts(NamedTuple):
     forced: dict[str, str]
     known: dict[str | None, Any]
     metrics: Metrics
+    own_sums: dict[str, MetricSettings]
 
 
 def _facts(experiment: Experiment, events: Sequence[Event]) -> _Facts:
@@ -228,6 +243,7 @@ def _facts(experiment: Experiment, events: Sequence[Event]) -> _Facts:
         forced,
         _known(experiment, [event.idempotency_key for event in events]),
         Metrics(experiment, names),
+        experiment.own_sums,
     )
 
 
@@ -250,6 +266,9 @@ def _judged(
         return receipt._replace(status=REJECTED, reason=CONFLICT)
     if receipt.occurred_at < participant.assigned_at:
         return receipt._replace(status=REJECTED, reason=BEFORE_ENROLLMENT)
+    settings = facts.own_sums.get(receipt.metric)
+    if not is_inside(settings, participant.assigned_at, receipt.occurred_at):
+        return receipt._replace(status=REJECTED, reason=AFTER_WINDOW)
     if not facts.metrics.admit(receipt.metric):
         return receipt._replace(status=REJECTED, reason=TOO_MANY_METRICS)
     return receipt
@@ -359,7 +378,7 @@ def _write_refusals(
         receipt.reason or DUPLICATE
         for receipt in receipts
         if receipt.status == DUPLICATE
-        or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT)
+        or receipt.reason in (NOT_ENROLLED, BEFORE_ENROLLMENT, AFTER_WINDOW)
     ]
     ADD_REFUSALS.of((experiment.id, reason, now) for reason in reasons)
     COUNT_REFUSALS.of(

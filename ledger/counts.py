@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import groupby
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from peewee import fn
 
-from ledger.tallies import Total, count, merged
+from ledger.sums import Joined, Tallied, Total, day_of, stored
+from ledger.tallies import count, merged
 from models import (
     Assignment,
     Conversion,
@@ -54,6 +55,8 @@ class Counts(NamedTuple):
     """New participants of a variant on a day; None without days."""
     days: dict[tuple[str, date, str], DayTally] | None = None
     as_of: datetime | None = None
+    own: Tallied = Tallied({}, {})
+    """What is added up for the metrics with settings."""
 
     @property
     def users(self) -> int:
@@ -102,14 +105,18 @@ def counted(experiment: Experiment) -> Counts:
 
 
 def counted_in(experiment: Experiment, metric: str | None) -> Counts:
-    """Return the present counts of one metric, of the primary one by default.
+    """Return the present counts of one metric, and of those that have settings.
 
-    If it has none, return the counts of all metrics, which say what was received.
+    If there are none, return the counts of all metrics, which say what was received.
     """
     with database.obj.snapshot():
         current = _current(experiment)
-        wanted = metric or current.primary_metric
-        tallies = TALLIES_OF_METRIC.rows(Tally, current.id, current.id, wanted)
+        wanted = {metric or current.primary_metric, *current.metric_settings}
+        tallies = [
+            row
+            for one in wanted
+            for row in TALLIES_OF_METRIC.rows(Tally, current.id, current.id, one)
+        ]
         return _counts(current, tallies or TALLIES.rows(Tally, current.id))
 
 
@@ -127,6 +134,7 @@ def _counts(current: Experiment, tallies: list[Tally]) -> Counts:
         {one.key: one.participants for one in variants},
         merged(tallies),
         {row.reason: row.count for row in REFUSED.rows(RefusalTally, current.id)},
+        own=stored(current.id) if current.own_sums else Tallied.empty(),
     )
 
 
@@ -137,37 +145,79 @@ def replayed(experiment: Experiment, as_of: datetime | None = None) -> Counts:
     """
     with database.obj.stillness():  # what was received by now has been committed
         until = as_of or database.obj.now()
-    tallies: dict[tuple[str, str], Tally] = {}
-    days: dict[tuple[str, date, str], DayTally] = {}
     with database.obj.snapshot():
         current = Experiment.get_by_id(experiment.id)
-        enrolled = Assignment.select(Assignment.variant, Assignment.assigned_at).where(
-            Assignment.experiment == current.id, Assignment.received_at <= until
-        )
-        rows = database.obj.stream(enrolled.tuples())
-        enrolled_on = Counter(
-            (variant, moment.date()) for variant, moment in giving_way(rows, FEW)
-        )
-        participants = {variant.key: 0 for variant in current.variants}
-        for (variant, _), number in enrolled_on.items():
-            participants[variant] += number
+        replay = Replay(current)
+        until_then = Assignment.received_at <= until
+        for row in giving_way(enrolled(current.id, until_then), FEW):
+            replay.enrol(*row)
         rows = conversions(
             Conversion.experiment == current.id, Conversion.received_at <= until
         )
-        rows = giving_way(rows, FEW)
-        for _, mine in groupby(rows, key=lambda row: row.assignment_id):
-            totals: dict[tuple[int, str], Total] = {}
-            for row in mine:
-                before = totals.get((row.assignment_id, row.metric))
-                key = row.variant, row.occurred_at.date(), row.metric
-                days[key] = _grown(days.get(key, DayTally()), row, before)
-                count(row, totals, tallies)
+        for _, mine in groupby(
+            giving_way(rows, FEW), key=lambda row: row.assignment_id
+        ):
+            replay.book(mine)
         refused: Any = Refusal.select(Refusal.reason, fn.COUNT(Refusal.id)).where(
             Refusal.experiment == current.id, Refusal.received_at <= until
         )
         refusals = dict(refused.group_by(Refusal.reason).tuples())
-    counts = Counts(current, current.variants, participants, tallies, refusals)
-    return counts._replace(enrolled_on=enrolled_on, days=days, as_of=as_of)
+    return replay.counts(refusals)._replace(as_of=as_of)
+
+
+def enrolled(experiment_id: str, *conditions: Any) -> Iterator[Any]:
+    """Yield the variant, the time and the covariate of each user who is enrolled."""
+    query = Assignment.select(
+        Assignment.variant, Assignment.assigned_at, Assignment.covariate
+    ).where(Assignment.experiment == experiment_id, *conditions)
+    yield from database.obj.stream(query.tuples())
+
+
+class Replay:
+    """The counts of an experiment, counted from its rows."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment, self._own_sums = experiment, experiment.own_sums
+        self._enrolled_on: Counter[tuple[str, date]] = Counter()
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._days: dict[tuple[str, date, str], DayTally] = {}
+        self._own = Tallied.empty()
+
+    def enrol(
+        self, variant: str, assigned_at: datetime, covariate: Decimal | None
+    ) -> None:
+        """Count a user."""
+        self._enrolled_on[variant, assigned_at.date()] += 1
+        if self._own_sums:
+            self._own.join(variant, day_of(assigned_at), Joined.one(covariate))
+
+    def book(self, rows: Iterable[Any]) -> None:
+        """Count all conversions of a user."""
+        totals: dict[tuple[int, str], Total] = {}
+        for row in rows:
+            before, after = count(row, totals, self._tallies)
+            key = row.variant, row.occurred_at.date(), row.metric
+            self._days[key] = _grown(self._days.get(key, DayTally()), row, before)
+            settings = self._own_sums.get(row.metric)
+            if settings:
+                self._own.gain(settings, row, before, after)
+
+    def counts(self, refusals: dict[str, int]) -> Counts:
+        """Return all that was counted."""
+        variants = self._experiment.variants
+        participants = {variant.key: 0 for variant in variants}
+        for (variant, _), number in self._enrolled_on.items():
+            participants[variant] += number
+        return Counts(
+            self._experiment,
+            variants,
+            participants,
+            self._tallies,
+            refusals,
+            self._enrolled_on,
+            self._days,
+            own=self._own,
+        )
 
 
 def at(experiment: Experiment, as_of: datetime | None, metric: str | None) -> Counts:
@@ -177,14 +227,15 @@ def at(experiment: Experiment, as_of: datetime | None, metric: str | None) -> Co
     return replayed(experiment, as_of)
 
 
-def _grown(day: DayTally, row: Any, before: Total | None) -> DayTally:
+def _grown(day: DayTally, row: Any, before: Total) -> DayTally:
     """Return the day with one more conversion; *before* is its user's earlier total."""
+    is_first = before.events == 0
     if row.value is None:
-        return day._replace(users=day.users + (before is None), events=day.events + 1)
+        return day._replace(users=day.users + is_first, events=day.events + 1)
     return DayTally(
-        day.users + (before is None),
+        day.users + is_first,
         day.events + 1,
-        day.value_users + (before is None or before.total is None),
+        day.value_users + (before.total is None),
         EXACT.add(day.value_sum, row.value),
     )
 
@@ -196,6 +247,8 @@ def conversions(*conditions: Any) -> Iterator[Any]:
             Conversion.experiment.alias("experiment_id"),
             Conversion.assignment.alias("assignment_id"),
             Assignment.variant,
+            Assignment.assigned_at,
+            Assignment.covariate,
             Conversion.metric,
             Conversion.value,
             Conversion.occurred_at,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from peewee import chunked
 
+from ledger.sums import write_joined
 from models import (
     Assignment,
     Experiment,
@@ -35,6 +38,8 @@ from targeting.decision import (
     User,
 )
 
+NONE_KNOWN: Mapping[str, Decimal] = MappingProxyType({})
+
 
 class Participant(NamedTuple):
     """The row of a user who is enrolled."""
@@ -43,14 +48,19 @@ class Participant(NamedTuple):
     user_id: str
     variant: str
     assigned_at: datetime
+    covariate: Decimal | None = None
 
 
-def enrol(definition: Definition, proposed: Sequence[Decision]) -> list[Decision]:
+def enrol(
+    definition: Definition,
+    proposed: Sequence[Decision],
+    covariates: Mapping[str, Decimal] = NONE_KNOWN,
+) -> list[Decision]:
     """Return the decision for each user, in order, and write a row for the new ones.
 
     *proposed* is what `targeting.decision` says of users who are not enrolled. An
     override and, while there is no winner, an existing row come first. Only a new
-    assignment is stored. All rows are written, or none.
+    assignment is stored, with the user's covariate. All rows are written, or none.
     """
     stored = _stored(definition, [one.user_id for one in proposed])
     new = {
@@ -58,7 +68,7 @@ def enrol(definition: Definition, proposed: Sequence[Decision]) -> list[Decision
         for one in proposed
         if one.reason == NEW and one.user_id not in stored
     }
-    written = _assigned(definition, new)
+    written = _assigned(definition, new, covariates)
     decisions = []
     for one in proposed:
         answer = stored.get(one.user_id)
@@ -161,7 +171,9 @@ def participants_among(
 
 
 def _assigned(
-    definition: Definition, new: Mapping[str, Decision]
+    definition: Definition,
+    new: Mapping[str, Decision],
+    covariates: Mapping[str, Decimal],
 ) -> dict[str, Decision]:
     """Write a row for each new user, unless enrolment has closed; return what holds.
 
@@ -171,23 +183,26 @@ def _assigned(
     """
     if not new:
         return {}
-    return database.obj.beside(lambda: _written(definition, new))
+    return database.obj.beside(lambda: _written(definition, new, covariates))
 
 
 def _written(
-    definition: Definition, new: Mapping[str, Decision]
+    definition: Definition,
+    new: Mapping[str, Decision],
+    covariates: Mapping[str, Decimal],
 ) -> dict[str, Decision]:
     now = database.obj.now()
     current = Experiment.get_by_id(definition.id)
     excluded = elsewhere(definition.id, definition.group, new)
     written: set[str] = set()
+    known = covariates if current.own_sums else NONE_KNOWN
     if current.is_open_at(now):
         rows = [
-            NewAssignment(user_id, one.variant.id, now)
+            NewAssignment(user_id, one.variant.id, now, known.get(user_id))
             for user_id, one in new.items()
             if one.variant and user_id not in excluded
         ]
-        written = write_assignments(definition.id, rows, now)
+        written = write_assignments(current, rows, now)
     decisions = {one: new[one]._replace(assigned_at=now) for one in written}
     others = [user_id for user_id in new if user_id not in written]
     if others:
@@ -205,29 +220,29 @@ class NewAssignment(NamedTuple):
     user_id: str
     variant: str
     assigned_at: datetime
+    covariate: Decimal | None = None
 
 
 def write_assignments(
-    experiment_id: str, rows: Sequence[NewAssignment], now: datetime
+    experiment: Experiment, rows: Sequence[NewAssignment], now: datetime
 ) -> set[str]:
     """Write assignments of one experiment with their tally; return the new users.
 
     Call it within a transaction. A user who is enrolled already keeps their row. Raise
     Overtaken if another process has enrolled one of them meanwhile.
     """
+    experiment_id = experiment.id
     present = participants_among(experiment_id, [row.user_id for row in rows])
-    variants = {
-        row.user_id: (row.variant, row.assigned_at)
-        for row in rows
-        if row.user_id not in present
-    }
+    new = {row.user_id: row for row in rows if row.user_id not in present}
     rows_written = ENROL.of(
-        (experiment_id, user_id, *row, now) for user_id, row in variants.items()
+        (experiment_id, *row[:3], now, row.covariate) for row in new.values()
     )
-    if rows_written < len(variants):
+    if rows_written < len(new):
         raise Overtaken
-    count_participants((experiment_id, variant) for variant, _ in variants.values())
-    return set(variants)
+    count_participants((experiment_id, row.variant) for row in new.values())
+    if experiment.own_sums:
+        write_joined((experiment_id, *row[1:]) for row in new.values())
+    return set(new)
 
 
 ASSIGNED: list[Any] = [
@@ -236,6 +251,7 @@ ASSIGNED: list[Any] = [
     Assignment.variant,
     Assignment.assigned_at,
     Assignment.received_at,
+    Assignment.covariate,
 ]
 
 

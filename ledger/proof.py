@@ -7,22 +7,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from peewee import fn
 
-from ledger.counts import conversions
-from ledger.tallies import Total, count, merged
+from ledger.counts import conversions, enrolled
+from ledger.sums import Joined, Tallied, Total, day_of, gathered
+from ledger.tallies import count, merged
 from models import (
     MOST_METRICS,
     Assignment,
+    Cohort,
+    Experiment,
     Metric,
     Outcome,
     ParticipantTally,
     Refusal,
     RefusalTally,
+    Sums,
     Tally,
 )
+from stats import MetricSettings
 from storage.engine import database
 
 
@@ -46,21 +51,62 @@ def discrepancies() -> Iterator[str]:
             _grouped(Refusal, Refusal.reason),
         )
         tallies: dict[str, dict[tuple[str, str], Tally]] = {}
-        yield from _wrong_totals(tallies)
+        own = dict(_with_own_sums())
+        yield from _wrong_totals(tallies, own)
         counted = (row for each in tallies.values() for row in each.values())
         yield from _differences("tally", _figures(_stored()), _figures(counted))
         metrics = {id: {name for _, name in each} for id, each in tallies.items()}
         yield from _differences("metrics", *_metrics(metrics))
+        for id, mine in own.items():
+            for variant, assigned_at, covariate in enrolled(id):
+                day = day_of(assigned_at)
+                mine.counted.join(variant, day, Joined.one(covariate))
+        yield from _wrong_sums({id: one.counted for id, one in own.items()})
+
+
+class Own(NamedTuple):
+    """The settings of an experiment's metrics, and what is counted for them."""
+
+    settings: dict[str, MetricSettings]
+    counted: Tallied
+
+
+def _with_own_sums() -> Iterator[tuple[str, Own]]:
+    """Yield the experiments whose metrics need more than everyone's counts."""
+    for row in Experiment.select().where(Experiment.metrics.is_null(False)):
+        if row.own_sums:
+            yield row.id, Own(row.own_sums, Tallied.empty())
+
+
+def _wrong_sums(counted: dict[str, Tallied]) -> Iterator[str]:
+    """Yield the sums and cohorts that do not agree with the rows."""
+    cohorts: dict[str, list[Cohort]] = {}
+    for row in Cohort.select():
+        cohorts.setdefault(row.experiment_id, []).append(row)
+    sums: dict[str, list[Sums]] = {}
+    for each in Sums.select():
+        sums.setdefault(each.experiment_id, []).append(each)
+    for id in sorted(cohorts.keys() | sums.keys() | counted.keys()):
+        ours = gathered(cohorts.get(id, ()), sums.get(id, ()))
+        rows = counted.get(id, Tallied.empty())
+        yield from _differences(f"cohort of {id}", ours.joined, rows.joined)
+        yield from _differences(f"sums of {id}", ours.gained, rows.gained)
 
 
 def _wrong_totals(
-    tallies: dict[str, dict[tuple[str, str], Tally]],
+    tallies: dict[str, dict[tuple[str, str], Tally]], own: dict[str, Own]
 ) -> Iterator[str]:
-    """Yield the wrong totals of participants; count all conversions in *tallies*."""
+    """Yield the wrong totals of participants.
+
+    Count all conversions in *tallies*, and in the sums of metrics with settings.
+    """
     for id, conversions_of, outcomes in _by_participant():
         counted: dict[tuple[int, str], Total] = {}
         for row in conversions_of:
-            count(row, counted, tallies.setdefault(row.experiment_id, {}))
+            moved = count(row, counted, tallies.setdefault(row.experiment_id, {}))
+            mine = own.get(row.experiment_id)
+            if mine and row.metric in mine.settings:
+                mine.counted.gain(mine.settings[row.metric], row, *moved)
         stored = {row._pk: Total(row.events, row.total, row.valued) for row in outcomes}
         yield from _differences("total", {id: stored}, {id: counted})
 

@@ -22,6 +22,7 @@ from ledger.enrolment import (
     participants_among,
     unless_enrolled,
 )
+from ledger.sums import is_inside, write_joined
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
 from storage.columns import EPOCH, MICROSECOND
@@ -40,6 +41,8 @@ class Line(NamedTuple):
     user_id: str
     variant: str
     assigned_at: int
+    covariate: str = ""
+    """An empty text if none is known."""
     metric: str | None = None
     """None, as all that follows, if the line has no conversion."""
     value: str | None = None
@@ -80,10 +83,23 @@ def is_content_key(key: str | None, user_id: str, *content: Any) -> bool:
     )
 
 
-def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
+class Booked(NamedTuple):
+    """How many users and conversions of some lines were written."""
+
+    enrolled: int
+    counted: int
+    after_window: int
+    """How many conversions were left out, because their windows were over."""
+
+    def plus(self, other: Booked) -> Booked:
+        """Return the sum of both."""
+        return Booked(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+def book(experiment: Experiment, lines: Sequence[Line]) -> Booked:
     """Write imported lines in one transaction; existing rows stay as they are.
 
-    Return how many users were enrolled and how many conversions were counted. An event
+    A user has the covariate of the first line that names the user. An event
     exists already if its key is stored. An event without its own key, the n-th of its
     file with this content, exists if n such events are stored, by the API without a key
     or by an import. So lines must come in their order.
@@ -93,9 +109,10 @@ def book(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
     return write(lambda: _booked(experiment, lines))
 
 
-def _booked(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
+def _booked(given: Experiment, lines: Sequence[Line]) -> Booked:
     now = database.obj.now()
-    refuse_unless_open(Experiment.get_by_id(experiment.id))
+    experiment = Experiment.get_by_id(given.id)
+    refuse_unless_open(experiment)
     new = _enrol(experiment, lines, now)
     others = {line.user_id: line.variant for line in lines if line.user_id not in new}
     participants = participants_among(experiment.id, others)
@@ -108,8 +125,13 @@ def _booked(experiment: Experiment, lines: Sequence[Line]) -> tuple[int, int]:
             experiment.id,
         )
     rows = _new_bookings(experiment, lines, new, participants, now)
-    write_conversions(experiment, rows)
-    return len(new), len(rows)
+    inside = [
+        row
+        for row in rows
+        if is_inside(row.settings, row.assigned_at or now, row.occurred_at)
+    ]
+    write_conversions(experiment, inside)
+    return Booked(len(new), len(inside), len(rows) - len(inside))
 
 
 def _enrol(
@@ -119,10 +141,17 @@ def _enrol(
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
+    kept = bool(experiment.own_sums)  # the covariates
     received_at = _microseconds(now)
     ids = database.obj.new_ids(Assignment, len(first))
     rows = [
-        (id, experiment.id, *line[:3], received_at)
+        (
+            id,
+            experiment.id,
+            *line[:3],
+            received_at,
+            (kept and line.covariate) or None,
+        )
         for id, line in zip(ids, first.values(), strict=True)
     ]
     # The ids are in the order of the lines. The rows are written in the order of the
@@ -138,6 +167,12 @@ def _enrol(
     found = database.execute(present)  # the driver's rows, which nothing keeps
     new = {users[id]: id for (id,) in found if id in users}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
+    if experiment.own_sums:
+        joined = [first[user_id] for user_id in new]
+        write_joined(
+            (experiment.id, one.variant, _time(one.assigned_at), _number(one.covariate))
+            for one in joined
+        )
     return new
 
 
@@ -164,10 +199,14 @@ def _new_bookings(
         {participants[line.user_id] for line in numbered},
         {_time(line.occurred_at) for line in numbered},
     )
+    names = {line.user_id for line in events.values()}
+    seats = {**participants, **dict(_seats(lines, new, names))}
+    own_sums = experiment.own_sums
     rows = []
     for key, line in events.items():
         participant = participants.get(line.user_id)
-        row = _booking(experiment, new.get(line.user_id), participant, line, key, now)
+        row = _booking(experiment, seats[line.user_id], line, key, now)
+        row = row._replace(settings=own_sums.get(row.metric))
         is_stored = False
         if participant and line.number is not None:
             moment = _time(line.occurred_at)  # as the line has it
@@ -196,28 +235,41 @@ def _stored_keys(experiment: Experiment, keys: Iterable[str]) -> set[str]:
     return stored
 
 
+def _seats(
+    lines: Iterable[Line], new: Mapping[str, int], user_ids: set[str]
+) -> Iterator[tuple[str, Participant]]:
+    """Yield the rows of those of these users whom the lines have enrolled."""
+    first: dict[str, Line] = {}
+    for line in lines:
+        if line.user_id in user_ids and line.user_id in new:
+            first.setdefault(line.user_id, line)
+    for user_id, one in first.items():
+        assigned_at, covariate = _time(one.assigned_at), _number(one.covariate)
+        seat = Participant(new[user_id], user_id, one.variant, assigned_at, covariate)
+        yield user_id, seat
+
+
 def _booking(
-    experiment: Experiment,
-    new: int | None,
-    participant: Participant | None,
-    line: Line,
-    key: str,
-    now: datetime,
+    experiment: Experiment, seat: Participant, line: Line, key: str, now: datetime
 ) -> Booking:
     """Return the booking of a line's event, not earlier than the enrolment."""
     moment = _time(line.occurred_at)
-    if participant:
-        moment = occurred(moment, participant.assigned_at) or moment
     return Booking(
         experiment.id,
-        participant.id if participant else new or 0,
+        seat.id,
         line.variant,
         line.metric or experiment.primary_metric,
-        Decimal(line.value) if line.value else None,
-        moment,
+        _number(line.value),
+        occurred(moment, seat.assigned_at) or moment,
         now,
         key,
+        seat.assigned_at,
+        seat.covariate,
     )
+
+
+def _number(text: str | None) -> Decimal | None:
+    return Decimal(text) if text else None
 
 
 def _time(microseconds: int | None) -> datetime:
@@ -266,6 +318,7 @@ class ExportedRow(NamedTuple):
     metric: str | None
     value: Decimal | None
     idempotency_key: str | None
+    covariate: Decimal | None
 
 
 def exported(experiment: Experiment) -> Iterator[ExportedRow]:
@@ -313,6 +366,7 @@ def _exported_columns(experiment: Experiment) -> tuple[Any, Any]:
             Conversion.metric,
             Conversion.value,
             Conversion.idempotency_key,
+            Assignment.covariate,
         )
         .join(
             Conversion,

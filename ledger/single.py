@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from peewee import JOIN, SQL
 from ledger import conversions, tallies
 from ledger.conversions import ACCEPTED, Event, Receipt
 from ledger.enrolment import ENROL, Participant, count_participants
+from ledger.sums import is_inside, write_joined
 from models import (
     Assignment,
     Conversion,
@@ -29,6 +31,7 @@ from models import (
     Metric,
     Override,
 )
+from stats import MetricSettings
 from storage.columns import Json, utcnow
 from storage.engine import Overtaken, database
 from storage.table import CHUNK, Statement
@@ -46,7 +49,7 @@ from targeting.decision import (
     decide_for_all,
 )
 
-TIME = Assignment.assigned_at
+TIME, COVARIATE = Assignment.assigned_at, Assignment.covariate
 
 
 class Known(NamedTuple):
@@ -55,6 +58,7 @@ class Known(NamedTuple):
     revision: int
     definition: Definition
     primary_metric: str
+    own_sums: dict[str, MetricSettings]
     has_overrides: bool
     derived: dict[Any, Any]
     """What callers derive from the definition, to be forgotten with it."""
@@ -93,6 +97,7 @@ class Memory:
             revision,
             experiment.definition,
             experiment.primary_metric,
+            experiment.own_sums,
             overrides.exists(),
             {},
         )
@@ -166,7 +171,9 @@ def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | No
         return None
     if new:
         entered_at = _entered_at(
-            [known[place] for place in new], [decisions[place] for place in new]
+            [known[place] for place in new],
+            [decisions[place] for place in new],
+            user.covariate,
         )
         if entered_at is None:
             return None
@@ -262,12 +269,15 @@ class Entry(NamedTuple):
 
     known: Sequence[Known]
     new: Sequence[Decision]
+    covariate: Decimal | None = None
 
 
-def _entered_at(known: Sequence[Known], new: Sequence[Decision]) -> datetime | None:
+def _entered_at(
+    known: Sequence[Known], new: Sequence[Decision], covariate: Decimal | None = None
+) -> datetime | None:
     """Enrol new users; return when. None if nobody was, because others came first."""
     try:
-        return database.obj.write(_enter, Entry(known, new))
+        return database.obj.write(_enter, Entry(known, new, covariate))
     except Overtaken:
         return None
 
@@ -289,6 +299,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     time = TIME.db_value(now)
     users: set[tuple[str, str]] = set()
     rows: list[tuple[Any, ...]] = []
+    joined: list[tuple[str, str, datetime, Decimal | None]] = []
     written: list[datetime | None] = []
     for entry in entries:
         own = {(one.experiment_id, one.user_id) for one in entry.new}
@@ -299,10 +310,17 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
         written.append(now if is_valid else None)
         if is_valid:
             users |= own
-            rows += [(*_place(one), time, time) for one in entry.new]
+            with_sums = {one.definition.id for one in entry.known if one.own_sums}
+            for place in map(_place, entry.new):
+                covariate = entry.covariate if place[0] in with_sums else None
+                rows.append((*place, time, time, COVARIATE.db_value(covariate)))
+                if place[0] in with_sums:
+                    joined.append((place[0], place[2], now, covariate))
     if ENROL.stored(rows) < len(rows):
         raise Overtaken
     count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
+    if joined:
+        write_joined(joined)
     return written
 
 
@@ -318,6 +336,7 @@ FACTS = Statement(
             Assignment.id,
             Assignment.variant,
             Assignment.assigned_at,
+            Assignment.covariate,
             Metric.number,
             Conversion.id,
         )
@@ -387,16 +406,19 @@ def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | Non
     id, user_id, key = known.definition.id, event.user_id, event.idempotency_key
     metric = event.metric or known.primary_metric
     (found,) = FACTS(id, user_id, id, metric, id, key)
-    revision, assignment_id, variant, assigned_at, number, taken = found
+    revision, assignment_id, variant, assigned_at, covariate, number, taken = found
     if revision != known.revision:
         memory.forget(name)
         return None
     if None in (assignment_id, number) or taken or not _takes(known, now):
         return None
     time: Any = TIME.python_value(assigned_at)
-    seat = Participant(assignment_id, user_id, variant, time)
+    seat = Participant(
+        assignment_id, user_id, variant, time, COVARIATE.python_value(covariate)
+    )
     occurred_at = conversions.occurred_at(event, now, seat)
-    if occurred_at < seat.assigned_at:
+    settings = known.own_sums.get(metric)
+    if occurred_at < seat.assigned_at or not is_inside(settings, time, occurred_at):
         return None
     if key is not None:
         if (id, key) in books.keys:
@@ -404,7 +426,8 @@ def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | Non
         books.keys.add((id, key))
     books.bookings.append(
         tallies.Booking(
-            id, assignment_id, variant, metric, event.value, occurred_at, now, key
+            *(id, assignment_id, variant, metric, event.value, occurred_at, now, key),
+            *(time, seat.covariate, settings),
         )
     )
     return Receipt(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from peewee import EXCLUDED, chunked, fn
 
+from ledger.sums import Tallied, Total, write_gained
 from models import (
     MOST_METRICS,
     Conflict,
@@ -18,6 +19,7 @@ from models import (
     Outcome,
     Tally,
 )
+from stats import MetricSettings
 from storage.columns import EXACT
 from storage.engine import Overtaken, database
 from storage.table import CHUNK, Insert, added, one_of
@@ -47,31 +49,10 @@ class Booking(NamedTuple):
     occurred_at: datetime
     received_at: datetime
     idempotency_key: str | None
-
-
-class Total(NamedTuple):
-    """One participant's events in one metric; *total* is None without any value."""
-
-    events: int = 0
-    total: Decimal | None = None
-    valued: int = 0
-    """How many of the events have a value."""
-
-    def plus(self, value: Decimal | None) -> Total:
-        """Return the total with one more event."""
-        if value is None:
-            return self._replace(events=self.events + 1)
-        total = EXACT.add(self.total or Decimal(0), value)
-        return Total(self.events + 1, total, self.valued + 1)
-
-    def minus(self, other: Total) -> Total:
-        """Return what the total was before these events were added."""
-        events, valued = self.events - other.events, self.valued - other.valued
-        if self.total is None or not valued:
-            return Total(events)
-        return Total(
-            events, EXACT.subtract(self.total, other.total or Decimal(0)), valued
-        )
+    assigned_at: datetime | None = None
+    covariate: Decimal | None = None
+    settings: MetricSettings | None = None
+    """Those of its metric, if that needs sums of its own, as the two before."""
 
 
 class Metrics:
@@ -229,18 +210,23 @@ def write_bookings(rows: Sequence[Booking]) -> None:
     add to the same rows meanwhile. Call it within a transaction. Raise Overtaken if
     another process has used one of the idempotency keys meanwhile.
     """
-    if ADD_CONVERSIONS.of((*row[:2], *row[3:]) for row in rows) < len(rows):
+    if ADD_CONVERSIONS.of((*row[:2], *row[3:8]) for row in rows) < len(rows):
         raise Overtaken
     totals = _add_to_totals(rows)
     tallies: dict[str, dict[tuple[str, str], Tally]] = {}
+    sums: dict[str, Tallied] = {}
     for row in rows:
-        count(row, totals, tallies.setdefault(row.experiment_id, {}))
+        id = row.experiment_id
+        moved = count(row, totals, tallies.setdefault(id, {}))
+        if row.settings:
+            sums.setdefault(id, Tallied.empty()).gain(row.settings, row, *moved)
     slot = database.obj.slot
     ADD_TALLIES.of(
         [id, *key, slot, *(tally.__data__[field.name] for field in ADDED)]
         for id, each in sorted(tallies.items())
         for key, tally in sorted(each.items())
     )
+    write_gained(sums)
 
 
 def _add_to_totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
@@ -286,10 +272,11 @@ def count(
     row: Any,
     totals: dict[tuple[int, str], Total],
     tallies: dict[tuple[str, str], Tally],
-) -> None:
+) -> tuple[Total, Total]:
     """Add one conversion to its participant's total and to its variant's tally.
 
-    The order in which conversions are added changes nothing.
+    Return the total before it and after it. The order in which conversions are added
+    changes nothing.
     """
     before = totals.get((row.assignment_id, row.metric), Total())
     tally = tallies.get((row.variant, row.metric))
@@ -308,6 +295,7 @@ def count(
             EXACT.multiply(after.total, after.total), EXACT.multiply(start, start)
         )
         tally.value_sum_squares = EXACT.add(tally.value_sum_squares, grown)
+    return before, after
 
 
 def _empty_tally(row: Any) -> Tally:

@@ -31,6 +31,8 @@ class Assignment(Table):
     variant = TextField()
     assigned_at = Utc()
     received_at = Utc()
+    covariate = Exact(null=True)
+    """A number that was known of the user before."""
 
     class Meta:
         # The user first: this index also finds all experiments of a user.
@@ -90,6 +92,65 @@ class Tally(Table):
 
     class Meta:
         primary_key = CompositeKey("experiment", "variant", "metric", "slot")
+        depends_on = [Variant]
+        constraints = [
+            VARIANT_OF_THE_SAME_EXPERIMENT,
+            Check("users BETWEEN 0 AND events"),
+            Check("value_users BETWEEN 0 AND events"),
+        ]
+
+
+class Cohort(Table):
+    """The users who got a variant on one day, with the sums of their covariates.
+
+    Only an experiment with a metric that needs them has these. Days are those of the
+    enrolment, in UTC, since 1970. Each writer adds to the row of its slot.
+    """
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    variant = TextField()
+    day = IntegerField()
+    slot = IntegerField()
+    participants = BigIntegerField()
+    covariates = BigIntegerField()
+    covariate_sum = Exact()
+    covariate_sum_squares = Exact()
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "variant", "day", "slot")
+        depends_on = [Variant]
+        constraints = [
+            VARIANT_OF_THE_SAME_EXPERIMENT,
+            Check("participants >= 1"),
+            Check("covariates BETWEEN 0 AND participants"),
+        ]
+
+
+class Sums(Table):
+    """The sums of a metric with settings, over the users of a cohort.
+
+    The day is that of the enrolment if the metric has a window, else 0. Totals count up
+    to the cap. Each writer adds to the row of its slot.
+    """
+
+    experiment = ForeignKeyField(Experiment, index=False)
+    variant = TextField()
+    metric = TextField()
+    day = IntegerField()
+    slot = IntegerField()
+    users = BigIntegerField()
+    events = BigIntegerField()
+    event_squares = BigIntegerField()
+    value_users = BigIntegerField()
+    value_sum = Exact()
+    value_sum_squares = Exact()
+    value_events = Exact()
+    """The sum of each user's total times the user's events."""
+    value_covariates = Exact()
+    """The sum of each user's total times the user's covariate."""
+
+    class Meta:
+        primary_key = CompositeKey("experiment", "variant", "metric", "day", "slot")
         depends_on = [Variant]
         constraints = [
             VARIANT_OF_THE_SAME_EXPERIMENT,

@@ -18,6 +18,7 @@ from peewee import (
     fn,
 )
 
+from stats import PRIMARY, MetricSettings
 from storage.columns import MICROSECOND, Json, Utc, new_id, utcnow
 from storage.paging import Listing, Page
 from storage.table import Statement, Table, one_of
@@ -46,6 +47,7 @@ class Experiment(Table):
     status = TextField(default=DRAFT)
     audience_id = TextField(null=True)
     primary_metric = TextField()
+    metrics = Json(null=True)
     plan = Json(null=True)
     traffic = IntegerField(default=FULL)
     start_date = Utc(null=True)
@@ -97,6 +99,24 @@ class Experiment(Table):
         """Tell whether new users are enrolled at this moment."""
         state = decision.state_at(now, self.status, self.end_date)
         return self.archived_at is None and state == RUNNING
+
+    @property
+    def metric_settings(self) -> dict[str, MetricSettings]:
+        """The settings of each metric that has some, the primary one first."""
+        given = [MetricSettings(**one) for one in self.metrics or ()]
+        primary = MetricSettings(self.primary_metric, PRIMARY)
+        if not any(one.role == PRIMARY for one in given):
+            given.insert(0, primary)
+        given.sort(key=lambda one: one.role != PRIMARY)
+        return {one.name: one for one in given}
+
+    @property
+    def own_sums(self) -> dict[str, MetricSettings]:
+        """The settings of the metrics that need more than everyone's counts."""
+        if not self.metrics:
+            return {}
+        settings = self.metric_settings
+        return {name: one for name, one in settings.items() if one.has_own_sums}
 
     @property
     def definition(self) -> Definition:

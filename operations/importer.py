@@ -108,21 +108,29 @@ def _may_be_stored(experiment: Experiment) -> bool:
     return Assignment.get_or_none(experiment=experiment.id) is not None
 
 
+class Written(NamedTuple):
+    """How many lines a file has, and what became of them."""
+
+    lines: int
+    enrolled: int
+    counted: int
+    after_window: int
+    """Conversions after the window of their metric, which are left out."""
+
+
 def write(
     experiment: Experiment, staging: Staging, progress: Progress = unseen
-) -> tuple[int, int, int]:
-    """Write the staged lines; return lines, users enrolled, conversions counted.
+) -> Written:
+    """Write the staged lines; return what became of them.
 
     Each chunk is a transaction; an interrupted run is completed by the next one.
     """
-    lines = enrolled = counted = 0
+    lines, whole = 0, rows.Booked(0, 0, 0)
     for chunk in staging.chunks(WRITTEN):
-        users, events = rows.book(experiment, chunk)
+        whole = whole.plus(rows.book(experiment, chunk))
         lines += len(chunk)
-        enrolled += users
-        counted += events
         progress(len(chunk))
-    return lines, enrolled, counted
+    return Written(lines, *whole)
 
 
 def _value(line: CheckedLine) -> Decimal | None:
@@ -259,8 +267,9 @@ def _fields(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     """Return a record as a dict, without its empty cells."""
     pairs = zip(names, cells, strict=False)  # what is left out is empty
     row: dict[str, Any] = {name: unguarded(cell) for name, cell in pairs if cell}
-    if "value" in row:
-        row["value"] = _number(row["value"])
+    for name in ("value", "covariate"):
+        if name in row:
+            row[name] = _number(row[name])
     return row
 
 
@@ -284,7 +293,9 @@ def _read(
     event = None
     if fields["converted_at"] is not None:
         event = _event(fields, fields["metric"] or experiment.primary_metric, metrics)
-    return Read(fields["user_id"], variants[fields["variant"]], assigned_at, event)
+    covariate = Exact().db_value(fields["covariate"]) or ""
+    variant_id = variants[fields["variant"]]
+    return Read(fields["user_id"], variant_id, assigned_at, covariate, event)
 
 
 def _event(fields: dict[str, Any], metric: str, metrics: Metrics) -> Event:

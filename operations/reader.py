@@ -41,6 +41,8 @@ class Read(NamedTuple):
     user_id: str
     variant: str
     assigned_at: int
+    covariate: str
+    """The number as it is stored, or an empty text."""
     event: Event | None
 
 
@@ -159,10 +161,10 @@ class FastReader:
             return None
         if converted_at:
             event = self._event(user_id, assigned_at, converted_at, metric, value, key)
-            return event and Read(user_id, chosen, assigned_at, event)
+            return event and Read(user_id, chosen, assigned_at, "", event)
         if metric or value or key:
             return None
-        return Read(user_id, chosen, assigned_at, None)
+        return Read(user_id, chosen, assigned_at, "", None)
 
     def _event(
         self,

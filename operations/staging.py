@@ -44,7 +44,7 @@ TABLES = (
     """
     CREATE TABLE lines (
         line INTEGER PRIMARY KEY, user_id TEXT NOT NULL, variant TEXT NOT NULL,
-        assigned_at INTEGER NOT NULL
+        assigned_at INTEGER NOT NULL, covariate TEXT NOT NULL
     )
     """,
     "CREATE INDEX lines_of_user ON lines (user_id, assigned_at)",
@@ -85,7 +85,7 @@ COMPARE = (
 
 WRITTEN = """
 SELECT
-    lines.user_id, lines.variant, COALESCE(earliest, lines.assigned_at),
+    lines.user_id, lines.variant, COALESCE(earliest, lines.assigned_at), covariate,
     metric, value, occurred_at, key,
     CASE WHEN is_numbered THEN COALESCE(place, 1) END
 FROM lines
@@ -100,7 +100,9 @@ IS_ALONE = """
 SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM events)
 """
 
-WRITTEN_ALONE = "SELECT user_id, variant, assigned_at FROM lines ORDER BY line"
+WRITTEN_ALONE = """
+SELECT user_id, variant, assigned_at, covariate FROM lines ORDER BY line
+"""
 
 CHECKED = """
 SELECT
@@ -142,7 +144,7 @@ class Staging:
     def add(self, number: int, read: Read) -> None:
         """Store a line; lines come in their order."""
         self.count += 1
-        self._lines.append((number, *read[:3]))
+        self._lines.append((number, *read[:4]))
         if read.event:
             self._events.append((number, *read.event))
         if len(self._lines) >= CHUNK:
@@ -151,7 +153,7 @@ class Staging:
     def _flush(self) -> None:
         connection = self._database.connection()
         with self._database.atomic():
-            connection.executemany("INSERT INTO lines VALUES (?,?,?,?)", self._lines)
+            connection.executemany("INSERT INTO lines VALUES (?,?,?,?,?)", self._lines)
             connection.executemany(
                 "INSERT INTO events VALUES (?,?,?,?,?,?)", self._events
             )

@@ -15,6 +15,40 @@ from typing import NamedTuple, TypeAlias
 Number: TypeAlias = int | float | Decimal
 
 
+PRIMARY, GUARDRAIL, SECONDARY = ROLES = ("primary", "guardrail", "secondary")
+INCREASE, DECREASE = DIRECTIONS = ("increase", "decrease")
+CONVERSION, MEAN, RATIO = KINDS = ("conversion", "mean", "ratio")
+
+
+class MetricSettings(NamedTuple):
+    """What is measured by a metric, and what for.
+
+    *direction* is the one that is better. A *conversion* is whether a user has an
+    event, a *mean* is that of the users' totals, and a *ratio* is the value of an
+    event. *margin* is how much worse a guardrail may be, in the units of its
+    differences. Totals count up to *cap*, and events for *window* days from the
+    enrolment.
+    """
+
+    name: str
+    role: str = SECONDARY
+    direction: str = INCREASE
+    kind: str = CONVERSION
+    margin: Decimal | None = None
+    cap: Decimal | None = None
+    window: int | None = None
+
+    @property
+    def sign(self) -> int:
+        """Return 1 if more is better, and -1 if less is."""
+        return 1 if self.direction == INCREASE else -1
+
+    @property
+    def has_own_sums(self) -> bool:
+        """Tell whether it needs more than the counts that every metric has."""
+        return self.kind != CONVERSION or self.window is not None
+
+
 class ValueSums(NamedTuple):
     """The sum of the users' totals of a value metric, and the sum of their squares.
 
@@ -26,6 +60,30 @@ class ValueSums(NamedTuple):
     sum_squares: Number
 
 
+class EventSums(NamedTuple):
+    """The events of an arm's users: their sum, their squares, and with their values.
+
+    *products* is the sum of each user's events times the user's total.
+    """
+
+    sum: int
+    sum_squares: int
+    products: Number
+
+
+class CovariateSums(NamedTuple):
+    """A number that was known of each user before the enrolment, as sums.
+
+    *products* is the sum of each user's number times the user's total. A user of whom
+    none was given counts as 0; *count* users have one.
+    """
+
+    count: int  # type: ignore[assignment]  # the wire's word, though tuples have it
+    sum: Number
+    sum_squares: Number
+    products: Number
+
+
 class Arm(NamedTuple):
     """One variant's counts; the first arm of an analysis is the control."""
 
@@ -35,6 +93,8 @@ class Arm(NamedTuple):
     sample_size: int
     conversions: int
     value: ValueSums | None = None
+    events: EventSums | None = None
+    covariate: CovariateSums | None = None
 
 
 class Received(NamedTuple):
@@ -54,6 +114,11 @@ class Plan(NamedTuple):
     minimum_effect: Number
     power: Number = 0.8
     confidence_level: Number = 0.95
+
+    def towards(self, settings: MetricSettings) -> Plan:
+        """Return the plan with a negative effect if less is better."""
+        effect = settings.sign * abs(Decimal(str(self.minimum_effect)))
+        return self._replace(minimum_effect=effect)
 
 
 class Crossing(NamedTuple):

@@ -182,16 +182,63 @@ CREATE TABLE "crossing" (
 )
 """
 
+# From 6 to 7: metrics with settings, covariates, and the sums that they need.
+SETTINGS = """
+ALTER TABLE "experiment" ADD COLUMN "metrics" {text};
+ALTER TABLE "assignment" ADD COLUMN "covariate" {exact};
+CREATE TABLE "cohort" (
+    "experiment_id" {text} NOT NULL,
+    "variant" {text} NOT NULL,
+    "day" INTEGER NOT NULL,
+    "slot" INTEGER NOT NULL,
+    "participants" {big} NOT NULL,
+    "covariates" {big} NOT NULL,
+    "covariate_sum" {exact} NOT NULL,
+    "covariate_sum_squares" {exact} NOT NULL,
+    PRIMARY KEY ("experiment_id", "variant", "day", "slot"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (participants >= 1),
+    CHECK (covariates BETWEEN 0 AND participants)
+);
+CREATE TABLE "sums" (
+    "experiment_id" {text} NOT NULL,
+    "variant" {text} NOT NULL,
+    "metric" {text} NOT NULL,
+    "day" INTEGER NOT NULL,
+    "slot" INTEGER NOT NULL,
+    "users" {big} NOT NULL,
+    "events" {big} NOT NULL,
+    "event_squares" {big} NOT NULL,
+    "value_users" {big} NOT NULL,
+    "value_sum" {exact} NOT NULL,
+    "value_sum_squares" {exact} NOT NULL,
+    "value_events" {exact} NOT NULL,
+    "value_covariates" {exact} NOT NULL,
+    PRIMARY KEY ("experiment_id", "variant", "metric", "day", "slot"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (users BETWEEN 0 AND events),
+    CHECK (value_users BETWEEN 0 AND events)
+)
+"""
+
+ON_SQLITE = {"big": "INTEGER", "text": "TEXT", "exact": "TEXT"}
+ON_POSTGRES = {"big": "BIGINT", "text": 'TEXT COLLATE "C"', "exact": "NUMERIC"}
+
 SQLITE = {
     1: AUDIENCES,
     2: METRICS,
     3: REVISION,
     4: SLOTS,
-    5: HORIZON.format(big="INTEGER", text="TEXT", exact="TEXT"),
+    5: HORIZON.format(**ON_SQLITE),
+    6: SETTINGS.format(**ON_SQLITE),
 }
 """The script that leads from a version to the next one."""
 
-POSTGRES = {5: HORIZON.format(big="BIGINT", text='TEXT COLLATE "C"', exact="NUMERIC")}
+POSTGRES = {5: HORIZON.format(**ON_POSTGRES), 6: SETTINGS.format(**ON_POSTGRES)}
 """The same; the first schema on PostgreSQL was version 5."""
 
 SCHEMA_VERSION = 1 + max(SQLITE)

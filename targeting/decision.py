@@ -14,6 +14,7 @@ from targeting import assignment, audience
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from decimal import Decimal
 
 DRAFT, RUNNING, STOPPED, COMPLETED = "draft", "running", "stopped", "completed"
 
@@ -35,6 +36,8 @@ class User(NamedTuple):
 
     user_id: str
     attributes: dict[str, Any] = {}
+    covariate: Decimal | None = None
+    """A number known before, such as last month's spending; it decides nothing."""
 
 
 class DefinedVariant(NamedTuple):

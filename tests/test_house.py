@@ -35,8 +35,10 @@ PACKAGES = {
         {"postgres"},
         {"factory"},
     ],
+    "schemas": [{"experiments"}, {"audiences", "events", "results", "users"}],
     "targeting": [{"assignment", "audience"}, {"decision"}],
     "ledger": [
+        {"sums"},
         {"enrolment"},
         {"tallies"},
         {"conversions"},

@@ -255,7 +255,8 @@ def unfinished(path, user="late"):
     def enter():
         now = here.now()
         new = [enrolment.NewAssignment(user, "v1", now)]
-        enrolment.write_assignments(path.partition("/")[2], new, now)
+        experiment = Experiment.get_by_id(path.partition("/")[2])
+        enrolment.write_assignments(experiment, new, now)
         written.set()
         end.wait(10)
 

@@ -104,9 +104,10 @@ def Name(length: int, **options: Any) -> fields.String:
 
 def Id(**options: Any) -> fields.String:
     """Return a field for an opaque id of 1 to 255 characters."""
+    metadata = {**AN_ID, **options.pop("metadata", {})}
     return fields.String(
         validate=[validate.Length(1, ID_LENGTH), is_an_id],
-        metadata=AN_ID,
+        metadata=metadata,
         **options,
     )
 
@@ -442,6 +443,8 @@ class Between(Number):
 
 # Beyond these, the planned sizes exceed the range of a float.
 SMALLEST_RATE, LARGEST_RATE = "0.000001", "0.999999"
+
+LARGEST_VALUE = "1000000000000"
 
 
 def PlannedRate(**options: Any) -> Between:

@@ -17,12 +17,13 @@ MUTANTS = {
         (
             "ledger/enrolment.py",
             "def _assigned(\n",
-            """def _assigned(definition, new):
+            """def _assigned(definition, new, covariates):
     import contextvars
     import threading
 
     late = contextvars.copy_context()  # with the database of this request
-    threading.Timer(0.1, late.run, (_assigned_late, definition, new)).start()
+    arguments = (_assigned_late, definition, new, covariates)
+    threading.Timer(0.1, late.run, arguments).start()
     now = utcnow()
     return {user_id: one._replace(assigned_at=now) for user_id, one in new.items()}
 
@@ -32,12 +33,12 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "        return database.obj.write(_enter, Entry(known, new))\n",
+            "        return database.obj.write(_enter, Entry(known, new, covariate))\n",
             """        import contextvars
         import threading
 
         late = contextvars.copy_context()  # with the database of this request
-        write = lambda: database.obj.write(_enter, Entry(known, new))
+        write = lambda: database.obj.write(_enter, Entry(known, new, covariate))
         threading.Timer(0.1, late.run, (write,)).start()
         return utcnow()
 """,
@@ -101,9 +102,9 @@ def _assigned_late(
     "a swallowed lock error": [
         (
             "ledger/enrolment.py",
-            "    written = _assigned(definition, new)\n",
+            "    written = _assigned(definition, new, covariates)\n",
             """    try:
-        written = _assigned(definition, new)
+        written = _assigned(definition, new, covariates)
     except __import__("peewee").OperationalError:
         now = utcnow()
         written = {name: one._replace(assigned_at=now) for name, one in new.items()}
@@ -111,8 +112,9 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "Entry(known, new))\n    except Overtaken:\n        return None\n",
-            """Entry(known, new))
+            "Entry(known, new, covariate))\n"
+            "    except Overtaken:\n        return None\n",
+            """Entry(known, new, covariate))
     except Overtaken:
         return None
     except __import__("peewee").OperationalError:
