@@ -5,7 +5,7 @@ Each move is one transaction that checks the stored state and records who did it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -66,6 +66,7 @@ def draft(
     fields = _with_primary(fields, stats.CONVERSION, None)
     made = {"created_at": now, "updated_at": now, **fields}
     made.setdefault("primary_metric", stats.CONVERSION)
+    _refuse_plan(made)
     made["variants_made"] = len(variants)
     with database.atomic():
         if fields.get("key") is None:
@@ -101,6 +102,18 @@ def _with_primary(
             message = f"{primary!r} is the primary metric."
             raise Invalid(f"metrics.{place}.role", message)
     return {**changes}
+
+
+def _refuse_plan(fields: Mapping[str, Any]) -> None:
+    """Raise Invalid if there is a plan and the primary metric is not a rate.
+
+    *fields* are those of an experiment.
+    """
+    for one in fields.get("metrics") or ():
+        is_rate = one["kind"] == stats.CONVERSION
+        if fields.get("plan") and one["role"] == stats.PRIMARY and not is_rate:
+            message = f"A plan is for a conversion rate, and {one['name']!r} is none."
+            raise Invalid("plan", message)
 
 
 def _refuse_taken(key: str, but: str | None = None) -> None:
@@ -158,6 +171,7 @@ def revise(
     """
     refuse_unless_draft(experiment)
     fields = _with_primary(changes, experiment.primary_metric, experiment.metrics)
+    _refuse_plan({**experiment.__data__, **fields})
     variants = fields.pop("variants", None)
     if variants is not None:
         variants = check(_merged(experiment, variants))

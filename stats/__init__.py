@@ -8,7 +8,7 @@ experiment; the others are their parts, each with its source.
 from stats.analysis import analyse
 from stats.contrasts import Tables, fixed_horizon_p_value, score
 from stats.evidence import always_valid_p_value, log_e_values, null_log_e_values
-from stats.means import means_log_e_value, sample, welch
+from stats.means import means_log_e_value, welch
 from stats.planning import (
     PlannedSize,
     plan_sample_size,
@@ -38,6 +38,8 @@ from stats.results import (
     Received,
     ValueSums,
 )
+from stats.samples import sample
+from stats.scorecard import Measured
 from stats.simulation import Simulation, simulate
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "CovariateSums",
     "Crossing",
     "EventSums",
+    "Measured",
     "MetricSettings",
     "Plan",
     "PlannedSize",

@@ -17,12 +17,12 @@ warning say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import contrasts, horizon
+from stats.means import always_valid_means
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import detectable_effect, planned_centre
@@ -31,9 +31,14 @@ from stats.provenance import input_hash
 from stats.rates import (
     always_valid_rate_interval,
     conversion_rate,
+    rate_difference,
+    rate_lift,
     wilson_interval,
 )
 from stats.results import (
+    CONVERSION,
+    GUARDRAIL,
+    PRIMARY,
     Analysis,
     Arm,
     Comparison,
@@ -43,6 +48,7 @@ from stats.results import (
     Interval,
     Level,
     Method,
+    MetricSettings,
     Number,
     Plan,
     Received,
@@ -54,9 +60,18 @@ from stats.results import (
     check_level,
     interval,
 )
-from stats.splits import DETECTED, sample_ratio_mismatch
+from stats.samples import Samples, samples
+from stats.scorecard import Measured, scorecard
+from stats.splits import sample_ratio_mismatch, share_of
 from stats.values import value_figures
-from stats.verdict import Bounds, nothing_counted, verdict, warnings, with_values
+from stats.verdict import (
+    Bounds,
+    contest_of,
+    nothing_counted,
+    verdict,
+    warnings,
+    with_values,
+)
 
 if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
@@ -68,6 +83,7 @@ PLANNED = "planned_horizon_1"
 POWER = 0.8  # where no plan says how surely an effect is to be found
 SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
 MIXTURE = "always_valid_e_process"
+MEANS = "normal_mixture_asymptotic"
 
 #: How many analyses are remembered: enough for those that people look at again and
 #: again. One takes 3 KB for a variant, so 128 take 1 MB with two variants each. With 20
@@ -94,26 +110,39 @@ def analyse(
     *,
     plan: Plan | None = None,
     confidence_level: Number = 0.95,
-    metric: str = "conversion",
+    metric: str | MetricSettings = CONVERSION,
     received: Received | None = None,
     computed_at: str | None = None,
     horizon_users: int | None = None,
     crossings: Mapping[str, Crossing] | None = None,
+    others: Sequence[Measured] = (),
 ) -> Analysis:
     """Return every figure, the verdict and the warnings for one metric.
 
-    The first arm is the control. *confidence_level* (0.5 to 0.99) is the level of the
-    intervals; significance and verdict use the plan's (0.95 without one).
-    *horizon_users* is the horizon that was frozen when the experiment started, and
-    *crossings* are the stored ones, by the ids of their variants.
+    The first arm is the control. *metric* is a name, or the settings of a metric.
+    *confidence_level* (0.5 to 0.99) is the level of the intervals; significance and
+    verdict use the plan's (0.95 without one). *horizon_users* is the horizon that was
+    frozen when the experiment started, and *crossings* are the stored ones, by the ids
+    of their variants. *others* are the guardrails and the secondary metrics.
     """
     _check(arms)
+    settings = MetricSettings(metric, PRIMARY) if isinstance(metric, str) else metric
     stored = tuple(sorted((crossings or {}).items()))
-    known = figures(tuple(arms), plan, confidence_level, metric, horizon_users, stored)
-    absence = nothing_counted(arms, metric, received or Received())
+    known = figures(
+        *(tuple(arms), plan, confidence_level, settings, horizon_users, stored),
+        tuple(others),
+    )
+    arrived = received or Received()
+    absence = nothing_counted(arms, settings.name, arrived)
+    unknown = [
+        caution
+        for one in others
+        if one.settings.role == GUARDRAIL
+        for caution in nothing_counted(one.arms, one.settings.name, arrived)
+    ]
     return known._replace(
         analysis=known.analysis._replace(plan=plan, computed_at=computed_at),
-        warnings=absence + known.warnings,
+        warnings=absence + unknown + known.warnings,
         trustworthy=known.trustworthy and not absence,
     )
 
@@ -123,41 +152,46 @@ def figures(
     arms: tuple[Arm, ...],
     plan: Plan | None,
     confidence_level: Number,
-    metric: str,
+    settings: MetricSettings,
     horizon_users: int | None,
     stored: tuple[tuple[str, Crossing], ...],
+    others: tuple[Measured, ...] = (),
 ) -> Analysis:
     """Return all that depends on these inputs alone, remembered by them.
 
-    Equal numbers give equal figures, however they are written (0.1 or 0.10). The time,
-    what else was received and the plan as it is written are for the caller to add. All
-    callers have the same lists, and none changes them.
+    Equal numbers give equal figures, however they are written (0.1 or 0.10). The time
+    and what else was received are added by `analyse`. No caller changes the lists.
     """
     shown = Level(check_level(confidence_level), len(arms) - 1)
     deciding = shown._replace(confidence=_verdict_level(plan))
+    directed = plan and plan.towards(settings)
     split = _split(arms)
-    test = _test(arms, planned_centre(plan), split, horizon_users)
+    test = _test(arms, planned_centre(directed), split, horizon_users)
     prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
-    variants = _variants(arms, test, prior, shown, deciding, dict(stored))
-    bounds = _verdict_bounds(test, variants, shown, deciding)
-    decided, disagreement = with_values(
-        verdict(arms, variants, split, plan, bounds, metric, horizon_users),
-        variants,
-        deciding.alpha,
-    )
+    measured = samples(arms, settings)
+    variants = _variants(arms, test, prior, measured, shown, deciding, dict(stored))
+    bounds = _bounds(test, variants, measured, shown, deciding, settings)
+    metrics = scorecard(others, shown, deciding)
+    contest = contest_of(settings, variants, bounds, metrics)
+    decided = verdict(arms, contest, split, directed, horizon_users)
+    decided, disagreement = with_values(decided, contest, deciding.alpha)
     control = _deciding_interval(arms[0], deciding)
-    made_from = input_hash(arms, plan, confidence_level, metric, horizon_users)
-    effect = _smallest_effect(arms[0], test, deciding, plan)
+    method = _method(shown, deciding, prior, test, horizon_users, settings)
+    effect = _smallest_effect(arms[0], test, deciding, directed)
+    made_from = plan, confidence_level, settings, horizon_users, others
     return Analysis(
-        metric=metric,
-        variants=variants,
-        analysis=_method(
-            shown, deciding, prior, test, horizon_users, effect, made_from
+        settings.name,
+        variants,
+        method._replace(
+            input_hash=input_hash(arms, *made_from),
+            smallest_effect=effect if settings.kind == CONVERSION else None,
+            adjustment=measured and measured.adjustment,
         ),
-        sample_ratio_mismatch=split,
-        verdict=decided,
-        warnings=disagreement + warnings(arms, variants, split, plan, control),
+        split,
+        decided,
+        disagreement + warnings(arms, variants, split, directed, control),
         trustworthy=not split.detected,
+        metrics=metrics or None,
     )
 
 
@@ -174,11 +208,11 @@ def _method(
     prior: Beta,
     test: _Test,
     users: int | None,
-    effect: float | None,
-    made_from: str,
+    settings: MetricSettings,
 ) -> Method:
+    method = METHOD if users is None else PLANNED
     return Method(
-        method=METHOD if users is None else PLANNED,
+        method=method if settings.kind == CONVERSION else MEANS,
         confidence_level=shown.confidence,
         verdict_confidence_level=deciding.confidence,
         correction="holm" if len(test.p_values) > 1 else "none",
@@ -186,19 +220,21 @@ def _method(
         centre=test.pairs.centre,
         plan=None,
         computed_at=None,
-        input_hash=made_from,
-        smallest_effect=effect,
+        input_hash="",
+        smallest_effect=None,
         horizon=_horizon(users, deciding),
+        kind=settings.kind,
+        direction=settings.direction,
     )
 
 
 def _smallest_effect(
     control: Arm, test: _Test, deciding: Level, plan: Plan | None
 ) -> float | None:
-    """Return the smallest rise of any variant that would be found at these sizes.
+    """Return the smallest effect of any variant that would be found at these sizes.
 
-    It is None if none or all of the control's users converted, and if no rise is large
-    enough.
+    It is None if none or all of the control's users converted, and if no effect is
+    large enough.
     """
     tables = test.pairs.tables
     if (
@@ -206,9 +242,12 @@ def _smallest_effect(
         or not tables.treatment_size.all()
     ):
         return None
+    rate = control.conversions / control.sample_size
+    # A fall of a rate is a rise of the rest.
+    rate = 1 - rate if plan and plan.minimum_effect < 0 else rate
     found = [
         detectable_effect(
-            control.conversions / control.sample_size,
+            rate,
             control.sample_size,
             critical,
             float(plan.power) if plan else POWER,
@@ -253,6 +292,7 @@ def _variants(
     arms: Sequence[Arm],
     test: _Test,
     prior: Beta,
+    measured: Samples | None,
     shown: Level,
     deciding: Level,
     crossings: Mapping[str, Crossing],
@@ -260,7 +300,7 @@ def _variants(
     """Return the figures of every arm, with its comparison to the control."""
     chances = posterior([(arm.conversions, arm.sample_size) for arm in arms], prior)
     comparisons = _comparisons(arms, test, chances, shown, deciding, crossings)
-    values = value_figures(arms, shown, deciding)
+    values = value_figures(arms, measured, shown, deciding)
     return [
         _variant(arms, place, chances, comparisons[place], values[place], shown)
         for place in range(len(arms))
@@ -290,12 +330,18 @@ def _test(
     sides = [[control, arm] for arm in treatments]
     # The only pair is the whole experiment.
     splits = [split] if len(sides) == 1 else [_split(pair) for pair in sides]
-    shares = np.array([_pair_share(*each) for each in zip(sides, splits, strict=True)])
+    shares = np.array([_share(*each) for each in zip(sides, splits, strict=True)])
     reached = None if users is None else _reached(arms, tables, users)
     pairs = horizon.pairs_of(tables, shares, reached, centre, len(treatments))
     log_e = horizon.log_e(pairs)
     p_values: list[float] = horizon.p_values(pairs, log_e).tolist()
     return _Test(pairs, log_e.tolist(), p_values, holm(p_values))
+
+
+def _share(pair: Sequence[Arm], split: SampleRatioMismatch) -> float:
+    """Return the treatment's share of the pair, by the plan unless that is broken."""
+    sizes = [arm.sample_size for arm in pair]
+    return share_of(sizes, [arm.split_percentage for arm in pair], split)
 
 
 def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
@@ -305,15 +351,6 @@ def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
     planned = np.array([control * one / (control + one) / whole for one in others])
     total = float(sum(arm.sample_size for arm in arms))
     return horizon.reached(tables, total, users, planned)
-
-
-def _pair_share(pair: Sequence[Arm], split: SampleRatioMismatch) -> float:
-    """Return the treatment's planned share of the pair; the realised if it broke."""
-    sizes = [arm.sample_size for arm in pair]
-    if split.p_value < DETECTED and all(sizes):
-        return sizes[1] / sum(sizes)
-    splits = [Decimal(arm.split_percentage) for arm in pair]
-    return float(splits[1] / sum(splits))
 
 
 def _comparisons(
@@ -335,8 +372,8 @@ def _comparisons(
     return [None] + [
         Comparison(
             control_variant_id=arms[0].variant_id,
-            difference=_difference(arms[0], arm),
-            lift=_lift(arms[0], arm),
+            difference=rate_difference(arms[0], arm),
+            lift=rate_lift(arms[0], arm),
             probability_to_beat_control=chances.probability_to_beat_control[place + 1],
             fixed_horizon=FixedHorizon(
                 float(fixed_p_values[place]),
@@ -369,49 +406,33 @@ def _pair_of_intervals(
     )
 
 
-def _verdict_bounds(
+def _bounds(
     test: _Test,
     variants: Sequence[VariantFigures],
+    measured: Samples | None,
     shown: Level,
     deciding: Level,
+    settings: MetricSettings,
 ) -> list[Bounds]:
-    """Return each always-valid difference interval at the level that decides."""
-    if shown == deciding:
-        intervals = [
+    """Return the interval of each difference that decides, of which more is better."""
+    ends: list[Interval]
+    if settings.kind != CONVERSION:
+        control, *treatments = measured.arms if measured else [None] * len(variants)
+        ends = [
+            always_valid_means(control, one, deciding.each).difference_interval
+            for one in treatments
+        ]
+    elif shown == deciding:
+        ends = [
             variant.comparison.sequential.difference_interval
             for variant in variants
             if variant.comparison
         ]
-        return [Bounds(one.lower, one.upper) for one in intervals]
-    difference, _ = horizon.limits(test.pairs, deciding.alpha)
-    ends = zip(difference.lower, difference.upper, strict=True)
-    return [Bounds(*interval(low, high, 0.0, "")[:2]) for low, high in ends]
-
-
-def _difference(control: Arm, treatment: Arm) -> float | None:
-    """Return the difference of the rates, None if an arm is empty."""
-    if not (control.sample_size and treatment.sample_size):
-        return None
-    sizes = control.sample_size * treatment.sample_size
-    return _cross_difference(control, treatment) / sizes
-
-
-def _lift(control: Arm, treatment: Arm) -> float | None:
-    """Return the relative difference; None if an arm is empty or the control at 0."""
-    if not (control.sample_size and treatment.sample_size and control.conversions):
-        return None
-    base = control.conversions * treatment.sample_size
-    return _cross_difference(control, treatment) / base
-
-
-def _cross_difference(control: Arm, treatment: Arm) -> int:
-    """Return the difference of the rates times both sample sizes.
-
-    It is a whole number and therefore exact: its one division rounds once, and 12 %
-    minus 10 % is 0.02 instead of 0.01999999999999999.
-    """
-    raised = treatment.conversions * control.sample_size
-    return raised - control.conversions * treatment.sample_size
+    else:
+        limits, _ = horizon.limits(test.pairs, deciding.alpha)
+        pairs = zip(limits.lower, limits.upper, strict=True)
+        ends = [interval(*each, deciding.each, MIXTURE) for each in pairs]
+    return [Bounds.of(each, settings) for each in ends]
 
 
 def _variant(

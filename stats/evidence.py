@@ -108,21 +108,23 @@ def null_log_e_values(
 def always_valid_limits(
     tables: Tables,
     share: Floats,
-    alpha: float,
+    alpha: Floats | float,
     centre: float = CENTRE,
     nuisance: float = NUISANCE,
 ) -> tuple[Limits, Limits]:
     """Return the always-valid intervals for difference and ratio.
 
+    *alpha* is one number, or one for each table.
+
     They hold all nulls with ``E < 1 / (alpha - beta)``, and so they exclude "no
     effect" exactly if the always-valid p-value is below alpha.
     """
-    threshold = -np.log(alpha - nuisance)
+    threshold = np.broadcast_to(-np.log(alpha - nuisance), len(share))
     pairs = _pairs(tables, share, centre, nuisance)
 
     def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
         values = _null_log_e_values(pairs.rows(index), ratio, shift)
-        return np.asarray(values - threshold)
+        return np.asarray(values - threshold[index])
 
     return accepted(tables, excess, 3.3, 1e-8)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from math import exp, isfinite, sqrt
 from typing import NamedTuple
 
 from stats.evidence import critical_score, normal_log_e_value
 from stats.numerics import special
-from stats.results import Interval, Number, ValueFixedHorizon, check_counts
+from stats.results import Interval, ValueFixedHorizon
+from stats.samples import Sample
 
 WELCH, FIELLER, STUDENT = "welch", "fieller", "student"
 MIXTURE = "normal_mixture_asymptotic"
@@ -22,19 +21,6 @@ LEAST_SCALE, MOST_SCALE = 0.02, 1.0
 LEAST_VALUES = 300
 
 
-class Sample(NamedTuple):
-    """An exact mean and its variance; the variance of one observation is None."""
-
-    size: int
-    exact_mean: Fraction
-    variance: float | None
-
-    @property
-    def mean(self) -> float:
-        """Return the mean as a float."""
-        return float(self.exact_mean)
-
-
 class AlwaysValidMeans(NamedTuple):
     """The test of two means at any look; unlike that of two rates, it is asymptotic."""
 
@@ -42,43 +28,6 @@ class AlwaysValidMeans(NamedTuple):
     log_e_value: float | None
     difference_interval: Interval
     lift_interval: Interval
-
-
-def sample(size: int, total: Number, sum_squares: Number) -> Sample | None:
-    """Return mean and variance from sums; None for an empty sample.
-
-    All steps but the last are in exact fractions, so that no digits cancel.
-    """
-    check_counts(0, size)
-    exact, squares = Fraction(total), Fraction(sum_squares)
-    if size == 0:
-        if exact or squares:
-            raise ValueError(f"An empty sample cannot have the sum {total}")
-        return None
-    spread = squares - exact * exact / size
-    if spread < -_rounding(size, total, sum_squares) or squares < 0:
-        raise ValueError(f"{size} values with sum {total} have larger squares")
-    variance = float(max(spread, Fraction(0)) / (size - 1)) if size > 1 else None
-    return Sample(size, exact / size, variance)
-
-
-def _rounding(size: int, total: Number, sum_squares: Number) -> Fraction:
-    """Return the amount by which rounding can make two sums contradict each other.
-
-    A decimal with places after the point may have been rounded to them. A whole
-    number counts as exact, and a float has nine good digits.
-    """
-    units = [_unit(total), _unit(sum_squares)]
-    slack = units[1] / 2 + abs(Fraction(total)) * units[0] / size
-    return max(slack, abs(Fraction(sum_squares)) / 10**9)
-
-
-def _unit(number: Number) -> Fraction:
-    """Return the unit of a decimal's last place; 0 without places after the point."""
-    exponent = number.as_tuple().exponent if isinstance(number, Decimal) else 0
-    if isinstance(exponent, str) or exponent >= 0:
-        return Fraction(0)
-    return Fraction(1, 10**-exponent)
 
 
 def mean_interval(one: Sample | None, confidence_level: float) -> Interval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log, sqrt
 
 from stats.numerics import crossing, normal_quantile, special
-from stats.results import Interval, check_counts
+from stats.results import Arm, Interval, check_counts
 
 
 def conversion_rate(conversions: int, sample_size: int) -> float:
@@ -74,3 +74,29 @@ def always_valid_rate_interval(
         confidence_level,
         "beta_binomial_mixture",
     )
+
+
+def rate_difference(control: Arm, treatment: Arm) -> float | None:
+    """Return the difference of the rates, None if an arm is empty."""
+    if not (control.sample_size and treatment.sample_size):
+        return None
+    sizes = control.sample_size * treatment.sample_size
+    return _cross_difference(control, treatment) / sizes
+
+
+def rate_lift(control: Arm, treatment: Arm) -> float | None:
+    """Return the relative difference; None if an arm is empty or the control at 0."""
+    if not (control.sample_size and treatment.sample_size and control.conversions):
+        return None
+    base = control.conversions * treatment.sample_size
+    return _cross_difference(control, treatment) / base
+
+
+def _cross_difference(control: Arm, treatment: Arm) -> int:
+    """Return the difference of the rates times both sample sizes.
+
+    It is a whole number and therefore exact: its one division rounds once, and 12 %
+    minus 10 % is 0.02 instead of 0.01999999999999999.
+    """
+    raised = treatment.conversions * control.sample_size
+    return raised - control.conversions * treatment.sample_size

@@ -84,6 +84,18 @@ class CovariateSums(NamedTuple):
     products: Number
 
 
+class Adjustment(NamedTuple):
+    """How a covariate has adjusted means: CUPED.
+
+    *users* have a covariate, *theta* is how much a total rises with it, and
+    *variance_explained* is the part of the totals' variance that it takes away.
+    """
+
+    users: int
+    theta: float
+    variance_explained: float
+
+
 class Arm(NamedTuple):
     """One variant's counts; the first arm of an analysis is the control."""
 
@@ -136,7 +148,7 @@ class Crossing(NamedTuple):
     p_value: float
 
     @property
-    def is_better(self) -> bool:
+    def is_higher(self) -> bool:
         """Tell whether the variant had the higher rate; they are never equal."""
         raised = self.conversions * self.control_sample_size
         return raised > self.control_conversions * self.sample_size
@@ -284,8 +296,50 @@ class Method(NamedTuple):
     computed_at: str | None
     input_hash: str
     smallest_effect: float | None
-    """The smallest rise that so many users would show now, with the planned power."""
+    """The smallest effect that so many users would show now, with the planned power."""
     horizon: Horizon | None = None
+    kind: str = CONVERSION
+    direction: str = INCREASE
+    adjustment: Adjustment | None = None
+
+
+class MetricComparison(NamedTuple):
+    """A variant's figure of a metric compared with the control's, at any look.
+
+    *status* is `harmed`, `harmless` or `not_shown` of a guardrail, `better`, `worse`
+    or `not_shown` of a secondary metric, and `not_counted` without any event. The
+    adjusted p-value is that of all secondary metrics together.
+    """
+
+    difference: float | None
+    lift: float | None
+    difference_interval: Interval
+    p_value: float | None
+    adjusted_p_value: float | None
+    status: str
+
+
+class MetricOfVariant(NamedTuple):
+    """One variant's figure of a metric: a rate, a mean or a ratio, by its kind."""
+
+    variant_id: str
+    variant_name: str
+    sample_size: int
+    conversions: int
+    estimate: float | None
+    comparison: MetricComparison | None
+
+
+class MetricFigures(NamedTuple):
+    """A metric beside the primary one; a secondary one is exploratory."""
+
+    metric: str
+    role: str
+    direction: str
+    kind: str
+    margin: float | None
+    exploratory: bool
+    variants: list[MetricOfVariant]
 
 
 class SampleRatioMismatch(NamedTuple):
@@ -323,6 +377,8 @@ class Analysis(NamedTuple):
     verdict: Verdict
     warnings: list[Caution]
     trustworthy: bool
+    metrics: list[MetricFigures] | None = None
+    """The guardrails and the secondary metrics; None without any."""
 
 
 def interval(lower: float, upper: float, level: float, method: str) -> Interval:

@@ -27,6 +27,21 @@ def shares(splits: Sequence[Number]) -> list[float]:
     return [float(split / sum(exact)) for split in exact]
 
 
+def pair_share(sizes: Sequence[int], splits: Sequence[Number]) -> float:
+    """Return the treatment's planned share of a pair; the realised one if it broke."""
+    return share_of(sizes, splits, sample_ratio_mismatch(sizes, splits))
+
+
+def share_of(
+    sizes: Sequence[int], splits: Sequence[Number], split: SampleRatioMismatch
+) -> float:
+    """Return the same, with the test of the pair's split that was made already."""
+    if split.detected and all(sizes):
+        return sizes[1] / sum(sizes)
+    exact = [Fraction(one) for one in splits]
+    return float(exact[1] / sum(exact))
+
+
 def sample_ratio_mismatch(
     counts: Sequence[int], splits: Sequence[Number]
 ) -> SampleRatioMismatch:

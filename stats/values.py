@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from stats.means import (
     AlwaysValidMeans,
-    Sample,
     always_valid_mean_interval,
     always_valid_means,
     difference,
     lift,
     mean_interval,
-    sample,
     welch,
 )
 from stats.multiplicity import holm
@@ -22,25 +20,25 @@ from stats.results import (
     ValueComparison,
     ValueFigures,
     ValueSequential,
-    ValueSums,
 )
+from stats.samples import Sample, Samples
 
 
 def value_figures(
-    arms: Sequence[Arm], shown: Level, deciding: Level
+    arms: Sequence[Arm],
+    measured: Samples | None,
+    shown: Level,
+    deciding: Level,
 ) -> list[ValueFigures | None]:
-    """Return the value figures of each arm; all None unless every arm has sums.
+    """Return the value figures of each arm from its sample; all None without samples.
 
-    The mean is over all users of an arm; a user without a value counts as 0. The
-    p-value for any look is asymptotic, as the name of its method says.
+    The mean is over all users of an arm, of whom one without a value counts as 0; that
+    of a ratio is over all events. The p-value for any look is asymptotic, as the name
+    of its method says.
     """
-    sums = [arm.value for arm in arms if arm.value is not None]
-    if len(sums) < len(arms):
+    if measured is None:
         return [None] * len(arms)
-
-    samples = [
-        _sample(arm.sample_size, one) for arm, one in zip(arms, sums, strict=True)
-    ]
+    samples = measured.arms
     always = [
         always_valid_means(samples[0], treatment, shown.each)
         for treatment in samples[1:]
@@ -53,26 +51,24 @@ def value_figures(
         comparisons.append(
             _comparison(arms[0].variant_id, samples[0], treatment, shown, sequential)
         )
-    return [
-        ValueFigures(
-            count=total.count,
-            sum=float(total.sum),
-            mean=one and one.mean,
-            confidence_interval=mean_interval(one, shown.confidence),
-            always_valid_interval=always_valid_mean_interval(
-                one, total.count, shown.confidence
-            ),
-            comparison=comparison,
-        )
-        for total, one, comparison in zip(sums, samples, comparisons, strict=True)
-    ]
+    rows = zip(arms, samples, comparisons, strict=True)
+    return [_of_arm(*row, shown.confidence) for row in rows]
 
 
-def _sample(sample_size: int, sums: ValueSums) -> Sample | None:
-    """Return mean and variance of one arm; raise for more values than users."""
-    if not 0 <= sums.count <= sample_size:
-        raise ValueError(f"{sums.count} values of {sample_size} users is impossible")
-    return sample(sample_size, sums.sum, sums.sum_squares)
+def _of_arm(
+    arm: Arm, one: Sample | None, comparison: ValueComparison | None, level: float
+) -> ValueFigures | None:
+    """Return the value figures of an arm."""
+    if arm.value is None:
+        return None
+    return ValueFigures(
+        count=arm.value.count,
+        sum=float(arm.value.sum),
+        mean=one and one.mean,
+        confidence_interval=mean_interval(one, level),
+        always_valid_interval=always_valid_mean_interval(one, arm.value.count, level),
+        comparison=comparison,
+    )
 
 
 def _comparison(

@@ -6,9 +6,12 @@ The verdict is the first of these that holds:
 - `not_enough_data`: a variant has no user yet, or nothing was counted for the
   metric in any variant. Missing events are no evidence: the metric may be
   misspelled, or its events may never have arrived.
+- `harm`: a variant is shown to be worse in a guardrail by more than its margin.
 - `variant_wins`: a variant is significantly better than the control at any
-  look (Holm's always-valid p); of several, the one with the highest rate. The
-  first such look is stored, and no later one withdraws it.
+  look (Holm's always-valid p), and each guardrail with a margin is shown to be
+  harmless. Of several, it is the one with the best figure. If an experiment has
+  a horizon, the first such look is stored, and no later one withdraws it. While
+  a guardrail is not shown to be harmless, the verdict is `keep_running`.
 - `control_wins`: a variant is significantly worse, and no other can still win:
   each is significantly worse too, or its always-valid difference interval
   leaves no room for the planned effect (for any rise, without a plan).
@@ -19,26 +22,34 @@ The verdict is the first of these that holds:
   one look needs, because its test needs about so many for the planned power.
 - `keep_running`: none of these.
 
-The verdict rests on conversion rates, also if the metric has values.
+The verdict rests on the primary metric, of whatever kind and direction. That of a
+conversion rate takes no account of values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stats.planning import planned_total
 from stats.results import (
+    CONVERSION,
+    GUARDRAIL,
+    INCREASE,
+    MEAN,
     Arm,
     Caution,
-    Comparison,
+    Crossing,
     Interval,
+    MetricFigures,
+    MetricSettings,
     Plan,
     Received,
     SampleRatioMismatch,
     VariantFigures,
     Verdict,
 )
+from stats.scorecard import HARMED, HARMLESS, NOT_COUNTED
 from stats.splits import DETECTED, SUSPECTED
 from stats.wording import (
     amounts,
@@ -66,67 +77,148 @@ REFUSALS = {
 
 
 class Bounds(NamedTuple):
-    """The always-valid interval of a difference at the deciding level."""
+    """The always-valid interval of a gain at the deciding level.
+
+    A gain is a difference of which more is better.
+    """
 
     lower: float | None
     upper: float | None
 
+    @classmethod
+    def of(cls, one: Interval, settings: MetricSettings) -> Bounds:
+        """Return the bounds of the gain in this difference."""
+        if settings.sign > 0:
+            return cls(one.lower, one.upper)
+        return cls(
+            None if one.upper is None else -one.upper,
+            None if one.lower is None else -one.lower,
+        )
+
 
 class _Pair(NamedTuple):
-    """A variant with its comparison and the bounds of its difference."""
+    """A variant against the control, and what its guardrails say."""
 
     variant: VariantFigures
-    comparison: Comparison
     bounds: Bounds
+    gain: float
+    standing: float
+    """The variant's own figure, of which more is better."""
+    is_significant: bool
+    adjusted_p_value: float
+    crossing: Crossing | None
+    harmed: list[MetricFigures]
+    not_shown: list[MetricFigures]
+    """The guardrails with a margin that are not shown to be harmless."""
 
     @property
     def is_better(self) -> bool:
         """Tell whether it is significantly better, now or at the stored look."""
-        crossing = self.comparison.crossing
-        if crossing:
-            return crossing.is_better
-        return self.is_significant and (self.comparison.difference or 0.0) > 0
+        return self.is_significant and self.gain > 0
 
     @property
-    def is_significant(self) -> bool:
-        return self.comparison.sequential.is_significant
+    def is_worse(self) -> bool:
+        """Tell whether it is significantly worse, now or at the stored look."""
+        return self.is_significant and not self.is_better
+
+
+class Contest(NamedTuple):
+    """The variants of an experiment against its control, in the primary metric."""
+
+    settings: MetricSettings
+    control: VariantFigures
+    pairs: list[_Pair]
+
+
+def contest_of(
+    settings: MetricSettings,
+    variants: Sequence[VariantFigures],
+    bounds: Sequence[Bounds],
+    metrics: Sequence[MetricFigures],
+) -> Contest:
+    """Return the contest with these figures and these bounds of each gain."""
+    guardrails = [one for one in metrics if one.role == GUARDRAIL]
+    pairs = [
+        _pair(settings, variant, one, guardrails)
+        for variant, one in zip(variants[1:], bounds, strict=True)
+    ]
+    return Contest(settings, variants[0], pairs)
+
+
+def _pair(
+    settings: MetricSettings,
+    variant: VariantFigures,
+    bounds: Bounds,
+    guardrails: Sequence[MetricFigures],
+) -> _Pair:
+    compared: Any = variant.comparison
+    estimate: float | None = variant.conversion_rate
+    if settings.kind != CONVERSION:
+        compared = variant.value and variant.value.comparison
+        estimate = variant.value and variant.value.mean
+    crossing: Crossing | None = getattr(compared, "crossing", None)
+    gain = settings.sign * ((compared and compared.difference) or 0.0)
+    if crossing:
+        gain = settings.sign * (1.0 if crossing.is_higher else -1.0)
+    p_value = compared and compared.sequential.adjusted_p_value
+    statuses = [(one, _status(one, variant)) for one in guardrails]
+    return _Pair(
+        variant,
+        bounds,
+        gain,
+        settings.sign * (estimate or 0.0),
+        bool(compared and compared.sequential.is_significant),
+        1.0 if p_value is None else p_value,
+        crossing,
+        [one for one, status in statuses if status == HARMED],
+        [
+            one
+            for one, status in statuses
+            if one.margin is not None and status != HARMLESS
+        ],
+    )
+
+
+def _status(metric: MetricFigures, variant: VariantFigures) -> str | None:
+    (found,) = (
+        one.comparison
+        for one in metric.variants
+        if one.variant_id == variant.variant_id
+    )
+    return found and found.status
 
 
 def verdict(
     arms: Sequence[Arm],
-    variants: Sequence[VariantFigures],
+    contest: Contest,
     split: SampleRatioMismatch,
     plan: Plan | None,
-    bounds: Sequence[Bounds],
-    metric: str,
     horizon: int | None,
 ) -> Verdict:
     """Return what to do now, as a status and a sentence.
 
     The module's docstring has the rules.
     """
-    problem = _problem(arms, split, metric)
+    problem = _problem(arms, split, contest.settings.name)
     if problem:
         return problem
-    pairs = [
-        _Pair(variant, variant.comparison, one)
-        for variant, one in zip(variants[1:], bounds, strict=True)
-        if variant.comparison
-    ]
     effect = abs(float(plan.minimum_effect)) if plan else 0.0
-    shown = _shown_difference(pairs, variants[0], effect)
+    shown = _harm(contest) or _shown_difference(contest, effect)
     if shown:
         return shown
+    pairs = contest.pairs
     if plan and all(_lies_inside(pair.bounds, effect) for pair in pairs):
-        return _equivalent(pairs, effect)
+        return _equivalent(contest, effect)
     open_pairs = [pair for pair in pairs if not pair.is_significant]
     total = sum(arm.sample_size for arm in arms)
     if plan:
         planned = planned_total(plan, [arm.split_percentage for arm in arms])
         planned, enough = (horizon, 1) if horizon else (planned, 2)
         if total >= enough * planned:
-            return _inconclusive(open_pairs, variants[0], (total, planned), effect)
-    return _keep_running(open_pairs, variants[0])
+            return _inconclusive(
+                contest._replace(pairs=open_pairs), (total, planned), effect
+            )
+    return _keep_running(contest._replace(pairs=open_pairs))
 
 
 def _problem(
@@ -142,33 +234,98 @@ def _problem(
     return None
 
 
-def _shown_difference(
-    pairs: Sequence[_Pair], control: VariantFigures, effect: float
-) -> Verdict | None:
-    """Return the verdict if a significant difference names a winner."""
-    better = [pair for pair in pairs if pair.is_better]
-    worse = [pair for pair in pairs if pair.is_significant and not pair.is_better]
-    if better:
-        best = max(better, key=lambda pair: pair.variant.conversion_rate)
-        return _winner(best, control)
-    if worse and all(pair in worse or _is_hopeless(pair, effect) for pair in pairs):
-        return _control_wins(worse, control)
+def _harm(contest: Contest) -> Verdict | None:
+    """Return the verdict if a guardrail is harmed."""
+    for pair in contest.pairs:
+        for guardrail in pair.harmed:
+            name = pair.variant.variant_name
+            margin = guardrail.margin or 0.0
+            worse = "worse than it may be" if margin else "worse"
+            return Verdict(
+                "harm",
+                pair.variant.variant_id,
+                f"{name} does harm: in the guardrail {guardrail.metric!r} it is "
+                f"{worse}: {_guarded(guardrail, pair.variant)}. Stop it, whatever the "
+                "primary metric says.",
+            )
     return None
 
 
+def _shown_difference(contest: Contest, effect: float) -> Verdict | None:
+    """Return the verdict if a significant difference names a winner.
+
+    A variant that is better wins once each of its guardrails is harmless.
+    """
+    pairs = contest.pairs
+    better = [pair for pair in pairs if pair.is_better]
+    worse = [pair for pair in pairs if pair.is_worse]
+    free = [pair for pair in better if not pair.not_shown]
+    if free:
+        best = max(free, key=lambda pair: pair.standing)
+        return _winner(best, contest)
+    if better:
+        return _held_back(max(better, key=lambda pair: pair.standing), contest)
+    if worse and all(pair in worse or _is_hopeless(pair, effect) for pair in pairs):
+        return _control_wins(worse, contest)
+    return None
+
+
+def _held_back(best: _Pair, contest: Contest) -> Verdict:
+    """Return the verdict on a variant that is better and may do harm."""
+    guardrails = [
+        f"{one.metric!r} ({_guarded(one, best.variant)})" for one in best.not_shown
+    ]
+    number = "guardrail" if len(guardrails) == 1 else "guardrails"
+    is_are = "is" if len(guardrails) == 1 else "are"
+    return Verdict(
+        "keep_running",
+        None,
+        f"Keep running: {_against(best, contest)}, which is shown "
+        f"({_adjusted(best)}), but its {number} {listed(guardrails)} {is_are} not yet "
+        "shown to be harmless.",
+    )
+
+
+def _guarded(guardrail: MetricFigures, variant: VariantFigures) -> str:
+    """Return a guardrail's difference in words, beside its margin."""
+    (found,) = (
+        one.comparison
+        for one in guardrail.variants
+        if one.variant_id == variant.variant_id
+    )
+    if found is None or found.status == NOT_COUNTED:
+        return "nothing was counted"
+    ends = found.difference_interval
+    margin = guardrail.margin or 0.0
+    unit = ""
+    numbers = [ends.lower or 0.0, ends.upper or 0.0, margin]
+    texts = amounts(numbers)
+    if guardrail.kind == CONVERSION:
+        texts, unit = points(numbers), " percentage points"
+    low = texts[0] if ends.lower is not None else "anything"
+    high = texts[1] if ends.upper is not None else "anything"
+    said = f"the difference lies between {low} and {high}{unit}"
+    side = "lower" if guardrail.direction == INCREASE else "higher"
+    return f"{said}, and it may be {texts[2]} {side}" if margin else said
+
+
 def with_values(
-    decided: Verdict, variants: Sequence[VariantFigures], alpha: float
+    decided: Verdict, contest: Contest, alpha: float
 ) -> tuple[Verdict, list[Caution]]:
     """Return the verdict, and a warning, if mean values contradict it.
+
+    That can only be asked of a rate of which more is better.
 
     For a winner it is enough that a single look finds its mean below the other's
     (p < *alpha*), because the reader acts on the verdict. If no winner is named, the
     difference of the means must be significant at any look.
     """
+    if contest.settings.kind != CONVERSION or contest.settings.sign < 0:
+        return decided, []
     against = [
-        _value_against(one, variants[0])
-        for one in variants[1:]
-        if _is_against(decided, one, alpha)
+        _value_against(one.variant, contest.control)
+        for one in contest.pairs
+        if _is_against(decided, one.variant, alpha)
     ]
     if not against:
         return decided, []
@@ -335,23 +492,24 @@ def _nothing_counted(arms: Sequence[Arm], metric: str) -> Verdict:
     )
 
 
-def _winner(best: _Pair, control: VariantFigures) -> Verdict:
+def _winner(best: _Pair, contest: Contest) -> Verdict:
     name = best.variant.variant_name
-    return Verdict("variant_wins", best.variant.variant_id, _won(name, best, control))
+    return Verdict("variant_wins", best.variant.variant_id, _won(name, best, contest))
 
 
-def _control_wins(worse: Sequence[_Pair], control: VariantFigures) -> Verdict:
-    nearest = max(worse, key=lambda pair: pair.variant.conversion_rate)
+def _control_wins(worse: Sequence[_Pair], contest: Contest) -> Verdict:
+    nearest = max(worse, key=lambda pair: pair.standing)
+    control = contest.control
     return Verdict(
-        "control_wins",
-        control.variant_id,
-        _won(control.variant_name, nearest, control),
+        "control_wins", control.variant_id, _won(control.variant_name, nearest, contest)
     )
 
 
-def _won(name: str, pair: _Pair, control: VariantFigures) -> str:
+def _won(name: str, pair: _Pair, contest: Contest) -> str:
     """Return the sentence of a win, with the look at which it was shown if known."""
-    crossing, today = pair.comparison.crossing, _against(pair, control)
+    crossing, today = pair.crossing, _against(pair, contest)
+    if contest.settings.sign < 0:
+        today = f"{today}, and less is better"
     if crossing is None:
         return (
             f"{name} wins: {today}, and that holds however often you look "
@@ -364,8 +522,8 @@ def _won(name: str, pair: _Pair, control: VariantFigures) -> str:
     )
 
 
-def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
-    low, high, planned = _ends_and_effect(pairs, effect)
+def _equivalent(contest: Contest, effect: float) -> Verdict:
+    low, high, planned = _ends_and_effect(contest, effect)
     return Verdict(
         "no_difference",
         None,
@@ -374,55 +532,61 @@ def _equivalent(pairs: Sequence[_Pair], effect: float) -> Verdict:
     )
 
 
-def _inconclusive(
-    pairs: Sequence[_Pair],
-    control: VariantFigures,
-    users: tuple[int, float],
-    effect: float,
-) -> Verdict:
-    best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+def _inconclusive(contest: Contest, users: tuple[int, float], effect: float) -> Verdict:
+    best = max(contest.pairs, key=lambda pair: pair.standing)
     total, planned = users
-    low, high, wanted = _ends_and_effect(pairs, effect)
+    low, high, wanted = _ends_and_effect(contest, effect)
     return Verdict(
         "inconclusive",
         None,
-        f"Inconclusive: {_against(best, control)}, which may be chance "
+        f"Inconclusive: {_against(best, contest)}, which may be chance "
         f"({_adjusted(best)}), with {total:,} users where {planned:,.0f} were planned. "
         f"The difference lies between {low} and {high} percentage points: the planned "
         f"{wanted} either way is neither shown nor ruled out.",
     )
 
 
-def _ends_and_effect(pairs: Sequence[_Pair], effect: float) -> list[str]:
+def _ends_and_effect(contest: Contest, effect: float) -> list[str]:
     """Return the outermost ends of the differences, and the planned effect."""
     # An end that is unknown is the furthest that a difference of rates can be.
-    lower = [-1.0 if one.bounds.lower is None else one.bounds.lower for one in pairs]
-    upper = [1.0 if one.bounds.upper is None else one.bounds.upper for one in pairs]
-    return points([min(lower), max(upper), effect])
+    every = [one.bounds for one in contest.pairs]
+    lower = min(-1.0 if one.lower is None else one.lower for one in every)
+    upper = max(1.0 if one.upper is None else one.upper for one in every)
+    if contest.settings.sign < 0:
+        lower, upper = -upper, -lower
+    return points([lower, upper, effect])
 
 
-def _keep_running(pairs: Sequence[_Pair], control: VariantFigures) -> Verdict:
-    best = max(pairs, key=lambda pair: pair.variant.conversion_rate)
+def _keep_running(contest: Contest) -> Verdict:
+    best = max(contest.pairs, key=lambda pair: pair.standing)
     return Verdict(
         "keep_running",
         None,
-        f"Keep running: {_against(best, control)}, which may still be "
+        f"Keep running: {_against(best, contest)}, which may still be "
         f"chance ({_adjusted(best)}).",
     )
 
 
-def _against(pair: _Pair, control: VariantFigures) -> str:
-    """Return both rates in words, with their sample sizes."""
-    one = pair.variant
-    rate, other = percentages([one.conversion_rate, control.conversion_rate])
+def _against(pair: _Pair, contest: Contest) -> str:
+    """Return both figures in words, with their sample sizes."""
+    one, control, kind = pair.variant, contest.control, contest.settings.kind
+    if kind == CONVERSION:
+        rate, other = percentages([one.conversion_rate, control.conversion_rate])
+        return (
+            f"{one.variant_name} converts {rate} of {one.sample_size:,} users, "
+            f"{control.variant_name} {other} of {control.sample_size:,}"
+        )
+    own, base = (each.value.mean if each.value else None for each in (one, control))
+    mean, other = amounts([own or 0.0, base or 0.0])
+    unit = "a user" if kind == MEAN else "an event"
     return (
-        f"{one.variant_name} converts {rate} of {one.sample_size:,} users, "
-        f"{control.variant_name} {other} of {control.sample_size:,}"
+        f"{one.variant_name} has {mean} {unit} over {one.sample_size:,} users, "
+        f"{control.variant_name} {other} over {control.sample_size:,}"
     )
 
 
 def _adjusted(pair: _Pair) -> str:
-    return "always-valid " + p_value(pair.comparison.sequential.adjusted_p_value)
+    return "always-valid " + p_value(pair.adjusted_p_value)
 
 
 # ---------------------------------------------------------------------------

@@ -378,6 +378,10 @@ def test_a_server_of_the_schema_before_is_migrated_with_its_rows(
     grow(planned, "a", 20, {"v1": 0.5, "v2": 0.5})
     for statement in (
         "DROP TABLE crossing",
+        "DROP TABLE cohort",
+        "DROP TABLE sums",
+        "ALTER TABLE assignment DROP COLUMN covariate",
+        "ALTER TABLE experiment DROP COLUMN metrics",
         "ALTER TABLE experiment DROP COLUMN horizon, DROP COLUMN horizon_at",
         "UPDATE identity SET schema_version = 5",
     ):

@@ -57,11 +57,12 @@ PACKAGES = {
     "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
-        {"contrasts", "posterior", "provenance", "rates", "splits"},
+        {"contrasts", "posterior", "rates", "samples", "splits"},
         {"evidence"},
         {"horizon"},
         {"means", "planning", "simulation"},
-        {"values", "verdict"},
+        {"scorecard", "values"},
+        {"provenance", "verdict"},
         {"analysis"},
     ],
 }

@@ -21,6 +21,7 @@ from typing import (
 from marshmallow import fields
 
 import stats
+from ledger import sums
 from ledger.counts import Counts
 from models import Crossing, Variant
 from storage.columns import utcnow
@@ -123,6 +124,8 @@ class Computed(NamedTuple):
     analysis: stats.Analysis
     as_of: datetime | None = None
     progress: Progress | None = None
+    users_in_window: int | None = None
+    """Users of the metric's window, which is not over: they are counted later."""
 
 
 def results(counts: Counts, metric: str | None) -> Results:
@@ -228,17 +231,19 @@ def computed_results(
     """
     experiment = counts.experiment
     metric = metric or experiment.primary_metric
+    settings = experiment.metric_settings.get(metric, stats.MetricSettings(metric))
+    is_primary = metric == experiment.primary_metric
+    arms = _arms(counts, settings)
     analysis = stats.analyse(
-        [_arm(counts, variant, metric) for variant in counts.variants],
+        arms,
         plan=stats.Plan(**experiment.plan) if experiment.plan else None,
         confidence_level=confidence_level,
-        metric=metric,
+        metric=settings,
         received=stats.Received(counts.metrics, _refused(counts)),
         computed_at=moment(utcnow()),
-        horizon_users=(
-            experiment.horizon if metric == experiment.primary_metric else None
-        ),
+        horizon_users=experiment.horizon if is_primary else None,
         crossings={name: _crossing(row) for name, row in crossings.items()},
+        others=_others(counts) if is_primary else (),
     )
     progress = None
     if analysis.analysis.horizon:
@@ -247,7 +252,54 @@ def computed_results(
             sentence = f"{analysis.verdict.sentence} {_to_go(progress)}"
             verdict = analysis.verdict._replace(sentence=sentence)
             analysis = analysis._replace(verdict=verdict)
-    return Computed(experiment.id, analysis, counts.as_of, progress)
+    waiting = None
+    if settings.window is not None:
+        waiting = counts.users - sum(arm.sample_size for arm in arms)
+    return Computed(experiment.id, analysis, counts.as_of, progress, waiting)
+
+
+def _others(counts: Counts) -> tuple[stats.Measured, ...]:
+    """Return the metrics with settings beside the primary one, with their counts."""
+    return tuple(
+        stats.Measured(one, _arms(counts, one))
+        for one in counts.experiment.metric_settings.values()
+        if one.role != stats.PRIMARY
+    )
+
+
+def _arms(counts: Counts, settings: stats.MetricSettings) -> tuple[stats.Arm, ...]:
+    """Return the counts of each variant, as the kind of the metric needs them."""
+    one = _own_arm if settings.has_own_sums else _arm
+    return tuple(one(counts, variant, settings) for variant in counts.variants)
+
+
+def _own_arm(
+    counts: Counts, variant: Variant, settings: stats.MetricSettings
+) -> stats.Arm:
+    """Return a variant's counts in a metric that has sums of its own."""
+    until = sums.last_complete_day(settings, counts.as_of or utcnow())
+    joined = counts.own.joined_until(variant.key, until)
+    gained = counts.own.gained_until(variant.key, settings.name, until)
+    arm = stats.Arm(
+        variant.key,
+        variant.name,
+        Decimal(variant.split) / 100,
+        joined.participants,
+        gained.users,
+    )
+    if settings.kind == stats.CONVERSION:
+        return arm
+    arm = arm._replace(
+        value=stats.ValueSums(
+            gained.value_users, gained.value_sum, gained.value_sum_squares
+        )
+    )
+    if settings.kind == stats.RATIO:
+        events = gained.events, gained.event_squares, gained.value_events
+        return arm._replace(events=stats.EventSums(*events))
+    return arm._replace(
+        covariate=stats.CovariateSums(*joined[1:], gained.value_covariates)
+    )
 
 
 def _progress(counts: Counts, horizon: int) -> Progress:
@@ -286,7 +338,8 @@ def _refused(counts: Counts) -> dict[str, int]:
     }
 
 
-def _arm(counts: Counts, variant: Variant, metric: str) -> stats.Arm:
+def _arm(counts: Counts, variant: Variant, settings: stats.MetricSettings) -> stats.Arm:
+    metric = settings.name
     tally = counts.tallies.get((variant.key, metric))
     none = stats.ValueSums(0, Decimal(0), Decimal(0))
     value = none if counts.has_values(metric) else None
@@ -385,6 +438,7 @@ COMPUTED = _schema(
         "experiment_id": _field(str),
         "as_of": _field(datetime),
         "progress": _field(Progress | None),
+        "users_in_window": _field(int | None),
     },
-    ("as_of", "progress"),
+    ("as_of", "metrics", "progress", "users_in_window"),
 )()

@@ -1,0 +1,313 @@
+"""The metrics beside the primary one: guardrails, which may stop a win, and the rest.
+
+A guardrail has a margin: how much worse a variant may be. It is `harmed` if the
+difference is shown to be worse than the margin, and `harmless` if that is ruled out,
+each at any look. A win needs every guardrail with a margin to be harmless, so a false
+win needs one false test at least: harmlessness is not corrected for the number of
+guardrails, and harm is (Bonferroni), because any of them can raise the alarm.
+
+The differences of the secondary metrics are corrected together (Holm), and exploratory:
+they decide nothing.
+
+Schultzberg, Ankargren & Frånberg (2024), arXiv 2402.11609; Farrington & Manning (1990),
+Stat. Med. 9, p. 1447-1454.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from stats import horizon
+from stats.contrasts import Tables
+from stats.evidence import CENTRE, always_valid_limits
+from stats.means import always_valid_means, difference, lift
+from stats.multiplicity import holm
+from stats.numerics import np
+from stats.rates import conversion_rate, rate_difference, rate_lift
+from stats.results import (
+    CONVERSION,
+    GUARDRAIL,
+    SECONDARY,
+    Arm,
+    Interval,
+    Level,
+    MetricComparison,
+    MetricFigures,
+    MetricOfVariant,
+    MetricSettings,
+    interval,
+)
+from stats.samples import Sample, samples
+from stats.splits import pair_share
+
+if TYPE_CHECKING:
+    from stats.contrasts import Limits
+
+HARMED, HARMLESS, NOT_SHOWN = "harmed", "harmless", "not_shown"
+BETTER, WORSE, NOT_COUNTED = "better", "worse", "not_counted"
+
+MIXTURE = "always_valid_e_process"
+
+
+class Measured(NamedTuple):
+    """A metric with the counts of each arm, the control's first."""
+
+    settings: MetricSettings
+    arms: Sequence[Arm]
+
+
+class _Metric(NamedTuple):
+    """The same, with the sample of each arm; None for a rate, and without sums."""
+
+    settings: MetricSettings
+    arms: Sequence[Arm]
+    samples: list[Sample | None]
+
+    @property
+    def is_rate(self) -> bool:
+        return self.settings.kind == CONVERSION
+
+
+class _Levels(NamedTuple):
+    """The error rates of one comparison that belong to a role.
+
+    *shown* is that of the interval, *deciding* that of the same at the level of the
+    verdict, and *harm* that of the alarm of a guardrail.
+    """
+
+    shown: float
+    deciding: float
+    harm: float
+
+
+class _Test(NamedTuple):
+    """A comparison: its p-value, the interval shown, and the two that decide."""
+
+    p_value: float | None
+    shown: Interval
+    deciding: Interval
+    harm: Interval
+
+
+def scorecard(
+    measured: Sequence[Measured], shown: Level, deciding: Level
+) -> list[MetricFigures]:
+    """Return the figures of each metric, in order, with what they say of a variant."""
+    if not measured:
+        return []
+    levels = _levels([one.settings for one in measured], shown, deciding)
+    metrics = [_Metric(*one, _samples(one)) for one in measured]
+    tests = _rate_tests([one for one in metrics if one.is_rate], levels)
+    for one in metrics:
+        if not one.is_rate:
+            tests[one.settings.name] = _mean_tests(one, levels[one.settings.role])
+    adjusted = _adjusted(metrics, tests)
+    alpha = 1 - deciding.confidence
+    return [_figures(one, tests, adjusted, alpha) for one in metrics]
+
+
+def _samples(one: Measured) -> list[Sample | None]:
+    found = None if one.settings.kind == CONVERSION else samples(one.arms, one.settings)
+    return found.arms if found else [None] * len(one.arms)
+
+
+def _levels(
+    settings: Sequence[MetricSettings], shown: Level, deciding: Level
+) -> dict[str, _Levels]:
+    """Return the error rates of each role."""
+    roles = [one.role for one in settings]
+    guardrails, others = (max(roles.count(one), 1) for one in (GUARDRAIL, SECONDARY))
+    return {
+        GUARDRAIL: _Levels(shown.alpha, deciding.alpha, deciding.alpha / guardrails),
+        SECONDARY: _Levels(
+            shown.alpha / others, deciding.alpha / others, deciding.alpha / others
+        ),
+    }
+
+
+def _mean_tests(one: _Metric, levels: _Levels) -> list[_Test]:
+    """Return the tests of a mean or a ratio, for each variant but the control."""
+    control, *treatments = one.samples
+    tests = []
+    for treatment in treatments:
+        found = {
+            alpha: always_valid_means(control, treatment, 1 - alpha)
+            for alpha in set(levels)
+        }
+        p_value = found[levels.shown].p_value
+        ends = (found[alpha].difference_interval for alpha in levels)
+        tests.append(_Test(p_value, *ends))
+    return tests
+
+
+def _rate_tests(
+    metrics: Sequence[_Metric], levels: dict[str, _Levels]
+) -> dict[str, list[_Test]]:
+    """Return the tests of rates, all computed together: that takes hardly longer."""
+    if not metrics:
+        return {}
+    sides = [(one.arms[0], arm) for one in metrics for arm in one.arms[1:]]
+    tables = Tables(
+        np.array([float(control.sample_size) for control, _ in sides]),
+        np.array([float(control.conversions) for control, _ in sides]),
+        np.array([float(arm.sample_size) for _, arm in sides]),
+        np.array([float(arm.conversions) for _, arm in sides]),
+    )
+    shares = np.array(
+        [
+            pair_share(
+                [arm.sample_size for arm in pair],
+                [arm.split_percentage for arm in pair],
+            )
+            for pair in sides
+        ]
+    )
+    pairs = horizon.pairs_of(tables, shares, None, CENTRE, len(sides))
+    p_values = horizon.p_values(pairs, horizon.log_e(pairs)).tolist()
+    alphas = [
+        [levels[one.settings.role][place] for one in metrics for _ in one.arms[1:]]
+        for place in range(len(_Levels._fields))
+    ]
+    ends = _ends(pairs, alphas)
+    rows = iter(
+        _Test(p_value, *(each[row] for each in ends))
+        for row, p_value in enumerate(p_values)
+    )
+    return {one.settings.name: [next(rows) for _ in one.arms[1:]] for one in metrics}
+
+
+def _ends(
+    pairs: horizon.Pairs, alphas: Sequence[Sequence[float]]
+) -> list[list[Interval]]:
+    """Return each pair's interval of the difference at each of these error rates."""
+    distinct = sorted(
+        {(row, alpha) for each in alphas for row, alpha in enumerate(each)}
+    )
+    index = np.array([row for row, _ in distinct])
+    many = pairs.rows(index)
+    limits, _ = always_valid_limits(
+        many.tables,
+        many.share,
+        np.array([alpha for _, alpha in distinct]),
+        many.centre,
+        many.nuisance,
+    )
+    found = dict(zip(distinct, _intervals(limits, distinct), strict=True))
+    return [[found[row, alpha] for row, alpha in enumerate(each)] for each in alphas]
+
+
+def _intervals(
+    limits: Limits, distinct: Sequence[tuple[int, float]]
+) -> Iterator[Interval]:
+    ends: Iterable[tuple[float, float, tuple[int, float]]] = zip(
+        limits.lower, limits.upper, distinct, strict=True
+    )
+    for lower, upper, (_, alpha) in ends:
+        yield interval(lower, upper, 1 - alpha, MIXTURE)
+
+
+def _adjusted(
+    metrics: Sequence[_Metric], tests: dict[str, list[_Test]]
+) -> dict[tuple[str, int], float]:
+    """Return the p-values of all secondary comparisons, corrected together."""
+    places = [
+        (one.settings.name, place)
+        for one in metrics
+        if one.settings.role == SECONDARY
+        for place in range(len(one.arms) - 1)
+    ]
+    raw = [tests[name][place].p_value for name, place in places]
+    adjusted = holm([1.0 if one is None else one for one in raw])
+    return dict(zip(places, adjusted, strict=True))
+
+
+def _figures(
+    one: _Metric,
+    tests: dict[str, list[_Test]],
+    adjusted: dict[tuple[str, int], float],
+    alpha: float,
+) -> MetricFigures:
+    settings = one.settings
+    is_counted = any(arm.conversions for arm in one.arms)
+    estimates = _estimates(one)
+    comparisons: list[MetricComparison | None] = [None]
+    for place, test in enumerate(tests[settings.name]):
+        corrected = adjusted.get((settings.name, place))
+        apart, relative = _compared(one, place + 1)
+        status = NOT_COUNTED
+        if is_counted and settings.role == GUARDRAIL:
+            status = _guarded(settings, test)
+        elif is_counted:
+            status = _explored(settings, apart, (corrected or 1.0) < alpha)
+        comparisons.append(
+            MetricComparison(
+                apart, relative, test.shown, test.p_value, corrected, status
+            )
+        )
+    return MetricFigures(
+        settings.name,
+        settings.role,
+        settings.direction,
+        settings.kind,
+        None if settings.margin is None else float(settings.margin),
+        settings.role == SECONDARY,
+        [
+            MetricOfVariant(*arm[:2], arm.sample_size, arm.conversions, estimate, each)
+            for arm, estimate, each in zip(
+                one.arms, estimates, comparisons, strict=True
+            )
+        ],
+    )
+
+
+def _estimates(one: _Metric) -> list[float | None]:
+    """Return the rate, the mean or the ratio of each arm."""
+    if not one.is_rate:
+        return [each and each.mean for each in one.samples]
+    return [
+        conversion_rate(arm.conversions, arm.sample_size) if arm.sample_size else None
+        for arm in one.arms
+    ]
+
+
+def _compared(one: _Metric, place: int) -> tuple[float | None, float | None]:
+    """Return the difference of a variant from the control, and the relative one."""
+    if one.is_rate:
+        sides = one.arms[0], one.arms[place]
+        return rate_difference(*sides), rate_lift(*sides)
+    base, own = one.samples[0], one.samples[place]
+    return difference(base, own) if base and own else None, lift(base, own)
+
+
+def _guarded(settings: MetricSettings, test: _Test) -> str:
+    """Return what a guardrail says of a variant."""
+    margin = float(settings.margin or 0)
+    best = _gain(settings, test.harm)[1]
+    if best is not None and best < -margin:
+        return HARMED
+    worst = _gain(settings, test.deciding)[0]
+    if settings.margin is not None and worst is not None and worst > -margin:
+        return HARMLESS
+    return NOT_SHOWN
+
+
+def _gain(
+    settings: MetricSettings, ends: Interval
+) -> tuple[float | None, float | None]:
+    """Return the ends of an interval, of which more is better."""
+    if settings.sign > 0:
+        return ends.lower, ends.upper
+    return (
+        None if ends.upper is None else -ends.upper,
+        None if ends.lower is None else -ends.lower,
+    )
+
+
+def _explored(
+    settings: MetricSettings, apart: float | None, is_significant: bool
+) -> str:
+    """Return what a secondary metric says of a variant."""
+    if not is_significant or not apart:
+        return NOT_SHOWN
+    return BETTER if apart * settings.sign > 0 else WORSE
