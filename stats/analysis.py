@@ -165,40 +165,29 @@ def figures(
     shown = Level(check_level(confidence_level), len(arms) - 1)
     deciding = shown._replace(confidence=_verdict_level(plan))
     directed = plan and plan.towards(settings)
-    split = _split(arms)
+    split, measured = _split(arms), samples(arms, settings)
     test = _test(arms, planned_centre(directed), split, horizon_users)
     prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
-    measured = samples(arms, settings)
     variants = _variants(arms, test, prior, measured, shown, deciding, dict(stored))
     bounds = _bounds(test, variants, measured, shown, deciding, settings)
     metrics = scorecard(others, shown, deciding)
     contest = contest_of(settings, variants, bounds, metrics)
     decided = verdict(arms, contest, split, directed, horizon_users)
     decided, disagreement = with_values(decided, contest, deciding.alpha)
-    control = _deciding_interval(arms[0], deciding)
-    method = _method(shown, deciding, prior, test, horizon_users, settings)
-    effect = _smallest_effect(arms[0], test, deciding, directed)
+    method = _method(shown, deciding, prior, test, horizon_users, settings)._replace(
+        smallest_effect=_smallest_effect(arms[0], test, deciding, directed, settings),
+        adjustment=measured and measured.adjustment,
+    )
     made_from = plan, confidence_level, settings, horizon_users, others
     return Analysis(
         settings.name,
         variants,
-        method._replace(
-            input_hash=input_hash(arms, *made_from),
-            smallest_effect=effect if settings.kind == CONVERSION else None,
-            adjustment=measured and measured.adjustment,
-        ),
+        method._replace(input_hash=input_hash(arms, *made_from)),
         split,
         decided,
-        disagreement + warnings(arms, variants, split, directed, control),
+        disagreement + warnings(arms, variants, split, directed, deciding),
         trustworthy=not split.detected,
         metrics=metrics or None,
-    )
-
-
-def _deciding_interval(control: Arm, deciding: Level) -> Interval:
-    """Return the always-valid interval of the control's rate at the verdict's level."""
-    return always_valid_rate_interval(
-        control.conversions, control.sample_size, deciding.confidence
     )
 
 
@@ -229,22 +218,27 @@ def _method(
 
 
 def _smallest_effect(
-    control: Arm, test: _Test, deciding: Level, plan: Plan | None
+    control: Arm,
+    test: _Test,
+    deciding: Level,
+    plan: Plan | None,
+    settings: MetricSettings,
 ) -> float | None:
     """Return the smallest effect of any variant that would be found at these sizes.
 
-    It is None if none or all of the control's users converted, and if no effect is
-    large enough.
+    It is None if none or all of the control's users converted, if no effect is large
+    enough, and if the metric is no rate.
     """
     tables = test.pairs.tables
     if (
-        control.conversions in (0, control.sample_size)
+        settings.kind != CONVERSION
+        or control.conversions in (0, control.sample_size)
         or not tables.treatment_size.all()
     ):
         return None
     rate = control.conversions / control.sample_size
     # A fall of a rate is a rise of the rest.
-    rate = 1 - rate if plan and plan.minimum_effect < 0 else rate
+    rate = 1 - rate if settings.sign < 0 else rate
     found = [
         detectable_effect(
             rate,

@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from stats.planning import planned_total
+from stats.rates import always_valid_rate_interval
 from stats.results import (
     CONVERSION,
     GUARDRAIL,
@@ -41,6 +42,7 @@ from stats.results import (
     Caution,
     Crossing,
     Interval,
+    Level,
     MetricFigures,
     MetricSettings,
     Plan,
@@ -412,12 +414,12 @@ def warnings(
     variants: Sequence[VariantFigures],
     split: SampleRatioMismatch,
     plan: Plan | None,
-    control_interval: Interval,
+    deciding: Level,
 ) -> list[Caution]:
     """Return what the reader should know first, with the figures.
 
     `NOT_TO_PLAN` says that the plan's baseline lies outside the control's
-    always-valid interval (*control_interval*): the planned size is then wrong, and
+    always-valid interval at the *deciding* level: the planned size is then wrong, and
     perhaps the metric is not what was planned.
     """
     is_counted = any(arm.conversions for arm in arms)
@@ -425,7 +427,7 @@ def warnings(
     cautions.extend(_spread_warnings(arms, variants))
     cautions.extend(_split_warnings(split))
     if plan and is_counted and arms[0].sample_size:
-        cautions.extend(_plan_warnings(arms[0], plan, control_interval))
+        cautions.extend(_plan_warnings(arms[0], plan, deciding))
     return cautions
 
 
@@ -664,10 +666,10 @@ def _split_warnings(split: SampleRatioMismatch) -> list[Caution]:
     return []
 
 
-def _plan_warnings(
-    control: Arm, plan: Plan, control_interval: Interval
-) -> list[Caution]:
-    lower, upper = control_interval.lower, control_interval.upper
+def _plan_warnings(control: Arm, plan: Plan, deciding: Level) -> list[Caution]:
+    lower, upper, *_ = always_valid_rate_interval(
+        control.conversions, control.sample_size, deciding.confidence
+    )
     if lower is None or upper is None or lower <= plan.baseline_rate <= upper:
         return []
     low, high, planned = percentages([lower, upper, float(plan.baseline_rate)])
