@@ -98,6 +98,7 @@ class _Test(NamedTuple):
     log_e_values: list[float]
     p_values: list[float]
     adjusted: list[float]
+    prior: Beta
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -167,14 +168,13 @@ def figures(
     directed = plan and plan.towards(settings)
     split, measured = _split(arms), samples(arms, settings)
     test = _test(arms, planned_centre(directed), split, horizon_users)
-    prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
-    variants = _variants(arms, test, prior, measured, shown, deciding, dict(stored))
+    variants = _variants(arms, test, measured, shown, deciding, dict(stored))
     bounds = _bounds(test, variants, measured, shown, deciding, settings)
     metrics = scorecard(others, shown, deciding)
     contest = contest_of(settings, variants, bounds, metrics)
     decided = verdict(arms, contest, split, directed, horizon_users)
     decided, disagreement = with_values(decided, contest, deciding.alpha)
-    method = _method(shown, deciding, prior, test, horizon_users, settings)._replace(
+    method = _method(shown, deciding, test, horizon_users, settings)._replace(
         smallest_effect=_smallest_effect(arms[0], test, deciding, directed, settings),
         adjustment=measured and measured.adjustment,
     )
@@ -194,7 +194,6 @@ def figures(
 def _method(
     shown: Level,
     deciding: Level,
-    prior: Beta,
     test: _Test,
     users: int | None,
     settings: MetricSettings,
@@ -205,7 +204,7 @@ def _method(
         confidence_level=shown.confidence,
         verdict_confidence_level=deciding.confidence,
         correction="holm" if len(test.p_values) > 1 else "none",
-        prior=f"Beta({prior.successes:.4g}, {prior.failures:.4g})",
+        prior=f"Beta({test.prior.successes:.4g}, {test.prior.failures:.4g})",
         centre=test.pairs.centre,
         plan=None,
         computed_at=None,
@@ -285,14 +284,15 @@ def _check(arms: Sequence[Arm]) -> None:
 def _variants(
     arms: Sequence[Arm],
     test: _Test,
-    prior: Beta,
     measured: Samples | None,
     shown: Level,
     deciding: Level,
     crossings: Mapping[str, Crossing],
 ) -> list[VariantFigures]:
     """Return the figures of every arm, with its comparison to the control."""
-    chances = posterior([(arm.conversions, arm.sample_size) for arm in arms], prior)
+    chances = posterior(
+        [(arm.conversions, arm.sample_size) for arm in arms], test.prior
+    )
     comparisons = _comparisons(arms, test, chances, shown, deciding, crossings)
     values = value_figures(arms, measured, shown, deciding)
     return [
@@ -329,7 +329,8 @@ def _test(
     pairs = horizon.pairs_of(tables, shares, reached, centre, len(treatments))
     log_e = horizon.log_e(pairs)
     p_values: list[float] = horizon.p_values(pairs, log_e).tolist()
-    return _Test(pairs, log_e.tolist(), p_values, holm(p_values))
+    prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
+    return _Test(pairs, log_e.tolist(), p_values, holm(p_values), prior)
 
 
 def _share(pair: Sequence[Arm], split: SampleRatioMismatch) -> float:
