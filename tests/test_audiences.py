@@ -83,6 +83,18 @@ def test_an_id_that_cannot_be_is_refused(api, id):
         ({"ruleTree": {**PRO, "operator": "like"}}, "ruleTree.operator"),
         ({"ruleTree": {**PRO, "operator": "gt"}}, "ruleTree.value"),
         ({"ruleTree": {**PRO, "operator": "regex", "value": "("}}, "ruleTree.value"),
+        (
+            {"ruleTree": {**PRO, "operator": "semver_gte", "value": "newest"}},
+            "ruleTree.value",
+        ),
+        (
+            {"ruleTree": {**PRO, "operator": "before", "value": "2025-02-01T00:00"}},
+            "ruleTree.value",
+        ),
+        (
+            {"ruleTree": {**PRO, "operator": "after", "value": "2025-02-01"}},
+            "ruleTree.value",
+        ),
         ({"ruleTree": {"logicalOperator": "AND", "rules": []}}, "ruleTree.rules"),
         (
             {"ruleTree": {**BOTH, "rules": [PRO, {**GERMAN, "value": "DE"}]}},

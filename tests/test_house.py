@@ -29,7 +29,11 @@ PACKAGES = {
         {"postgres"},
         {"factory"},
     ],
-    "targeting": [{"assignment", "audience"}, {"decision"}],
+    "targeting": [
+        {"assignment", "orders"},
+        {"audience"},
+        {"decision"},
+    ],
     "ledger": [
         {"enrolment"},
         {"tallies"},
