@@ -32,7 +32,7 @@ PACKAGES = {
     "targeting": [
         {"assignment", "orders"},
         {"audience"},
-        {"decision"},
+        {"contradictions", "decision"},
     ],
     "ledger": [
         {"enrolment"},
