@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from itertools import islice
 from typing import Any, NamedTuple
 
 import peewee
@@ -31,7 +32,7 @@ from models import (
 )
 from storage.columns import MICROSECOND, utcnow
 from storage.engine import Trouble, database
-from targeting import assignment
+from targeting import assignment, contradictions
 from targeting.decision import COMPLETED, DRAFT, RUNNING, STOPPED
 
 Items = list[dict[str, Any]]
@@ -502,12 +503,13 @@ class ExperimentWarning(NamedTuple):
 
 def warnings(experiment: Experiment) -> Iterator[ExperimentWarning]:
     """Yield what whoever creates or starts the experiment should know."""
-    id = experiment.audience_id
-    if id is not None and not _has_rules(experiment):
+    id, rules = experiment.audience_id, _rules(experiment)
+    if id is not None and rules is None:
         yield ExperimentWarning(
             "AUDIENCE_NOT_DEFINED",
             f"The audience {id!r} is not defined here: the caller decides who is in.",
         )
+    yield from _never_true(rules)
     if experiment.state != RUNNING:
         return
     flows = [variant.flow_id for variant in experiment.variants if variant.flow_id]
@@ -525,11 +527,23 @@ def warnings(experiment: Experiment) -> Iterator[ExperimentWarning]:
         )
 
 
-def _has_rules(experiment: Experiment) -> bool:
-    """Tell whether rules decide who is in: frozen ones, or those of the audience."""
+def _rules(experiment: Experiment) -> Any:
+    """Return the rules that decide who is in: frozen ones, or those of the audience."""
     if experiment.start_date:
-        return experiment.audience_snapshot_at is not None
-    return Audience.get_or_none(id=experiment.audience_id) is not None
+        return experiment.audience_rules
+    audience = Audience.get_or_none(id=experiment.audience_id)
+    return audience and audience.rule_tree
+
+
+def _never_true(rules: Any) -> Iterator[ExperimentWarning]:
+    """Yield a warning for each rule that is true for nobody, up to ten of them."""
+    whole = "ruleTree"
+    for path, reason in islice(contradictions.never_true(rules, whole), 10):
+        effect = " Nobody can be enrolled." if path == whole else ""
+        yield ExperimentWarning(
+            "RULE_NEVER_TRUE",
+            f"The rule {path} of the audience can never be true: {reason}.{effect}",
+        )
 
 
 def _running_with(

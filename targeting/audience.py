@@ -28,6 +28,9 @@ never into lists or texts. What it does not reach is *missing*.
                                        the pattern is found somewhere
     starts_with   text                 a text that starts with the value
     ends_with     text                 a text that ends with the value
+    semver_gt     version              a version, later than the value; and so on with
+                                       semver_gte, semver_lt, semver_lte, semver_eq
+    before after  moment               a moment, before / after the value
     neq           any JSON             not ... what eq asks
     not_contains  as contains          not ... what contains asks
     not_in        list                 not ... what in asks
@@ -49,6 +52,9 @@ order; objects key by key in any order.
 **Patterns** are RE2's: they take linear time, because there are no backreferences and
 no look-around. Case counts, unless ``(?i)`` leads the pattern; ``$`` is the very end;
 ``\\d``, ``\\w`` and ``\\b`` know ASCII alone, ``\\pL`` is a letter of any script.
+
+**Versions and moments** are texts; `orders` says which. A field that holds any other
+text makes the leaf false.
 """
 
 from __future__ import annotations
@@ -57,10 +63,12 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
-from operator import ge, gt, le, lt
+from operator import eq, ge, gt, le, lt
 from typing import Any, NamedTuple, TypeVar
 
 import re2
+
+from targeting import orders
 
 DEPTH = 10
 
@@ -118,14 +126,14 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _same_scalar(left: Any, right: Any) -> bool:
-    number = _number(left)
+    number = numeric(left)
     if number is not None:
-        return number == _number(right)
+        return number == numeric(right)
     scalar = left is None or isinstance(left, (str, bool))
     return scalar and type(left) is type(right) and bool(left == right)
 
 
-def _number(value: Any) -> int | Decimal | None:
+def numeric(value: Any) -> int | Decimal | None:
     """Return the value if it is a finite number, else None.
 
     A float stands for the shortest decimal that it prints as, which is what the JSON
@@ -155,7 +163,7 @@ def _key(value: Any) -> Any:
 
     The JSON reader has bounded the depth of the value to 64.
     """
-    number = _number(value)
+    number = numeric(value)
     if number is not None:
         # As text: a caller could choose numbers that all have the same hash.
         sign, digits, exponent = Decimal(number).as_tuple()
@@ -194,7 +202,7 @@ def _exists(actual: Any, _: Any) -> bool:
 
 def _number_is(compared: Test) -> Test:
     def test(actual: Any, bound: Any) -> bool:
-        actual, bound = _number(actual), _number(bound)
+        actual, bound = numeric(actual), numeric(bound)
         return actual is not None and bound is not None and compared(actual, bound)
 
     return test
@@ -204,6 +212,18 @@ def _text_is(compared: Test) -> Test:
     def test(actual: Any, wanted: Any) -> bool:
         texts = isinstance(actual, str) and isinstance(wanted, str)
         return texts and compared(actual, wanted)
+
+    return test
+
+
+def _order_is(read: Callable[[str], orders.Key | None], compared: Test) -> Test:
+    known = lru_cache(maxsize=256)(read)  # a rule has one value for all users
+
+    def test(actual: Any, bound: Any) -> bool:
+        if not isinstance(actual, str) or not isinstance(bound, str):
+            return False
+        key, limit = read(actual), known(bound)
+        return key is not None and limit is not None and compared(key, limit)
 
     return test
 
@@ -253,7 +273,7 @@ def _anything(value: Any) -> str | None:
 
 
 def _a_number(value: Any) -> str | None:
-    return "It must be a number." if _number(value) is None else None
+    return "It must be a number." if numeric(value) is None else None
 
 
 def _a_text(value: Any) -> str | None:
@@ -265,7 +285,7 @@ def _a_list(value: Any) -> str | None:
 
 
 def _an_item(value: Any) -> str | None:
-    if isinstance(value, (str, bool)) or _number(value) is not None:
+    if isinstance(value, (str, bool)) or numeric(value) is not None:
         return None
     return "It must be a string, a number or a boolean."
 
@@ -280,6 +300,23 @@ def _a_pattern(value: Any) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _a_version(value: Any) -> str | None:
+    if isinstance(value, str) and orders.version(value):
+        return None
+    return (
+        "It must be a version in the form of SemVer 2.0, such as 1.2.3 or 1.2.3-beta.1."
+    )
+
+
+def _a_moment(value: Any) -> str | None:
+    if isinstance(value, str) and orders.moment(value):
+        return None
+    return (
+        "It must be a date with a time and a zone in ISO-8601, such as "
+        "2025-02-01T00:00:00Z."
+    )
 
 
 class Operator(NamedTuple):
@@ -306,6 +343,13 @@ OPERATORS = {
     "regex": Operator(_text_is(_matches_pattern), _a_pattern),
     "starts_with": Operator(_text_is(str.startswith), _a_text),
     "ends_with": Operator(_text_is(str.endswith), _a_text),
+    "semver_gt": Operator(_order_is(orders.version, gt), _a_version),
+    "semver_gte": Operator(_order_is(orders.version, ge), _a_version),
+    "semver_lt": Operator(_order_is(orders.version, lt), _a_version),
+    "semver_lte": Operator(_order_is(orders.version, le), _a_version),
+    "semver_eq": Operator(_order_is(orders.version, eq), _a_version),
+    "before": Operator(_order_is(orders.moment, lt), _a_moment),
+    "after": Operator(_order_is(orders.moment, gt), _a_moment),
 }
 
 
@@ -327,7 +371,7 @@ def indexed(tree: Any) -> Any:
 
 
 def _indexed(node: Any, room: int) -> Any:
-    group = _group(node, room)
+    group = joined(node, room)
     if group is not None:
         _, rules = group
         return {**node, "rules": [_indexed(rule, room - 1) for rule in rules]}
@@ -348,7 +392,7 @@ def _facts(user_id: str | None, attributes: Any) -> dict[str, Any]:
 
 
 def _holds(node: Any, facts: dict[str, Any], room: int) -> bool:
-    group = _group(node, room)
+    group = joined(node, room)
     if group is None:
         return _leaf_holds(node, facts)
     join, rules = group
@@ -356,7 +400,7 @@ def _holds(node: Any, facts: dict[str, Any], room: int) -> bool:
 
 
 def _traced(node: Any, facts: dict[str, Any], room: int) -> dict[str, Any]:
-    group = _group(node, room)
+    group = joined(node, room)
     if group is None:
         shown = node if isinstance(node, dict) else {}
         return {**shown, "result": _leaf_holds(node, facts)}
@@ -369,7 +413,7 @@ def _traced(node: Any, facts: dict[str, Any], room: int) -> dict[str, Any]:
     }
 
 
-def _group(node: Any, room: int) -> tuple[Join, list[Any]] | None:
+def joined(node: Any, room: int) -> tuple[Join, list[Any]] | None:
     """Return how a valid group joins its rules, and the rules; else None."""
     if not isinstance(node, dict) or "rules" not in node or not room:
         return None
@@ -408,20 +452,24 @@ def without(tree: Any, user_id: str, tombstone: str) -> Any:
     """Return the tree with *tombstone* in place of each value that is this user id.
 
     Values are a rule's value and the texts at any depth in it: an item of a list, a
-    member of an object, or the name of a member. Without any, the same object is
+    member of an object, or the name of a member. A version or a moment that a rule
+    compares with names no person and stays. Without any change, the same object is
     returned.
     """
     return _without(tree, user_id, tombstone, DEPTH)
 
 
 def _without(node: Any, user_id: str, tombstone: str, room: int) -> Any:
-    group = _group(node, room)
+    group = joined(node, room)
     if group is not None:
         _, rules = group
         new = [_without(rule, user_id, tombstone, room - 1) for rule in rules]
         kept = all(one is other for one, other in zip(rules, new, strict=True))
         return node if kept else {**node, "rules": new}
     if not isinstance(node, dict) or "value" not in node:
+        return node
+    operator = _named(OPERATORS, node.get("operator"))
+    if operator and operator.problem in (_a_version, _a_moment):
         return node
     value = _replaced(node["value"], user_id, tombstone)
     return node if value is node["value"] else {**node, "value": value}

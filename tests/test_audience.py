@@ -14,6 +14,7 @@ import pytest
 from targeting.audience import (
     MISSING,
     OPERATORS,
+    indexed,
     matches,
     problems,
     trace,
@@ -65,6 +66,8 @@ def test_the_table_has_every_operator_of_the_contract():
     contract = {
         *("eq", "neq", "gt", "lt", "gte", "lte", "contains", "not_contains"),
         *("in", "not_in", "exists", "not_exists", "regex", "starts_with", "ends_with"),
+        *("semver_gt", "semver_gte", "semver_lt", "semver_lte", "semver_eq"),
+        *("before", "after"),
     }
 
     assert set(TABLES[0]) == set(OPERATORS) == contract
@@ -80,6 +83,7 @@ def test_a_rule_holds_as_its_row_in_the_table_says(operator, place):
 
             assert problems(tree) == []
             assert matches(tree, "u1", attributes) is row["holds"]
+            assert matches(indexed(tree), "u1", attributes) is row["holds"]
             assert trace(tree, "u1", attributes) == {**tree, "result": row["holds"]}
 
 
@@ -225,7 +229,12 @@ VALUES = {
     "null": None,
     "a list": ["x"],
     "an object": {"x": 1},
+    "a version": "1.2.3",
+    "a moment": "2025-02-01T00:00:00Z",
 }
+
+
+TEXTS = ["a text", "a version", "a moment"]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +244,16 @@ VALUES = {
         (["gt", "lt", "gte", "lte"], ["a number", "a decimal"]),
         (
             ["contains", "not_contains"],
-            ["a text", "a number", "a decimal", "a boolean"],
+            [*TEXTS, "a number", "a decimal", "a boolean"],
         ),
         (["in", "not_in"], ["a list"]),
         (["exists", "not_exists"], []),
-        (["regex", "starts_with", "ends_with"], ["a text"]),
+        (["regex", "starts_with", "ends_with"], TEXTS),
+        (
+            ["semver_gt", "semver_gte", "semver_lt", "semver_lte", "semver_eq"],
+            ["a version"],
+        ),
+        (["before", "after"], ["a moment"]),
     ],
 )
 def test_an_operator_takes_the_values_it_can_ask_with(operators, taken):
@@ -404,6 +418,13 @@ def test_a_tree_without_the_person_is_the_same_object(tree):
 
     assert without(tree, "u1", "gone") is tree
     assert tree == kept
+
+
+def test_a_version_that_is_somebodys_id_stays_and_changes_no_rule():
+    for operator, value in (("semver_gte", "1.2.3"), ("before", "2025-02-01T00:00Z")):
+        tree = group("AND", leaf(operator, value))
+
+        assert without(tree, value, "gone") is tree
 
 
 @pytest.mark.parametrize("word", ["x", "eq", "AND"])

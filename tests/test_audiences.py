@@ -83,6 +83,18 @@ def test_an_id_that_cannot_be_is_refused(api, id):
         ({"ruleTree": {**PRO, "operator": "like"}}, "ruleTree.operator"),
         ({"ruleTree": {**PRO, "operator": "gt"}}, "ruleTree.value"),
         ({"ruleTree": {**PRO, "operator": "regex", "value": "("}}, "ruleTree.value"),
+        (
+            {"ruleTree": {**PRO, "operator": "semver_gte", "value": "newest"}},
+            "ruleTree.value",
+        ),
+        (
+            {"ruleTree": {**PRO, "operator": "before", "value": "2025-02-01T00:00"}},
+            "ruleTree.value",
+        ),
+        (
+            {"ruleTree": {**PRO, "operator": "after", "value": "2025-02-01"}},
+            "ruleTree.value",
+        ),
         ({"ruleTree": {"logicalOperator": "AND", "rules": []}}, "ruleTree.rules"),
         (
             {"ruleTree": {**BOTH, "rules": [PRO, {**GERMAN, "value": "DE"}]}},
@@ -272,6 +284,46 @@ def test_the_rules_of_a_running_experiment_are_those_of_its_start(api, draft, au
     api.post(f"{path}/stop")
     api.post(f"{path}/resume")
     assert decided(api, path, "c", pro)["reason"] == "NOT_IN_AUDIENCE"
+
+
+def messages(data, code):
+    return [one["message"] for one in data["warnings"] if one["code"] == code]
+
+
+def test_a_rule_that_can_never_be_true_is_warned_of(api, draft, audience):
+    there = audience()
+    never = {**GERMAN, "value": []}
+    path = draft(audienceId="aud_pro")
+
+    def warned(response):
+        assert response.status_code in (200, 201), response.text
+        return messages(response.json["data"], "RULE_NEVER_TRUE")
+
+    assert warned(api.post(f"{draft(audienceId='aud_pro')}/start")) == []
+    api.patch(there, {"ruleTree": {"logicalOperator": "OR", "rules": [PRO, never]}})
+    (message,) = warned(api.post(f"{path}/duplicate"))
+    assert message == (
+        "The rule ruleTree.rules.1 of the audience can never be true: no value of "
+        "'traits.country' satisfies ruleTree.rules.1."
+    )
+    free = {**PRO, "value": "free"}
+    api.patch(there, {"ruleTree": {"logicalOperator": "AND", "rules": [PRO, free]}})
+    (message,) = warned(api.post(f"{path}/start"))
+    assert message == (
+        "The rule ruleTree of the audience can never be true: no value of 'plan' "
+        "satisfies ruleTree.rules.0 and ruleTree.rules.1. Nobody can be enrolled."
+    )
+    assert decided(api, path, "a", {"plan": "pro"})["reason"] == "NOT_IN_AUDIENCE"
+
+
+def test_no_more_than_ten_rules_are_warned_of(api, draft, audience):
+    never = {**GERMAN, "value": []}
+    rules = [PRO, *[never] * 12]
+    audience(rule_tree={"logicalOperator": "OR", "rules": rules})
+
+    started = api.post(f"{draft(audienceId='aud_pro')}/start").json["data"]
+
+    assert len(messages(started, "RULE_NEVER_TRUE")) == 10
 
 
 def test_an_audience_that_is_defined_too_late_changes_nothing(api, draft, audience):

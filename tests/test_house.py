@@ -36,7 +36,11 @@ PACKAGES = {
         {"factory"},
     ],
     "schemas": [{"experiments"}, {"audiences", "events", "results", "users"}],
-    "targeting": [{"assignment", "audience"}, {"decision"}],
+    "targeting": [
+        {"assignment", "orders"},
+        {"audience"},
+        {"contradictions", "decision"},
+    ],
     "ledger": [
         {"sums"},
         {"enrolment"},

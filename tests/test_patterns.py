@@ -151,7 +151,10 @@ def test_200_rules_ten_deep_take_under_a_millisecond():
 # Whatever it is given
 
 
-texts = st.text(max_size=8) | st.sampled_from(["u1", "\ud800", "a.b", "AND", "eq"])
+VERSIONS = ["1.0.0", "v1.0", "1.0.0-rc.1+5", "2.0.0-0", "10.0.0"]
+MOMENTS = ["2025-02-01T00:00Z", "2025-02-01T01:00:00+01:00", "2024-12-31 23:59:59.9z"]
+WORDS = ["u1", "\ud800", "a.b", "AND", "eq", *VERSIONS, *MOMENTS]
+texts = st.text(max_size=8) | st.sampled_from(WORDS)
 numbers = st.integers() | st.floats() | st.decimals() | st.sampled_from([0, 1, 1.0])
 scalars = st.none() | st.booleans() | numbers | texts
 anything = st.recursive(
@@ -164,6 +167,7 @@ anything = st.recursive(
 fields = st.sampled_from(["userId", "a", "b", "a.b", "a.b.c", "nowhere"])
 facts = st.dictionaries(fields | texts, anything, max_size=4)
 patterns = st.sampled_from(["", "a", "^a*$", "(a|b)+", "[^u]", "."])
+versions, moments = st.sampled_from(VERSIONS), st.sampled_from(MOMENTS)
 VALID = {
     **dict.fromkeys(["eq", "neq"], anything),
     **dict.fromkeys(
@@ -174,6 +178,10 @@ VALID = {
     **dict.fromkeys(["exists", "not_exists"], st.just(MISSING)),
     **dict.fromkeys(["starts_with", "ends_with"], texts),
     "regex": patterns,
+    **dict.fromkeys(
+        ["semver_gt", "semver_gte", "semver_lt", "semver_lte", "semver_eq"], versions
+    ),
+    **dict.fromkeys(["before", "after"], moments),
 }
 
 

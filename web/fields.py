@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validate
 
 from models import ID_PREFIX, NOT_IDS
-from targeting import audience
+from targeting import audience, orders
 from web.json import (
     ERRORS,
     FORBIDDEN,
@@ -603,6 +603,15 @@ RULE_TREE = {
         _leaves(["exists", "not_exists"], None),
         _leaves(["regex"], {"type": "string", "maxLength": audience.PATTERN_LENGTH}),
         _leaves(["starts_with", "ends_with"], {"type": "string"}),
+        _leaves(
+            ["semver_gt", "semver_gte", "semver_lt", "semver_lte", "semver_eq"],
+            {
+                "type": "string",
+                "maxLength": orders.VERSION_LENGTH,
+                "pattern": f"^{orders.VERSION.pattern}$",
+            },
+        ),
+        _leaves(["before", "after"], {"type": "string", "format": "date-time"}),
     ],
 }
 
