@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from peewee import chunked
 
-from ledger import enrolment
+from ledger import enrolment, single
 from ledger.single import REVISION, TIME, size
 from models import Assignment, Experiment, GroupShare, Override, Variant
 from storage.columns import utcnow
@@ -71,13 +71,23 @@ def standing(user: User) -> Standing:
 def enrolled_everywhere(user: User) -> Standing:
     """Enrol the user in each experiment that takes them; return what they get."""
     found = standing(user)
-    new = [one.definition.id for one, decision in found if decision.reason == NEW]
+    new = [one for one, decision in found if decision.reason == NEW]
+    simple = [one for one in new if not (one.definition.group or one.has_overrides)]
+    others = [one for one in new if one.definition.group or one.has_overrides]
     enrolled = {
         decision.experiment_id: decision
-        for some in chunked(new, TOGETHER)
-        for decision in enrolment.enrol_in(some, user)
+        for kind in (simple, others)
+        for some in chunked((one.definition.id for one in kind), TOGETHER)
+        for decision in _enrolled_in(some, user)
     }
     return [(one, enrolled.get(one.definition.id, was)) for one, was in found]
+
+
+def _enrolled_in(experiment_ids: list[str], user: User) -> list[Decision]:
+    decided = single.enrol(experiment_ids, user)
+    if decided is None:
+        return enrolment.enrol_in(experiment_ids, user)
+    return [decision for _, decision in decided]
 
 
 # The index of the table has the user first.

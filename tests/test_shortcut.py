@@ -383,6 +383,38 @@ def test_a_plain_request_takes_the_short_way(app, api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": 41 - 1}
 
 
+def test_a_plain_flag_takes_the_short_way(app, api, running):
+    config = {"config": {"steps": 5}}
+    variants = [
+        {"name": name, "splitPercentage": 50, **config} for name in ("Control", "New")
+    ]
+    path = running(key="checkout", variants=variants)
+    id, place = path.partition("/")[2], "/ofrep/v1/evaluate/flags"
+    api.post(f"{path}/assignments", {"userId": "u0"})  # the token is known then
+    long_way = counting(app)
+    for number in range(20):
+        context = {"context": {"targetingKey": f"u{number}", "plan": "pro"}}
+        for content_type in ("application/json", "application/json; charset=utf-8"):
+            flags = [
+                api.post(
+                    f"{place}/{key}",
+                    data=json.dumps(context),
+                    content_type=content_type,
+                ).json
+                for key in ("checkout", "checkout.config", id, f"{id}.config")
+            ]
+            decision = api.post(f"{path}/assignments", {"userId": f"u{number}"})
+            name, variant, steps = (
+                decision.json["data"][key]
+                for key in ("variantName", "variantId", "config")
+            )
+            assert [one["value"] for one in flags] == [name, steps] * 2
+            assert {one["variant"] for one in flags} == {variant}
+
+    assert long_way == []
+    assert api.get(path).json["data"]["_count"] == {"assignments": 20}
+
+
 def users(ids):
     return {"users": [{"userId": one} for one in ids]}
 
