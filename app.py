@@ -26,12 +26,13 @@ from werkzeug.exceptions import (
 import cli
 import lifecycle
 import listing
+import ofrep
 import schemas
 from ledger import conversions, enrolment, erasure, rows
 from ledger.counts import counted, replayed
 from looks import look
 from models import TABLES, Audience, Change, Experiment, Override
-from shortcut import FAILURE, Shortcut
+from shortcut import Shortcut
 from storage import columns, engine, factory, schema
 from storage.columns import utcnow
 from storage.table import Row
@@ -51,7 +52,7 @@ from web.blueprint import (
     refuse_unknown_query,
     streamed_list,
 )
-from web.errors import ANSWERS
+from web.errors import ANSWERS, FAILURE
 from web.fields import OwnIds, camel_case
 from web.logging import note_arrival, note_departure, note_end, write_lines
 from web.openapi import document
@@ -612,7 +613,7 @@ def measured() -> Response:
     return Response(content, content_type=metrics.CONTENT_TYPE)
 
 
-FROM_BROWSERS = r"/api/(experiments/[^/]+/(assignments|conversions)|events).*"
+FROM_BROWSERS = r"/(ofrep|api/(experiments/[^/]+/(assignments|conversions)|events)).*"
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -641,7 +642,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.teardown_request(note_end)
     for kind, answer in ANSWERS.items():
         app.register_error_handler(kind, answer)
-    document(app, api, VERSION)
+    document(app, (api, ofrep.flags), VERSION)
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)

@@ -28,23 +28,29 @@ from ledger.conversions import Event
 from storage import engine, traffic
 from targeting.decision import NEW, User
 from views.answers import decision_text, decision_texts, receipt_text
+from views.flags import experiment_of, flag_text
 from web import metrics
 from web.auth import Tokens
 from web.blueprint import pieces
+from web.errors import FAILURE
 from web.fields import Reader, are_plain_ids
+from web.flags import PREFIX, TargetingKeyMissing, flag_user
 from web.json import InvalidJson, loads, plain_texts
 from web.logging import HEADERS, STARTED, note_answer
 
 Environ = dict[str, Any]
 Answer = Iterable[bytes]
 
-FAILURE = "abacus.failure"  # in a request's environ: the error that it ended with
-
 # Ids and keys of plain letters, which a URL can spell in one way only.
 ROUTE = re.compile(
     r"/api/(experiments|users)/([\w.+@-]{1,255})/(assignments(?:/batch)?|conversions)",
     re.ASCII,
 )
+
+FLAG_ROUTE = re.compile(rf"{PREFIX}/v1/evaluate/flags/([\w.-]{{1,255}})", re.ASCII)
+
+# OpenFeature's clients in JavaScript name the encoding of their JSON.
+CONTENT_TYPES = {"application/json", "application/json; charset=utf-8"}
 
 LARGEST = 16 * 1024  # bytes of a body; a larger one is worth the whole way
 
@@ -71,10 +77,9 @@ class Shortcut:
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Answer:
         if environ["REQUEST_METHOD"] == "POST":
-            match = ROUTE.fullmatch(environ["PATH_INFO"])
-            way = WAYS.get((match[1], match[3])) if match else None
-            if match and way and self._is_plain(environ, way.largest):
-                answer = self._short_way(environ, way, match[2])
+            way, name = way_of(environ["PATH_INFO"])
+            if way and self._is_plain(environ, way.largest):
+                answer = self._short_way(environ, way, name)
                 if answer is not None:
                     status, headers, content = answer
                     start_response(status, headers)
@@ -86,7 +91,7 @@ class Shortcut:
         get = environ.get
         length = get("CONTENT_LENGTH", "")
         if (
-            get("CONTENT_TYPE") != "application/json"
+            get("CONTENT_TYPE") not in CONTENT_TYPES
             or get("QUERY_STRING")
             or "HTTP_CONTENT_ENCODING" in environ
             or "HTTP_ORIGIN" in environ
@@ -112,7 +117,7 @@ class Shortcut:
             if len(body) == length:
                 engine.connect()
                 answer = way.answer(name, body)
-        except (ValidationError, InvalidJson):
+        except (ValidationError, InvalidJson, TargetingKeyMissing):
             pass  # the long way words it
         except Exception as error:  # whatever it is, the long way answers it
             environ[FAILURE] = error
@@ -128,7 +133,7 @@ class Shortcut:
         headers = [*COMMON, ("X-Request-ID", request_id)]
         content: Answer = map(str.encode, pieces(data))
         if isinstance(data, str):
-            whole = f'{{"data": {data}}}'.encode()
+            whole = (data if way.is_bare else f'{{"data": {data}}}').encode()
             headers.append(("Content-Length", str(len(whole))))
             content = [whole]
         note_answer(request_id, started, "POST", way.route, status)
@@ -189,6 +194,16 @@ def convert(name: str, body: bytes) -> Short:
     return 201, receipt_text(receipt, known.derived)
 
 
+def evaluate_flag(key: str, body: bytes) -> Short:
+    """Enrol one user in the experiment of the flag of this key."""
+    decided = single.enrol([experiment_of(key)], flag_user(loads(body)))
+    if decided is None:
+        return None
+    ((known, decision),) = decided
+    metrics.enrolled([decision])
+    return 200, flag_text(key, decision, known.derived)
+
+
 class Way(NamedTuple):
     """One kind of request: what answers it, and its route as the metrics name it."""
 
@@ -196,6 +211,8 @@ class Way(NamedTuple):
     route: str
     largest: int = LARGEST
     """The most bytes of a body."""
+    is_bare: bool = False
+    """Whether the answer is sent without `{"data": ...}` around it."""
 
 
 WAYS = {
@@ -208,3 +225,14 @@ WAYS = {
         enrol_in_experiments, "/api/users/<path:user_id>/assignments"
     ),
 }
+
+FLAG_WAY = Way(evaluate_flag, f"{PREFIX}/v1/evaluate/flags/<path:key>", is_bare=True)
+
+
+def way_of(path: str) -> tuple[Way | None, str]:
+    """Return the way of a path, if it has one, and the name in it."""
+    if match := ROUTE.fullmatch(path):
+        return WAYS.get((match[1], match[3])), match[2]
+    if match := FLAG_ROUTE.fullmatch(path):
+        return FLAG_WAY, match[1]
+    return None, ""

@@ -202,6 +202,15 @@ def sides(service: Service, echo: Server) -> list[Side]:
         Side("echo", echo, lua("POST", '"/bare"', an_id % a_known + " .. '}'")),
         Side("echo, token", echo, lua("POST", '"/token"', an_id % a_known + " .. '}'")),
         Side("returning", abacus, lua("POST", post, an_id % a_known + " .. '}'")),
+        Side(
+            "flag, returning",
+            abacus,
+            lua(
+                "POST",
+                f'"/ofrep/v1/evaluate/flags/{keys[0]}"',
+                f'\'{{"context":{{"targetingKey":"\' .. {a_known} .. \'"}}}}\'',
+            ),
+        ),
         Side("new", abacus, lua("POST", post, an_id % user() + " .. '}'")),
         Side(
             "conversion",

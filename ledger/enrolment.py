@@ -86,10 +86,11 @@ def enrol_in(names: Sequence[str], user: User) -> list[Decision]:
 
     An experiment is named by its id or its key. All rows are written, or none.
     """
-    return database.obj.beside(lambda: [_enrolled_in(name, user) for name in names])
+    return database.obj.beside(lambda: [enrolled_in(name, user) for name in names])
 
 
-def _enrolled_in(name: str, user: User) -> Decision:
+def enrolled_in(name: str, user: User) -> Decision:
+    """Return the decision of the experiment of this name, enrolling who is new."""
     experiment = Experiment.named(name)
     if experiment is None:
         return Decision(name, user.user_id, NOT_FOUND)

@@ -10,6 +10,7 @@ test compares the two.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from datetime import datetime
@@ -50,6 +51,14 @@ from targeting.decision import (
 )
 
 TIME, COVARIATE = Assignment.assigned_at, Assignment.covariate
+
+# The form of every id and of every key.
+PLAIN_NAME = re.compile(r"[\w.-]{1,255}", re.ASCII)
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether an experiment can have this id or this key."""
+    return PLAIN_NAME.fullmatch(name) is not None
 
 
 class Known(NamedTuple):
@@ -101,7 +110,7 @@ class Memory:
             overrides.exists(),
             {},
         )
-        if _size(known.definition) <= self.LARGEST:
+        if size(known.definition) <= self.LARGEST:
             with self._lock:
                 if len(self._known) >= self.MOST:
                     self._known.pop(next(iter(self._known)))
@@ -109,7 +118,8 @@ class Memory:
         return known
 
 
-def _size(definition: Definition) -> int:
+def size(definition: Definition) -> int:
+    """Return the characters of a definition's configs and rules."""
     held = [definition.rules, *(variant.config for variant in definition.variants)]
     return sum(len(str(Json().db_value(one))) for one in held)
 

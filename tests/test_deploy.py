@@ -306,6 +306,38 @@ def test_without_the_service_the_proxy_answers_in_its_shape(tmp_path):
         assert "marker" not in proxy.logged(" 503 ", " 502 ")
 
 
+def test_the_proxy_refuses_flags_in_the_shape_of_their_protocol(
+    service, port, tmp_path
+):
+    place, token = "/ofrep/v1/evaluate/flags", service.token
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = free.getsockname()[1]
+
+    def hastily(_):
+        return [answered(port, "POST", place, b"{}", "hasty.x.y") for _ in range(300)]
+
+    large = answered(port, "POST", f"{place}/checkout", b" " * 2_000_000, token)
+    with ThreadPoolExecutor(4) as callers:
+        told = [one for some in callers.map(hastily, range(4)) for one in some]
+    with proxied(tmp_path, nobody) as proxy:
+        gone = answered(proxy.port, "POST", place, b"{}", token)
+
+    many = {one[0]: one for one in told}
+    assert set(many) == {401, 429}
+    for status, code, answer in (
+        (400, "PARSE_ERROR", large),
+        (401, "GENERAL", many[401]),
+        (429, "GENERAL", many[429]),
+        (503, "GENERAL", gone),
+    ):
+        assert answer[0] == status
+        assert answer[1]["Content-Type"] == "application/json"
+        assert answer[1]["Retry-After"] == ("1" if status in (429, 503) else None)
+        body = json.loads(answer[2])
+        assert set(body) == {"key", "reason", "variant", "errorCode", "errorDetails"}
+        assert (body["errorCode"], body["variant"]) == (code, "not_enrolled")
+
+
 def test_the_metrics_are_not_for_the_open_network(service, port):
     assert_shape(answered(port, "GET", "/metrics"), 404, "NOT_FOUND")
     assert b"abacus_" in answered(service.port, "GET", "/metrics")[2]

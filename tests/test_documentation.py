@@ -42,7 +42,7 @@ def test_the_document_is_openapi_3_1_and_names_every_endpoint(app, anonymous):
             method.lower(),
         )
         for rule in app.url_map.iter_rules()
-        if rule.rule.startswith("/api")
+        if rule.rule.startswith(("/api", "/ofrep"))
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
     assert written == served

@@ -15,7 +15,7 @@ FLOORS = [
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},
-    {"cli", "looks", "shortcut"},
+    {"cli", "looks", "ofrep", "shortcut"},
     {"app"},
     {"wsgi"},
 ]
@@ -47,17 +47,18 @@ PACKAGES = {
         {"tallies"},
         {"conversions"},
         {"counts", "single"},
-        {"erasure", "proof", "rows"},
+        {"erasure", "proof", "rows", "standing"},
     ],
     "web": [
         {"csv", "json", "keys", "settings"},
         {"metrics"},
         {"auth", "fields", "logging"},
-        {"errors", "slots"},
+        {"flags", "slots"},
+        {"errors"},
         {"blueprint"},
         {"openapi"},
     ],
-    "views": [{"answers", "figures"}, {"export", "planning", "tables"}],
+    "views": [{"answers", "figures", "flags"}, {"export", "planning", "tables"}],
     "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
@@ -194,7 +195,7 @@ def test_what_needs_no_token_is_listed(app):
     open_paths = {
         rule.rule
         for rule in app.url_map.iter_rules()
-        if not rule.rule.startswith(("/api", "/docs"))
+        if not rule.rule.startswith(("/api", "/ofrep", "/docs"))
     }
 
     assert open_paths == {"/", "/healthz", "/readyz", "/metrics", "/openapi.json"}

@@ -14,6 +14,7 @@ import cli
 from targeting import assignment
 from targeting.decision import STATUSES
 from web import errors
+from web import flags as flags_of_errors
 
 pytestmark = pytest.mark.one_engine
 
@@ -76,6 +77,33 @@ def test_the_walk_of_the_front_page_works_when_pasted_in_order(tmp_path):
     assert "There is not enough data" in printed or "Keep running" in printed
     assert sum(variant["participants"] for variant in counts["variants"]) == 3
     assert counts["quality"]["counted"] == 1
+
+
+def shape(answer):
+    """Return an answer without what depends on the draw of the user."""
+    if isinstance(answer, dict):
+        drawn = {"value", "variant", "experimentId"}
+        return {
+            key: type(value) if key in drawn else shape(value)
+            for key, value in answer.items()
+        }
+    return [shape(one) for one in answer] if isinstance(answer, list) else answer
+
+
+def test_the_commands_and_answers_of_the_openfeature_page_are_real(tmp_path):
+    text = (real.ROOT / "docs" / "openfeature.md").read_text()
+    with real.served(tmp_path / "instance") as service:
+        _, printed = pasted(text, service, tmp_path)
+
+    answers = [json.loads(line) for line in printed.splitlines()]
+    examples = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    flags = [shape(one) for one in answers if "data" not in one]
+    assert flags == [shape(json.loads(one)) for one in examples]
+    assert len(flags) == 2
+    (receipt,) = answers[-1]["data"]  # of the one experiment that the user is in
+    assert receipt["status"] == "accepted"
+    codes = set(re.findall(r"^\| [\d, ]+ \| `(\w+)`", text, re.MULTILINE))
+    assert codes == {*flags_of_errors.CODES.values(), "GENERAL"}
 
 
 def test_the_front_page_is_read_in_five_minutes():

@@ -230,6 +230,17 @@ BATCHES = (
     | st.lists(PLAIN_ROWS | BODIES["assignments"] | ODD, max_size=4)
 ).map(batch_of)
 
+FLAGS = st.tuples(
+    st.just("flag"),
+    st.sampled_from(["", ".config", ".conf", "\u00eb"]),
+    st.fixed_dictionaries(
+        {}, optional={"targetingKey": TEXTS | ODD, "plan": st.just("pro")}
+    )
+    | st.fixed_dictionaries({"targetingKey": st.sampled_from(["u1", "u2", "u3"])})
+    | ODD,
+    st.sampled_from(["application/json", "application/json; charset=utf-8", "text/x"]),
+)
+
 PLAIN = st.sampled_from(["assignments", "conversions"]).flatmap(
     lambda kind: st.tuples(
         st.just(kind),
@@ -242,7 +253,7 @@ PLAIN = st.sampled_from(["assignments", "conversions"]).flatmap(
 @given(
     st.lists(PLAIN | PLAIN_BATCHES, min_size=4, max_size=12),
     st.lists(
-        BOOKINGS | BOOKINGS | SEVERAL | MOVES | BATCHES | PLAIN_BATCHES,
+        BOOKINGS | BOOKINGS | SEVERAL | FLAGS | MOVES | BATCHES | PLAIN_BATCHES,
         min_size=4,
         max_size=16,
     ),
@@ -263,6 +274,14 @@ def test_both_ways_answer_and_write_the_same(two_ways, plain, others):
             body = {"experiments": [path.partition("/")[2], *others], **attributes}
             place = f"users/{user}/assignments"
             asked = [each.post(place, body) for each in (short, long)]
+        elif step[0] == "flag":
+            _, ending, context, content_type = step
+            place = f"/ofrep/v1/evaluate/flags/{path.partition('/')[2]}{ending}"
+            body = json.dumps({"context": context})
+            asked = [
+                each.post(place, data=body, content_type=content_type)
+                for each in (short, long)
+            ]
         else:
             method, name, body = step
             place = f"{path}/{name}".removesuffix("/")
@@ -363,6 +382,38 @@ def test_a_plain_request_takes_the_short_way(app, api, running):
 
     assert long_way == []
     assert api.get(path).json["data"]["_count"] == {"assignments": 41 - 1}
+
+
+def test_a_plain_flag_takes_the_short_way(app, api, running):
+    config = {"config": {"steps": 5}}
+    variants = [
+        {"name": name, "splitPercentage": 50, **config} for name in ("Control", "New")
+    ]
+    path = running(key="checkout", variants=variants)
+    id, place = path.partition("/")[2], "/ofrep/v1/evaluate/flags"
+    api.post(f"{path}/assignments", {"userId": "u0"})  # the token is known then
+    long_way = counting(app)
+    for number in range(20):
+        context = {"context": {"targetingKey": f"u{number}", "plan": "pro"}}
+        for content_type in ("application/json", "application/json; charset=utf-8"):
+            flags = [
+                api.post(
+                    f"{place}/{key}",
+                    data=json.dumps(context),
+                    content_type=content_type,
+                ).json
+                for key in ("checkout", "checkout.config", id, f"{id}.config")
+            ]
+            decision = api.post(f"{path}/assignments", {"userId": f"u{number}"})
+            name, variant, steps = (
+                decision.json["data"][key]
+                for key in ("variantName", "variantId", "config")
+            )
+            assert [one["value"] for one in flags] == [name, steps] * 2
+            assert {one["variant"] for one in flags} == {variant}
+
+    assert long_way == []
+    assert api.get(path).json["data"]["_count"] == {"assignments": 20}
 
 
 def users(ids):

@@ -115,18 +115,22 @@ class Blueprint(SmorestBlueprint):
         """Note what a handler reads, and document the refusals that follow from it."""
         parameters = view_func._apidoc.get("arguments", {}).get("parameters", [])
         view_func.reads = {each["in"] for each in parameters}
-        statuses = [400, 401, 403, 503]
-        if "<" in rule:
-            statuses.append(404)
-        if "json" in view_func.reads:
-            statuses += [413, 415]
-        if hasattr(view_func, "is_costly"):
-            statuses.append(429)
         documented = view_func._apidoc["response"]["responses"]
-        documented |= {status: [HTTPStatus(status).name] for status in statuses}
+        documented |= self.refusals(rule, view_func)
         if "<id>" in rule:
             options["parameters"] = [dict(EXPERIMENT_ID)]
         super().add_url_rule(rule, endpoint, view_func, **options)
+
+    def refusals(self, rule: str, handler: Any) -> dict[int, Any]:
+        """Return the documentation of each refusal by its status."""
+        statuses = [400, 401, 403, 503]
+        if "<" in rule:
+            statuses.append(404)
+        if "json" in handler.reads:
+            statuses += [413, 415]
+        if hasattr(handler, "is_costly"):
+            statuses.append(429)
+        return {status: [HTTPStatus(status).name] for status in statuses}
 
 
 EXPERIMENT_ID = {

@@ -15,7 +15,7 @@ from models import Conflict, Invalid
 from storage import engine
 from storage.engine import Trouble
 from storage.paging import BadCursor
-from web import keys, metrics
+from web import flags, keys, metrics
 from web.fields import Answer
 from web.json import ERRORS, InvalidJson, as_text, cut
 from web.logging import log
@@ -85,18 +85,22 @@ def problem(
     code: str | None = None,
     details: list[dict[str, Any]] | None = None,
 ) -> Response:
-    """Return an error answer in the common shape."""
+    """Return an error answer in the common shape, or in OpenFeature's own."""
     g.code = (
         code or CODES.get(status) or ("BAD_REQUEST" if status < 500 else CODES[500])
     )
-    error = {
-        "statusCode": status,
-        "code": g.code,
-        "message": message,
-        "details": details or [],
-        "requestId": g.get("request_id", ""),
-    }
-    response = jsonify({"error": error})
+    if flags.speaks_ofrep(request.path):
+        status = flags.status_of(status)
+        response = jsonify(flags.failure(request.path, g.code, message))
+    else:
+        error = {
+            "statusCode": status,
+            "code": g.code,
+            "message": message,
+            "details": details or [],
+            "requestId": g.get("request_id", ""),
+        }
+        response = jsonify({"error": error})
     response.status_code = status
     if status == 503:
         response.headers["Retry-After"] = "1"
@@ -129,6 +133,11 @@ def answer_invalid_json(error: InvalidJson) -> Response:
     return problem(400, str(error), "INVALID_JSON")
 
 
+def answer_targeting_key(_: flags.TargetingKeyMissing) -> Response:
+    message = "The context needs a targetingKey: the id of the user."
+    return problem(400, message, "TARGETING_KEY_MISSING")
+
+
 def answer_conflict(error: Conflict) -> Response:
     current, *allowed = map(as_text, (error.current, *error.allowed))
     details = [{"current": current, "allowed": allowed}]
@@ -143,6 +152,9 @@ TROUBLES = {
     Trouble.DAMAGED: "The database is damaged; nothing is written to it any more.",
     Trouble.IO: "The disk of the database failed (I/O error); try again.",
 }
+
+# In a request's environ: the error that the short way ended with.
+FAILURE = "abacus.failure"
 
 LEAVE = "abacus.leave"  # in a request's environ: this worker should be replaced
 
@@ -182,6 +194,7 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     Invalid: answer_invalid,
     BadCursor: answer_bad_cursor,
     InvalidJson: answer_invalid_json,
+    flags.TargetingKeyMissing: answer_targeting_key,
     Conflict: answer_conflict,
     engine.NotReady: answer_unavailable,
     keys.WeakSecret: answer_keyless,

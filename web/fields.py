@@ -31,6 +31,8 @@ ID_LENGTH = 255
 
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,98}[a-z0-9])?", re.ASCII)
 
+CONFIG_FLAG = ".config"  # a flag with this ending has the config of a variant
+
 # A page number: with so many digits, times 100, no database's offset overflows.
 WHOLE = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
 
@@ -90,6 +92,10 @@ def is_a_slug(text: str) -> None:
             f"A key cannot begin with {ID_PREFIX!r}, as an id does: both stand in the "
             "same places."
         )
+    if text.endswith(CONFIG_FLAG):
+        raise ValidationError(
+            f"A key cannot end with {CONFIG_FLAG!r}: with it, a key names a flag."
+        )
     is_an_id(text)
 
 
@@ -114,7 +120,8 @@ def Id(**options: Any) -> fields.String:
 
 def Key(**options: Any) -> fields.String:
     """Return a field for an experiment's key, which may replace its id anywhere."""
-    refused = [{"pattern": f"^{ID_PREFIX}"}, {"enum": sorted(NOT_IDS)}]
+    affixes = f"^{ID_PREFIX}|{re.escape(CONFIG_FLAG)}$"
+    refused = [{"pattern": affixes}, {"enum": sorted(NOT_IDS)}]
     return fields.String(
         validate=is_a_slug,
         metadata={"pattern": f"^{KEY.pattern}$", "not": {"anyOf": refused}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Iterable
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
@@ -17,7 +18,7 @@ from web.errors import REFUSALS, Error
 from web.fields import AN_ID, RULE_TREE, JsonText
 
 
-def document(app: Flask, api: Blueprint, version: str) -> None:
+def document(app: Flask, apis: Iterable[Blueprint], version: str) -> None:
     """Serve the API, its OpenAPI document, and the page that shows the document."""
     app.config.update(
         API_TITLE="Abacus",
@@ -32,7 +33,8 @@ def document(app: Flask, api: Blueprint, version: str) -> None:
             "security": [{"token": []}],
         },
     )
-    described.register_blueprint(api)
+    for api in apis:
+        described.register_blueprint(api)
     config = {
         # A fixed address, or else the page would repeat the Host header in its script.
         "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
