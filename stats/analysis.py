@@ -185,7 +185,7 @@ def figures(
         method._replace(input_hash=input_hash(arms, *made_from)),
         split,
         decided,
-        disagreement + warnings(arms, variants, split, directed, deciding),
+        disagreement + warnings(arms, variants, split, directed, deciding, settings),
         trustworthy=not split.detected,
         metrics=metrics or None,
     )

@@ -74,6 +74,7 @@ MOST_NAMED = 10
 REFUSALS = {
     "BEFORE_ENROLLMENT": "from before the enrolment",
     "NOT_ENROLLED": "of users who are not enrolled",
+    "AFTER_WINDOW": "from after the window of their metric",
     "TOO_MANY_METRICS": "of metrics beyond the most that an experiment may have",
 }
 
@@ -415,6 +416,7 @@ def warnings(
     split: SampleRatioMismatch,
     plan: Plan | None,
     deciding: Level,
+    settings: MetricSettings,
 ) -> list[Caution]:
     """Return what the reader should know first, with the figures.
 
@@ -423,7 +425,9 @@ def warnings(
     perhaps the metric is not what was planned.
     """
     is_counted = any(arm.conversions for arm in arms)
-    cautions = [*_empty_warnings(arms), *_small_warnings(arms)]
+    cautions = [*_empty_warnings(arms)]
+    if settings.kind == CONVERSION:
+        cautions.extend(_rate_warnings(arms))
     cautions.extend(_spread_warnings(arms, variants))
     cautions.extend(_split_warnings(split))
     if plan and is_counted and arms[0].sample_size:
@@ -432,10 +436,14 @@ def warnings(
 
 
 def _empty_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
-    """Yield a warning for arms without users, and for a control at 0."""
+    """Yield a warning for arms without users."""
     empty = [arm.variant_name for arm in arms if arm.sample_size == 0]
     if empty:
         yield Caution("NO_DATA", f"No user has been enrolled yet in {listed(empty)}.")
+
+
+def _rate_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
+    """Yield warnings for a control at 0, and if the p-value of one look is rough."""
     is_counted = any(arm.conversions for arm in arms)
     if is_counted and arms[0].sample_size and not arms[0].conversions:
         yield Caution(
@@ -443,10 +451,6 @@ def _empty_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
             f"Nobody of {arms[0].sample_size:,} converted in "
             f"{arms[0].variant_name}: a lift has no value, a difference has.",
         )
-
-
-def _small_warnings(arms: Sequence[Arm]) -> Iterator[Caution]:
-    """Yield a warning if the fixed-horizon p-value is approximate."""
     smallest = min(_expected(arms[0], arm) for arm in arms[1:])
     if smallest < LEAST_EXPECTED:
         yield Caution(

@@ -92,6 +92,8 @@ class Quality(NamedTuple):
     duplicates: Count
     before_enrollment: Count
     not_enrolled: Count
+    after_window: int | None = None
+    """None if no metric has a window."""
 
 
 class Results(NamedTuple):
@@ -215,7 +217,11 @@ def quality(counts: Counts) -> Quality:
         counts.refusals.get("BEFORE_ENROLLMENT", 0),
         counts.refusals.get("NOT_ENROLLED", 0),
     )
-    return Quality(sum(outcomes), *outcomes)
+    settings = counts.experiment.metric_settings.values()
+    late = None
+    if any(one.window is not None for one in settings):
+        late = counts.refusals.get("AFTER_WINDOW", 0)
+    return Quality(sum(outcomes) + (late or 0), *outcomes, late)
 
 
 def computed_results(
@@ -255,7 +261,29 @@ def computed_results(
     waiting = None
     if settings.window is not None:
         waiting = counts.users - sum(arm.sample_size for arm in arms)
+        analysis = _told_apart(analysis, settings.window, waiting)
     return Computed(experiment.id, analysis, counts.as_of, progress, waiting)
+
+
+def _told_apart(analysis: stats.Analysis, window: int, waiting: int) -> stats.Analysis:
+    """Return the analysis with a sentence on the users inside their windows."""
+    if not waiting:
+        return analysis
+    days = "1 day" if window == 1 else f"{window} days"
+    sentence = (
+        f"{analysis.verdict.sentence} {waiting:,} more users are inside their window "
+        f"of {days}, and counted when it is over."
+    )
+    if analysis.verdict.status == "not_enough_data":
+        sentence = (
+            f"There is not enough data: a user counts when the window of {days} is "
+            f"over, and {waiting:,} users are inside theirs."
+        )
+    return analysis._replace(
+        verdict=analysis.verdict._replace(sentence=sentence),
+        # It says that nobody is enrolled; these users are, and not counted yet.
+        warnings=[one for one in analysis.warnings if one.code != "NO_DATA"],
+    )
 
 
 def _others(counts: Counts) -> tuple[stats.Measured, ...]:

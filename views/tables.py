@@ -15,8 +15,8 @@ import tabulate
 from flask import Response, request
 from wcwidth import wcswidth, wcwidth
 
-from stats.results import Interval, VariantFigures
-from stats.wording import decimals, decimals_apart
+from stats.results import CONVERSION, RATIO, Interval, MetricFigures, VariantFigures
+from stats.wording import decimals, decimals_apart, points
 from views.figures import (
     Computed,
     Day,
@@ -180,10 +180,13 @@ def _days_grid(days: Sequence[tuple[Day, VariantsCounts, DaysMetric]]) -> Grid:
 
 
 def _quality(quality: Quality) -> str:
+    late = ""
+    if quality.after_window is not None:
+        late = f"{quality.after_window:,} after the window of their metric, "
     return (
         f"{quality.received:,} conversions received: {quality.counted:,} "
         f"counted, {quality.duplicates:,} duplicates, "
-        f"{quality.before_enrollment:,} before the enrolment, "
+        f"{quality.before_enrollment:,} before the enrolment, {late}"
         f"{quality.not_enrolled:,} of users who are not enrolled."
     )
 
@@ -192,8 +195,13 @@ def analysis(name: str, result: Computed) -> Sheet:
     """Return the sheet of a computed result, with its verdict first."""
     variants, verdict = result.analysis.variants, result.analysis.verdict
     grids = [_rates_grid(variants), _comparisons_grid(variants)]
+    kind = result.analysis.analysis.kind
     if any(variant.value for variant in variants):
-        grids.append(_means_grid(variants))
+        means = _means_grid(variants, "an event" if kind == RATIO else "a user")
+        # The verdict rests on the first table.
+        grids.insert(len(grids) if kind == CONVERSION else 0, means)
+    if result.analysis.metrics:
+        grids.append(_others_grid(result.analysis.metrics))
     inputs = result.analysis.analysis.input_hash[:12]
     if result.as_of:
         inputs += f", as received by {moment(result.as_of)}"
@@ -241,7 +249,38 @@ def _comparisons_grid(variants: Sequence[VariantFigures]) -> Grid:
     return Grid(headers, cells, "lrrrrr")
 
 
-def _means_grid(variants: Sequence[VariantFigures]) -> Grid:
+def _others_grid(metrics: Sequence[MetricFigures]) -> Grid:
+    """Return the guardrails and the secondary metrics, a row for each comparison."""
+    cells = [
+        [
+            _clipped(metric.metric),
+            metric.role,
+            _clipped(variant.variant_name),
+            _difference(metric.kind, one.difference_interval),
+            _p_value(
+                one.p_value if one.adjusted_p_value is None else one.adjusted_p_value
+            ),
+            one.status.replace("_", " "),
+        ]
+        for metric in metrics
+        for variant in metric.variants
+        if (one := variant.comparison)
+    ]
+    headers = ["other metrics", "role", "variant", "difference at any look", "p", ""]
+    return Grid(headers, cells, "lllrrl")
+
+
+def _difference(kind: str, one: Interval) -> str:
+    """Return a difference at any look: of rates in percentage points."""
+    if one.lower is None or one.upper is None:
+        return NONE
+    ends = [one.lower, one.upper]
+    if kind != CONVERSION:
+        return " to ".join(_amounts(ends))
+    return f"{' to '.join(points(ends))} points"
+
+
+def _means_grid(variants: Sequence[VariantFigures], unit: str) -> Grid:
     pairs = [(one, one.value) for one in variants if one.value]
     means = [value.mean for _, value in pairs if value.mean is not None]
     amounts = iter(_amounts(means))
@@ -257,7 +296,7 @@ def _means_grid(variants: Sequence[VariantFigures]) -> Grid:
         ]
         for (variant, value), one in zip(pairs, comparisons, strict=True)
     ]
-    return Grid(["value", "mean a user", "lift", "p", "p one look"], cells, "lrrrr")
+    return Grid(["value", f"mean {unit}", "lift", "p", "p one look"], cells, "lrrrr")
 
 
 def _rate(row: VariantsMetric | DaysMetric, variant: VariantsCounts) -> float:
