@@ -1,8 +1,10 @@
 """Metrics with settings: what they measure, and what a verdict makes of them."""
 
+import json
 import random
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from conftest import assert_error, paths, two_variants
 
 from ledger import proof
 from models import Assignment, Cohort, Conversion, Experiment, Sums
+
+ROOT = Path(__file__).parent.parent
 
 MEAN = {"name": "revenue", "role": "primary", "kind": "mean"}
 
@@ -103,6 +107,19 @@ def test_metrics_are_answered_with_all_their_settings_and_name_the_primary(api, 
         **found,
         "updatedAt": api.get(path).json["data"]["updatedAt"],
     }
+
+
+def test_the_settings_that_the_document_shows_are_accepted(api, draft):
+    document = (ROOT / "docs/api.md").read_text()
+    body = document.partition("<!-- body of PATCH /api/experiments/:id -->")[2]
+    shown = json.loads(body.split("```")[1].removeprefix("json"))
+
+    found = api.patch(draft(), shown).json["data"]
+
+    assert len(shown["metrics"]) == 3
+    for given, one in zip(shown["metrics"], found["metrics"], strict=True):
+        assert one == {**one, **given}
+    assert found["primaryMetric"] == "purchase"
 
 
 def test_a_primary_metric_alone_means_what_it_always_did(api, draft):
