@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -520,15 +519,9 @@ def get_computed_results(query, id):
     return computed(find(Experiment, id), **query)
 
 
-def computed(
-    experiment: Experiment,
-    as_of: datetime | None,
-    metric: str | None,
-    confidence_level: Decimal,
-) -> figures.Computed | Response:
-    """Return the analysis of the counts at a moment, in the form that is accepted."""
-    result = look(experiment, as_of, metric, confidence_level)
-    return readable(experiment.name, result, tables.analysis)
+def computed(experiment: Experiment, **asked: Any) -> figures.Computed | Response:
+    """Return the analysis that was asked for, in the form that is accepted."""
+    return readable(experiment.name, look(experiment, **asked), tables.analysis)
 
 
 @api.get("/experiments/<id>/export")

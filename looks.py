@@ -18,7 +18,7 @@ import peewee
 from ledger.counts import Counts, at, replayed
 from models import Assignment, Crossing, Experiment
 from storage.engine import database
-from views.figures import Computed, computed_results
+from views.figures import Computed, computed_results, with_days
 
 LEVEL = Decimal("0.95")
 """The level of the intervals, on which no decision depends."""
@@ -29,9 +29,26 @@ def look(
     as_of: datetime | None,
     metric: str | None,
     confidence_level: Decimal,
+    granularity: str | None = None,
 ) -> Computed:
-    """Return the figures of a metric at a moment, by default now."""
-    counts = at(experiment, as_of, metric)
+    """Return the figures of a metric at a moment, by default now.
+
+    With a granularity, they have the days that led to them.
+    """
+    if granularity is None:
+        counts = at(experiment, as_of, metric)
+        return _looked(counts, as_of, metric, confidence_level)
+    counts = replayed(experiment, as_of)
+    computed = _looked(counts, as_of, metric, confidence_level)
+    return with_days(computed, counts, confidence_level)
+
+
+def _looked(
+    counts: Counts,
+    as_of: datetime | None,
+    metric: str | None,
+    confidence_level: Decimal,
+) -> Computed:
     current = counts.experiment
     if not current.horizon or metric not in (None, current.primary_metric):
         return computed_results(counts, metric, confidence_level, {})

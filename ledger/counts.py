@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from peewee import fn
 
-from ledger.sums import Joined, Tallied, Total, day_of, stored
+from ledger.sums import Gained, Joined, Tallied, Total, day_of, stored, together
 from ledger.tallies import count, merged
 from models import (
     Assignment,
@@ -57,6 +57,8 @@ class Counts(NamedTuple):
     as_of: datetime | None = None
     own: Tallied = Tallied({}, {})
     """What is added up for the metrics with settings."""
+    own_days: dict[tuple[str, str, date], Gained] | None = None
+    """The same by the day of occurrence; None without days."""
 
     @property
     def users(self) -> int:
@@ -182,6 +184,7 @@ class Replay:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._days: dict[tuple[str, date, str], DayTally] = {}
         self._own = Tallied.empty()
+        self._own_days: dict[tuple[str, str, date], Gained] = {}
 
     def enrol(
         self, variant: str, assigned_at: datetime, covariate: Decimal | None
@@ -201,6 +204,10 @@ class Replay:
             settings = self._own_sums.get(row.metric)
             if settings:
                 self._own.gain(settings, row, before, after)
+                own_day = row.variant, row.metric, row.occurred_at.date()
+                one = Gained.one(settings, before, after, row.covariate)
+                gained = self._own_days.get(own_day, Gained())
+                self._own_days[own_day] = together(gained, one)
 
     def counts(self, refusals: dict[str, int]) -> Counts:
         """Return all that was counted."""
@@ -217,6 +224,7 @@ class Replay:
             self._enrolled_on,
             self._days,
             own=self._own,
+            own_days=self._own_days,
         )
 
 

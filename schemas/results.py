@@ -96,6 +96,9 @@ class AnalysisSchema(Wire):
     metric = Id(load_default=None, allow_none=True)
     confidence_level = ConfidenceLevel()
     as_of = Moment(load_default=None, allow_none=True)
+    granularity = fields.String(
+        load_default=None, allow_none=True, validate=validate.OneOf(["day"])
+    )
 
 
 class AnalysisQuery(Wire):
@@ -104,6 +107,9 @@ class AnalysisQuery(Wire):
     metric = Id(load_default=None, allow_none=False)
     confidence_level = LevelText(load_default=Decimal("0.95"))
     as_of = Moment(load_default=None, allow_none=False)
+    granularity = fields.String(
+        load_default=None, allow_none=False, validate=validate.OneOf(["day"])
+    )
 
 
 class ResultsQuery(Wire):

@@ -7,6 +7,7 @@ experiment; the others are their parts, each with its source.
 
 from stats.analysis import analyse
 from stats.contrasts import Tables, fixed_horizon_p_value, score
+from stats.course import Point, course
 from stats.evidence import always_valid_p_value, log_e_values, null_log_e_values
 from stats.means import means_log_e_value, welch
 from stats.planning import (
@@ -30,17 +31,20 @@ from stats.results import (
     SECONDARY,
     Analysis,
     Arm,
+    Caution,
     CovariateSums,
     Crossing,
     EventSums,
+    Level,
     MetricSettings,
     Plan,
     Received,
     ValueSums,
 )
 from stats.samples import sample
-from stats.scorecard import Measured
+from stats.scorecard import Measured, estimates
 from stats.simulation import Simulation, simulate
+from stats.splits import sample_ratio_mismatch
 
 __all__ = [
     "CONVERSION",
@@ -56,19 +60,24 @@ __all__ = [
     "SECONDARY",
     "Analysis",
     "Arm",
+    "Caution",
     "CovariateSums",
     "Crossing",
     "EventSums",
+    "Level",
     "Measured",
     "MetricSettings",
     "Plan",
     "PlannedSize",
+    "Point",
     "Received",
     "Simulation",
     "Tables",
     "ValueSums",
     "always_valid_p_value",
     "analyse",
+    "course",
+    "estimates",
     "fixed_horizon_p_value",
     "log_e_values",
     "means_log_e_value",
@@ -78,6 +87,7 @@ __all__ = [
     "planned_horizon",
     "planned_total",
     "sample",
+    "sample_ratio_mismatch",
     "score",
     "simulate",
     "welch",

@@ -261,6 +261,12 @@ def _figures(
     )
 
 
+def estimates(arms: Sequence[Arm], settings: MetricSettings) -> list[float | None]:
+    """Return the rate, the mean or the ratio of each arm; None without users."""
+    one = Measured(settings, arms)
+    return _estimates(_Metric(*one, _samples(one)))
+
+
 def _estimates(one: _Metric) -> list[float | None]:
     """Return the rate, the mean or the ratio of each arm."""
     if not one.is_rate:

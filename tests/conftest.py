@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -503,3 +503,39 @@ def traffic(api, running, enrolled, app):
         body = {"conversions": rows}
         assert api.post(f"{path}/conversions/batch", body).status_code == 200
     return paths
+
+
+LINE = "user_id,variant,timestamp,converted_at,metric"
+
+
+def ago(days, seconds=0):
+    """Return a time so many days ago, as an import has it."""
+    moment = datetime.now(timezone.utc) - timedelta(days=days, seconds=seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture
+def load(app, tmp_path):
+    """Return a way to import lines of CSV, which answers what was said."""
+
+    def load(path, header, *lines):
+        file = tmp_path / "lines.csv"
+        file.write_text("\n".join([header, *lines]) + "\n")
+        command = ["import", path.removeprefix("experiments/"), str(file)]
+        told = app.test_cli_runner().invoke(args=command)
+        assert told.exit_code == 0, told.output
+        return told.output
+
+    return load
+
+
+@pytest.fixture
+def told(api):
+    """Return a way to ask for the figures of an experiment."""
+
+    def told(path, query=""):
+        response = api.get(f"{path}/compute-results{query}")
+        assert response.status_code == 200, response.text
+        return response.json["data"]
+
+    return told

@@ -58,7 +58,12 @@ PACKAGES = {
         {"blueprint"},
         {"openapi"},
     ],
-    "views": [{"answers", "figures", "flags"}, {"export", "planning", "tables"}],
+    "views": [
+        {"answers", "arms", "flags"},
+        {"course"},
+        {"figures"},
+        {"export", "planning", "tables"},
+    ],
     "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
@@ -66,7 +71,7 @@ PACKAGES = {
         {"evidence"},
         {"horizon"},
         {"means", "planning", "simulation"},
-        {"scorecard", "values"},
+        {"course", "scorecard", "values"},
         {"provenance", "verdict"},
         {"analysis"},
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import assert_error, paths, two_variants
+from conftest import LINE, ago, assert_error, paths, two_variants
 
 from ledger import proof
 from models import Assignment, Cohort, Conversion, Experiment, Sums
@@ -17,39 +17,6 @@ from models import Assignment, Cohort, Conversion, Experiment, Sums
 ROOT = Path(__file__).parent.parent
 
 MEAN = {"name": "revenue", "role": "primary", "kind": "mean"}
-
-
-def ago(days, seconds=0):
-    """Return a time so many days ago, as an import has it."""
-    moment = datetime.now(timezone.utc) - timedelta(days=days, seconds=seconds)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@pytest.fixture
-def load(app, tmp_path):
-    """Return a way to import lines of CSV, which answers what was said."""
-
-    def load(path, header, *lines):
-        file = tmp_path / "lines.csv"
-        file.write_text("\n".join([header, *lines]) + "\n")
-        command = ["import", path.removeprefix("experiments/"), str(file)]
-        told = app.test_cli_runner().invoke(args=command)
-        assert told.exit_code == 0, told.output
-        return told.output
-
-    return load
-
-
-@pytest.fixture
-def told(api):
-    """Return a way to ask for the figures of an experiment."""
-
-    def told(path, query=""):
-        response = api.get(f"{path}/compute-results{query}")
-        assert response.status_code == 200, response.text
-        return response.json["data"]
-
-    return told
 
 
 @pytest.fixture
@@ -347,8 +314,6 @@ def test_a_covariate_is_a_number(api, running, covariate):
 # ----------------------------------------------------------------------------
 # Windows
 # ----------------------------------------------------------------------------
-
-LINE = "user_id,variant,timestamp,converted_at,metric"
 
 
 def test_only_events_inside_the_window_count_and_only_users_whose_window_is_over(

@@ -21,11 +21,12 @@ from typing import (
 from marshmallow import fields
 
 import stats
-from ledger import sums
 from ledger.counts import Counts
 from models import Crossing, Variant
 from storage.columns import utcnow
 from targeting.decision import STATUSES
+from views.arms import arms_of
+from views.course import DayOfCourse, broken_day, course
 from web.fields import Answer, Quick
 from web.json import moment, plain
 
@@ -128,6 +129,8 @@ class Computed(NamedTuple):
     progress: Progress | None = None
     users_in_window: int | None = None
     """Users of the metric's window, which is not over: they are counted later."""
+    days: list[DayOfCourse] | None = None
+    """The cumulative estimates at the end of each day, if they were asked for."""
 
 
 def results(counts: Counts, metric: str | None) -> Results:
@@ -239,7 +242,7 @@ def computed_results(
     metric = metric or experiment.primary_metric
     settings = experiment.metric_settings.get(metric, stats.MetricSettings(metric))
     is_primary = metric == experiment.primary_metric
-    arms = _arms(counts, settings)
+    arms = arms_of(counts, settings)
     analysis = stats.analyse(
         arms,
         plan=stats.Plan(**experiment.plan) if experiment.plan else None,
@@ -263,6 +266,20 @@ def computed_results(
         waiting = counts.users - sum(arm.sample_size for arm in arms)
         analysis = _told_apart(analysis, settings.window, waiting)
     return Computed(experiment.id, analysis, counts.as_of, progress, waiting)
+
+
+def with_days(
+    computed: Computed, counts: Counts, confidence_level: Decimal
+) -> Computed:
+    """Return computed results with the days of their metric, from a replay."""
+    analysis = computed.analysis
+    name = analysis.metric
+    settings = counts.experiment.metric_settings.get(name, stats.MetricSettings(name))
+    caution = broken_day(counts)
+    if caution and not analysis.sample_ratio_mismatch.detected:
+        analysis = analysis._replace(warnings=[caution, *analysis.warnings])
+    days = course(counts, settings, confidence_level)
+    return computed._replace(analysis=analysis, days=days)
 
 
 def _told_apart(analysis: stats.Analysis, window: int, waiting: int) -> stats.Analysis:
@@ -289,44 +306,9 @@ def _told_apart(analysis: stats.Analysis, window: int, waiting: int) -> stats.An
 def _others(counts: Counts) -> tuple[stats.Measured, ...]:
     """Return the metrics with settings beside the primary one, with their counts."""
     return tuple(
-        stats.Measured(one, _arms(counts, one))
+        stats.Measured(one, arms_of(counts, one))
         for one in counts.experiment.metric_settings.values()
         if one.role != stats.PRIMARY
-    )
-
-
-def _arms(counts: Counts, settings: stats.MetricSettings) -> tuple[stats.Arm, ...]:
-    """Return the counts of each variant, as the kind of the metric needs them."""
-    one = _own_arm if settings.has_own_sums else _arm
-    return tuple(one(counts, variant, settings) for variant in counts.variants)
-
-
-def _own_arm(
-    counts: Counts, variant: Variant, settings: stats.MetricSettings
-) -> stats.Arm:
-    """Return a variant's counts in a metric that has sums of its own."""
-    until = sums.last_complete_day(settings, counts.as_of or utcnow())
-    joined = counts.own.joined_until(variant.key, until)
-    gained = counts.own.gained_until(variant.key, settings.name, until)
-    arm = stats.Arm(
-        variant.key,
-        variant.name,
-        Decimal(variant.split) / 100,
-        joined.participants,
-        gained.users,
-    )
-    if settings.kind == stats.CONVERSION:
-        return arm
-    arm = arm._replace(
-        value=stats.ValueSums(
-            gained.value_users, gained.value_sum, gained.value_sum_squares
-        )
-    )
-    if settings.kind == stats.RATIO:
-        events = gained.events, gained.event_squares, gained.value_events
-        return arm._replace(events=stats.EventSums(*events))
-    return arm._replace(
-        covariate=stats.CovariateSums(*joined[1:], gained.value_covariates)
     )
 
 
@@ -364,25 +346,6 @@ def _refused(counts: Counts) -> dict[str, int]:
         for reason, number in counts.refusals.items()
         if reason != "duplicate" and number
     }
-
-
-def _arm(counts: Counts, variant: Variant, settings: stats.MetricSettings) -> stats.Arm:
-    metric = settings.name
-    tally = counts.tallies.get((variant.key, metric))
-    none = stats.ValueSums(0, Decimal(0), Decimal(0))
-    value = none if counts.has_values(metric) else None
-    if tally and value:
-        value = stats.ValueSums(
-            tally.value_users, tally.value_sum, tally.value_sum_squares
-        )
-    return stats.Arm(
-        variant.key,
-        variant.name,
-        Decimal(variant.split) / 100,
-        counts.participants[variant.key],
-        tally.users if tally else 0,
-        value,
-    )
 
 
 # ----------------------------------------------------------------------------
@@ -467,6 +430,7 @@ COMPUTED = _schema(
         "as_of": _field(datetime),
         "progress": _field(Progress | None),
         "users_in_window": _field(int | None),
+        "days": _field(list[DayOfCourse] | None),
     },
-    ("as_of", "metrics", "progress", "users_in_window"),
+    ("as_of", "days", "metrics", "progress", "users_in_window"),
 )()
