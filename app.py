@@ -570,6 +570,15 @@ def plan_sample_size(body):
     return planning.sample_sizes(**body)
 
 
+@api.post("/sample-size/mean")
+@api.arguments(schemas.MeanSizeSchema())
+@api.response(200, planning.MEAN_SIZES)
+@requires("read")
+def plan_mean_sample_size(body):
+    """Return the users and days that a plan for a mean needs."""
+    return planning.mean_sample_sizes(**body)
+
+
 @api.post("/experiments/<id>/simulate")
 @api.arguments(schemas.RehearsalSchema())
 @api.response(200, planning.SIMULATED)

@@ -16,6 +16,7 @@ from marshmallow import (
 from schemas.experiments import splits_sum_to_100
 from web.fields import (
     LARGEST_RATE,
+    LARGEST_VALUE,
     SMALLEST_RATE,
     Between,
     ConfidenceLevel,
@@ -31,17 +32,35 @@ from web.fields import (
 )
 
 
-class SizeSchema(Wire):
-    """The effect that an experiment should detect, absolute or relative."""
+class SplitSchema(Wire):
+    """How surely an effect should be found, and how the users are split."""
 
-    baseline_rate = PlannedRate(required=True)
-    minimum_effect = PlannedRate(load_default=None)
-    relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
     power = Power()
     confidence_level = ConfidenceLevel()
     variants = Integer("2", "20", load_default=None)
     splits = Items(Percentage(), load_default=None, validate=validate.Length(2, 20))
     users_per_day = Integer("1", "1000000000000", load_default=None)
+
+    @validates_schema(skip_on_field_errors=True)
+    def _one_split(self, size: dict[str, Any], **_: Any) -> None:
+        if size["splits"] is None:
+            return
+        if size["variants"] is not None:
+            raise ValidationError("Give either variants or splits.", "variants")
+        splits_sum_to_100([{"split": split} for split in size["splits"]])
+
+    @post_load
+    def _split_evenly(self, size: dict[str, Any], **_: Any) -> dict[str, Any]:
+        variants = size.pop("variants") or 2
+        return {**size, "splits": size["splits"] or [1] * variants}
+
+
+class SizeSchema(SplitSchema):
+    """The effect that an experiment should detect, absolute or relative."""
+
+    baseline_rate = PlannedRate(required=True)
+    minimum_effect = PlannedRate(load_default=None)
+    relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
 
     @validates_schema(skip_on_field_errors=True)
     def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
@@ -58,18 +77,31 @@ class SizeSchema(Wire):
                 name,
             )
 
-    @validates_schema(skip_on_field_errors=True)
-    def _one_split(self, size: dict[str, Any], **_: Any) -> None:
-        if size["splits"] is None:
-            return
-        if size["variants"] is not None:
-            raise ValidationError("Give either variants or splits.", "variants")
-        splits_sum_to_100([{"split": split} for split in size["splits"]])
 
-    @post_load
-    def _split_evenly(self, size: dict[str, Any], **_: Any) -> dict[str, Any]:
-        variants = size.pop("variants") or 2
-        return {**size, "splits": size["splits"] or [1] * variants}
+class MeanSizeSchema(SplitSchema):
+    """The effect on a mean that an experiment should detect."""
+
+    baseline_mean = Between(f"-{LARGEST_VALUE}", LARGEST_VALUE, required=True)
+    standard_deviation = Between(SMALLEST_RATE, LARGEST_VALUE, required=True)
+    minimum_effect = Between(SMALLEST_RATE, LARGEST_VALUE, load_default=None)
+    relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
+    covariate_correlation = Between("0", "0.99", load_default=Decimal(0))
+
+    @validates_schema(skip_on_field_errors=True)
+    def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
+        absolute, relative = size["minimum_effect"], size["relative_effect"]
+        if (absolute is None) == (relative is None):
+            raise ValidationError("Give either minimumEffect or relativeEffect.")
+        if absolute is None and not size["baseline_mean"]:
+            raise ValidationError("A mean of 0 has no relative effect.", "baselineMean")
+        effect = absolute or abs(size["baseline_mean"]) * relative
+        least = size["standard_deviation"] / 10_000
+        if not least <= effect <= size["standard_deviation"] * 10_000:
+            raise ValidationError(
+                "The effect must be within a factor of 10,000 of the standard "
+                "deviation.",
+                "minimumEffect" if relative is None else "relativeEffect",
+            )
 
 
 class RehearsalSchema(Wire):

@@ -11,7 +11,10 @@ from stats.course import Point, course
 from stats.evidence import always_valid_p_value, log_e_values, null_log_e_values
 from stats.means import means_log_e_value, welch
 from stats.planning import (
+    MeanPlan,
+    PlannedMeanSize,
     PlannedSize,
+    plan_mean_sample_size,
     plan_sample_size,
     planned_centre,
     planned_horizon,
@@ -65,9 +68,11 @@ __all__ = [
     "Crossing",
     "EventSums",
     "Level",
+    "MeanPlan",
     "Measured",
     "MetricSettings",
     "Plan",
+    "PlannedMeanSize",
     "PlannedSize",
     "Point",
     "Received",
@@ -82,6 +87,7 @@ __all__ = [
     "log_e_values",
     "means_log_e_value",
     "null_log_e_values",
+    "plan_mean_sample_size",
     "plan_sample_size",
     "planned_centre",
     "planned_horizon",

@@ -60,19 +60,23 @@ def course(
         reached = _reached(days, tables, horizon_users)
     pairs = horizon.pairs_of(tables, planned, reached, centre, level.comparisons)
     differences, ratios = horizon.limits(pairs, level.alpha)
-    method = "always_valid_e_process"
-    points = iter(
-        Point(
-            rate_difference(*pair),
-            rate_lift(*pair),
-            interval(
-                differences.lower[row], differences.upper[row], level.each, method
-            ),
-            interval(ratios.lower[row] - 1, ratios.upper[row] - 1, level.each, method),
-        )
-        for row, pair in enumerate(sides)
+    found = iter(zip(sides, *differences, *ratios, strict=True))
+    return [[_point(level.each, *next(found)) for _ in arms[1:]] for arms in days]
+
+
+def _point(
+    level: float,
+    pair: tuple[Arm, Arm],
+    *ends: float,
+) -> Point:
+    """Return the point of a pair of rates; the last two ends are of their ratio."""
+    low, high, least, most = ends
+    return Point(
+        rate_difference(*pair),
+        rate_lift(*pair),
+        interval(low, high, level, "always_valid_e_process"),
+        interval(least - 1, most - 1, level, "always_valid_e_process"),
     )
-    return [[next(points) for _ in arms[1:]] for arms in days]
 
 
 def _means(arms: Sequence[Arm], settings: MetricSettings, level: Level) -> list[Point]:

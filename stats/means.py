@@ -51,7 +51,7 @@ def always_valid_mean_interval(
     nothing = Interval(None, None, confidence_level, MIXTURE)
     if one is None or not one.variance or values < LEAST_VALUES:
         return nothing
-    information = one.size * _scale(one.mean, one.variance)
+    information = one.size * bet_scale(one.mean, one.variance)
     k = _critical(information, one.size - 1, 1 - confidence_level)
     if k is None:
         return nothing
@@ -193,7 +193,7 @@ def _pooled_statistic(control: Sample, treatment: Sample) -> _Statistic:
         return h * within[0] / rest, h * within[1] / rest
 
     return _Statistic(
-        distance / sqrt(h * variance), total - 2, _scale(mean, variance) / h, errors
+        distance / sqrt(h * variance), total - 2, bet_scale(mean, variance) / h, errors
     )
 
 
@@ -277,7 +277,7 @@ def _widest(intervals: Sequence[Interval]) -> Interval:
     )
 
 
-def _scale(mean: float, variance: float) -> float:
+def bet_scale(mean: float, variance: float) -> float:
     """Return the squared mean in standard deviations, within the two bounds."""
     if not variance or not isfinite(mean):
         return MOST_SCALE**2
@@ -292,7 +292,7 @@ def _information(control: Sample, treatment: Sample) -> float:
         (control.variance or 0.0) * control.size
         + (treatment.variance or 0.0) * treatment.size
     ) / total
-    return control.size * treatment.size / total * _scale(mean, variance)
+    return control.size * treatment.size / total * bet_scale(mean, variance)
 
 
 def _critical(information: float, freedom: float, alpha: float) -> float | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stats.evidence import CENTRE, critical_score, nuisance_level
 from stats.horizon import horizon_factor
+from stats.means import bet_scale
 from stats.numerics import crossing, normal_quantile, special
 from stats.results import Number, Plan, check_level
 from stats.splits import shares
@@ -35,6 +36,122 @@ class PlannedSize(NamedTuple):
     fixed_horizon: Size
     horizon: Size
     always_valid: Size | None
+
+
+class MeanPlan(NamedTuple):
+    """An effect on a mean, absolute, and the spread of the users' totals.
+
+    *correlation* is that of the totals with a covariate, which takes its part of the
+    variance away.
+    """
+
+    baseline_mean: Number
+    standard_deviation: Number
+    minimum_effect: Number
+    correlation: Number = 0
+    power: Number = 0.8
+    confidence_level: Number = 0.95
+
+
+class PlannedMeanSize(NamedTuple):
+    """The sizes that detect an effect on a mean by one look, and by any look.
+
+    The latter is None if no number of users is enough: the finest bet is larger.
+    """
+
+    baseline_mean: float
+    target_mean: float
+    fixed_horizon: Size
+    always_valid: Size | None
+
+
+def plan_mean_sample_size(
+    plan: MeanPlan,
+    splits: Sequence[Number] = (50, 50),
+    users_per_day: Number | None = None,
+) -> PlannedMeanSize:
+    """Return the users and days that a plan for a mean needs."""
+    baseline, effect = float(plan.baseline_mean), float(plan.minimum_effect)
+    spread = float(plan.standard_deviation) * sqrt(1 - float(plan.correlation) ** 2)
+    parts = shares(splits)
+    alpha = (1 - check_level(plan.confidence_level)) / max(len(parts) - 1, 1)
+    power = float(plan.power)
+    once = [
+        mean_sample_size(effect, spread, alpha, power, part / parts[0]) / parts[0]
+        for part in parts[1:]
+    ]
+    always = max(
+        _always_valid_mean(
+            (baseline, effect, spread), alpha, power, part / parts[0], least * parts[0]
+        )
+        / parts[0]
+        for part, least in zip(parts[1:], once, strict=True)
+    )
+    return PlannedMeanSize(
+        baseline,
+        baseline + effect,
+        _size(max(once), splits, users_per_day),
+        _size(always, splits, users_per_day) if isfinite(always) else None,
+    )
+
+
+def mean_sample_size(
+    effect: float,
+    standard_deviation: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    ratio: float = 1.0,
+) -> float:
+    """Return the control users that detect this effect on a mean in one look.
+
+    *ratio* is the number of treatment users for each control user. The test is the
+    two-sided t-test, and the power that of the noncentral t distribution, as in R's
+    ``power.t.test(strict = TRUE)``. The size is not rounded.
+    """
+    distance = abs(effect) / standard_deviation
+
+    def excess(logarithm: float) -> float:
+        users = exp(logarithm)
+        freedom = users * (1 + ratio) - 2
+        shift = distance * sqrt(users * ratio / (1 + ratio))
+        critical = special.stdtrit(freedom, 1 - alpha / 2)
+        missed = special.nctdtr(freedom, shift, critical)
+        missed -= special.nctdtr(freedom, shift, -critical)
+        return power - (1 - float(missed))
+
+    # Not found with the fewest users, and found with those of the normal distribution.
+    least = log(2.0 / (1 + ratio) * 2)
+    z = normal_quantile(1 - alpha / 2) + normal_quantile(power)
+    enough = log((z / distance) ** 2 * (1 + 1 / ratio) + 10 * (1 + 1 / ratio))
+    if excess(least) <= 0:
+        return exp(least)
+    return exp(crossing(lambda one: -excess(one), enough, least, 1e-12))
+
+
+def _always_valid_mean(
+    wanted: tuple[float, float, float],
+    alpha: float,
+    power: float,
+    ratio: float,
+    least: float,
+) -> float:
+    """Return the control users at which the test of a mean at any look has the power.
+
+    *wanted* are the baseline, the effect and the spread. Infinite if no size is enough.
+    """
+    baseline, effect, spread = wanted
+    middle = (baseline + ratio * (baseline + effect)) / (1 + ratio)
+    scale = bet_scale(middle, spread**2)
+
+    def needed(users: float) -> float:
+        information = users * ratio / (1 + ratio) * scale
+        critical = critical_score(information, alpha)
+        if critical is None:
+            return inf
+        z = critical + normal_quantile(power)
+        return float((z * spread / effect) ** 2 * (1 + 1 / ratio))
+
+    return _fixed_point(needed, least)
 
 
 def plan_sample_size(

@@ -3,6 +3,7 @@
 import math
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from conftest import assert_error, paths
 from hypothesis import given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 import schemas
+import stats
+from stats.planning import mean_sample_size
 from targeting import assignment
 from views import planning
 
@@ -208,3 +211,79 @@ def test_a_metric_that_no_conversion_can_have_is_refused(api, running):
     refused = api.get(f"{running()}/results?metric=a%00")
 
     assert paths(assert_error(refused, 400, "VALIDATION_ERROR")) == {"metric"}
+
+
+# ----------------------------------------------------------------------------
+# Means
+# ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("effect", "power", "users"),
+    # R's manual of power.t.test has the first, with a standard deviation of 1. The
+    # others are statsmodels 0.15.0, TTestIndPower().solve_power.
+    [(1, 0.9, 22.02110), (0.5, 0.8, 63.76561), (0.2, 0.9, 526.3332)],
+)
+def test_the_size_for_a_mean_is_the_published_one(effect, power, users):
+    found = mean_sample_size(effect, 1.0, power=power)
+
+    assert found == pytest.approx(users, rel=1e-6)
+
+
+def test_a_mean_has_a_size_and_a_covariate_makes_it_smaller(api):
+    body = {"baselineMean": 20, "standardDeviation": 30, "minimumEffect": 1}
+
+    plain = api.post("sample-size/mean", {**body, "usersPerDay": 1_000})
+    adjusted = api.post("sample-size/mean", {**body, "covariateCorrelation": 0.7})
+
+    once = plain.json["data"]["fixedHorizon"]
+    # 2 (1.96 + 0.8416)^2 30^2 / 1^2, and one user more for the t distribution.
+    assert once == {"usersPerVariant": [14_129] * 2, "total": 28_258, "days": 29}
+    assert plain.json["data"]["targetMean"] == 21
+    assert plain.json["data"]["alwaysValid"]["total"] > once["total"]
+    share = adjusted.json["data"]["fixedHorizon"]["total"] / once["total"]
+    assert share == pytest.approx(1 - 0.7**2, abs=1e-3)
+
+
+def test_the_size_for_a_mean_at_any_look_has_its_power():
+    plan = stats.MeanPlan(20, 30, 3)
+    users = stats.plan_mean_sample_size(plan).always_valid.users_per_variant[0]
+    draw = np.random.default_rng(8)
+    found = 0
+    for _ in range(400):
+        arms = [
+            stats.sample(users, float(one.sum()), float((one**2).sum()))
+            for one in (draw.normal(20, 30, users), draw.normal(23, 30, users))
+        ]
+        found += stats.means_log_e_value(*arms) > math.log(20)
+
+    # By this single look: 80 % with a standard error of 2 points.
+    assert 0.74 <= found / 400 <= 0.86
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"minimumEffect": None}, ""),
+        ({"relativeEffect": 0.1}, ""),
+        ({"standardDeviation": 0}, "standardDeviation"),
+        ({"minimumEffect": 0}, "minimumEffect"),
+        ({"minimumEffect": 1e-4}, "minimumEffect"),
+        ({"covariateCorrelation": 1}, "covariateCorrelation"),
+        (
+            {"baselineMean": 0, "minimumEffect": None, "relativeEffect": 0.1},
+            "baselineMean",
+        ),
+        ({"baselineRate": 0.1}, "baselineRate"),
+    ],
+)
+def test_a_size_for_a_mean_that_cannot_be_is_refused(api, fields, path):
+    body = {"baselineMean": 20, "standardDeviation": 30, "minimumEffect": 1, **fields}
+    given = {name: value for name, value in body.items() if value is not None}
+
+    response = api.post("sample-size/mean", given)
+
+    error = assert_error(response, 400, "VALIDATION_ERROR")
+    assert [one["path"] for one in error["details"]] == [
+        "" if path == "_schema" else path
+    ]

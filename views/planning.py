@@ -43,6 +43,27 @@ def sample_sizes(
     return planned._replace(target_rate=float(baseline_rate + effect))
 
 
+def mean_sample_sizes(
+    baseline_mean: Decimal,
+    standard_deviation: Decimal,
+    minimum_effect: Decimal | None,
+    relative_effect: Decimal | None,
+    covariate_correlation: Decimal,
+    power: Decimal,
+    confidence_level: Decimal,
+    splits: Sequence[int],
+    users_per_day: int | None,
+) -> stats.PlannedMeanSize:
+    """Return the users and days that a plan for a mean needs."""
+    effect = minimum_effect or abs(baseline_mean) * (relative_effect or 0)
+    plan = stats.MeanPlan(
+        *(baseline_mean, standard_deviation, effect, covariate_correlation),
+        *(power, confidence_level),
+    )
+    planned = stats.plan_mean_sample_size(plan, splits, users_per_day)
+    return planned._replace(target_mean=float(baseline_mean + effect))
+
+
 def affordable_runs(participants: int, looks: int, runs: int, treatments: int) -> int:
     """Return how many of these runs fit into SIMULATION: at least one.
 
@@ -92,5 +113,7 @@ def _giving_way(deal: Callable[[str, str], int]) -> Callable[[str, str], int]:
 
 
 SIZES = shape(stats.PlannedSize)()
+
+MEAN_SIZES = shape(stats.PlannedMeanSize)()
 
 SIMULATED = shape(stats.Simulation)()
