@@ -412,7 +412,7 @@ def _bounds(
     """Return the interval of each difference that decides, of which more is better."""
     ends: list[Interval]
     if settings.kind != CONVERSION:
-        control, *treatments = measured.arms if measured else [None] * len(variants)
+        control, *treatments = measured.any_look if measured else [None] * len(variants)
         ends = [
             always_valid_means(control, one, deciding.each).difference_interval
             for one in treatments

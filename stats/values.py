@@ -40,8 +40,8 @@ def value_figures(
         return [None] * len(arms)
     samples = measured.arms
     always = [
-        always_valid_means(samples[0], treatment, shown.each)
-        for treatment in samples[1:]
+        always_valid_means(measured.any_look[0], treatment, shown.each)
+        for treatment in measured.any_look[1:]
     ]
     # A comparison without a p-value still counts as one of the comparisons.
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in always])
@@ -51,7 +51,7 @@ def value_figures(
         comparisons.append(
             _comparison(arms[0].variant_id, samples[0], treatment, shown, sequential)
         )
-    rows = zip(arms, samples, comparisons, strict=True)
+    rows = zip(arms, measured.own, comparisons, strict=True)
     return [_of_arm(*row, shown.confidence) for row in rows]
 
 
