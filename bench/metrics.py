@@ -49,7 +49,7 @@ from stats import (
     horizon,
 )
 from stats.evidence import NUISANCE
-from stats.means import LEAST_VALUES, always_valid_mean_interval, always_valid_means
+from stats.means import always_valid_mean_interval, always_valid_means, least_values
 
 RUNS, SEED, AT_ONCE, LIFT = 4_000, 20250201, 100, 0.2
 
@@ -107,15 +107,16 @@ def misses(
         test = always_valid_means(*any_look, 1 - LEVEL)
         found[0, run] |= is_outside(test.difference_interval, apart)
         found[1, run] |= is_outside(test.lift_interval, ratio - 1)
+    least = least_values(settings.cap)
     for arm in (0, 1):
         may = near.may_exclude_mean(arm, truth[arm])
-        may &= sums.count[..., arm] >= LEAST_VALUES
+        may &= sums.count[..., arm] >= least
         for place in np.argwhere(may):
             run, look = map(int, place)
             if not found[2 + arm, run]:
                 one = samples_at(sums, (run, look), settings, has_covariate).own[arm]
                 count = int(sums.count[run, look, arm])
-                shown = always_valid_mean_interval(one, count, 1 - LEVEL)
+                shown = always_valid_mean_interval(one, count, 1 - LEVEL, least)
                 found[2 + arm, run] = is_outside(shown, truth[arm])
     return found
 
@@ -145,7 +146,7 @@ def value_cell(
     looks: np.ndarray,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the alarms without an effect, and the misses with one, of each way."""
-    kind, settings = KINDS[name], MetricSettings("spent", PRIMARY, kind=MEAN)
+    kind = KINDS[name]
     truths = {
         capped: Truth(
             kind.mean(kind.cap if capped else math.inf),
@@ -165,6 +166,9 @@ def value_cell(
         }
         for way, (has_cap, has_covariate) in WAYS.items():
             none = capped if has_cap else plain
+            settings = MetricSettings(
+                "spent", PRIMARY, kind=MEAN, cap=Decimal(kind.cap) if has_cap else None
+            )
             found[way].append(
                 (
                     alarms(none, settings, has_covariate),
