@@ -23,6 +23,7 @@ bench: .venv/ready-dev
 	@$(BIN)/python bench/peeking.py
 	@$(BIN)/python bench/horizon.py
 	@$(BIN)/python bench/values.py
+	@$(BIN)/python bench/metrics.py
 	@$(BIN)/python bench/hash.py
 	@$(BIN)/python bench/rules.py
 	@$(BIN)/python bench/writers.py

@@ -168,7 +168,7 @@ def figures(
     directed = plan and plan.towards(settings)
     split, measured = _split(arms), samples(arms, settings)
     test = _test(arms, planned_centre(directed), split, horizon_users)
-    variants = _variants(arms, test, measured, shown, deciding, dict(stored))
+    variants = _variants(arms, test, measured, shown, deciding, settings, stored)
     bounds = _bounds(test, variants, measured, shown, deciding, settings)
     metrics = scorecard(others, shown, deciding)
     contest = contest_of(settings, variants, bounds, metrics)
@@ -287,14 +287,15 @@ def _variants(
     measured: Samples | None,
     shown: Level,
     deciding: Level,
-    crossings: Mapping[str, Crossing],
+    settings: MetricSettings,
+    stored: Sequence[tuple[str, Crossing]],
 ) -> list[VariantFigures]:
     """Return the figures of every arm, with its comparison to the control."""
     chances = posterior(
         [(arm.conversions, arm.sample_size) for arm in arms], test.prior
     )
-    comparisons = _comparisons(arms, test, chances, shown, deciding, crossings)
-    values = value_figures(arms, measured, shown, deciding)
+    comparisons = _comparisons(arms, test, chances, shown, deciding, dict(stored))
+    values = value_figures(arms, measured, shown, deciding, settings)
     return [
         _variant(arms, place, chances, comparisons[place], values[place], shown)
         for place in range(len(arms))
@@ -412,7 +413,7 @@ def _bounds(
     """Return the interval of each difference that decides, of which more is better."""
     ends: list[Interval]
     if settings.kind != CONVERSION:
-        control, *treatments = measured.arms if measured else [None] * len(variants)
+        control, *treatments = measured.any_look if measured else [None] * len(variants)
         ends = [
             always_valid_means(control, one, deciding.each).difference_interval
             for one in treatments

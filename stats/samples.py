@@ -17,6 +17,10 @@ from stats.results import (
     check_counts,
 )
 
+#: The fewest users with a value, in each arm, for means to be adjusted. With fewer, the
+#: covariate explains the few values by chance, and the variance left is far too small.
+LEAST_ADJUSTED = 30
+
 
 class Sample(NamedTuple):
     """An exact mean and its variance; the variance of one observation is None."""
@@ -32,9 +36,15 @@ class Sample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The sample of each arm, and how a covariate has adjusted them."""
+    """The sample of each arm, and how a covariate has adjusted them.
+
+    *arms* are for a comparison at one look, and *any_look* for one at any look. *own*
+    are for the interval of an arm by itself.
+    """
 
     arms: list[Sample | None]
+    any_look: list[Sample | None]
+    own: list[Sample | None]
     adjustment: Adjustment | None = None
 
 
@@ -47,11 +57,18 @@ def samples(arms: Sequence[Arm], settings: MetricSettings) -> Samples | None:
     if any(arm.value is None for arm in arms):
         return None
     if settings.kind == RATIO:
-        return Samples([_ratio(arm) for arm in arms])
+        of_buyers = [_ratio(arm, arm.value.count) for arm in arms if arm.value]
+        return Samples(
+            [_ratio(arm, arm.sample_size) for arm in arms], of_buyers, of_buyers
+        )
     plain = [_plain(arm) for arm in arms]
     if settings.kind != MEAN or any(arm.covariate is None for arm in arms):
-        return Samples(plain)
+        return _unadjusted(plain)
     return _adjusted(arms, plain)
+
+
+def _unadjusted(plain: list[Sample | None]) -> Samples:
+    return Samples(plain, plain, plain)
 
 
 def _plain(arm: Arm) -> Sample | None:
@@ -64,17 +81,21 @@ def _plain(arm: Arm) -> Sample | None:
     return sample(arm.sample_size, sums.sum, sums.sum_squares)
 
 
-def _ratio(arm: Arm) -> Sample | None:
+def _ratio(arm: Arm, size: int) -> Sample | None:
     """Return the value of an event, with the variance of one user's part in it.
 
     It is the delta method's: ``(s_aa - 2 R s_ab + R^2 s_bb) / b^2``, with a the total
     and b the events of a user, R the ratio of their means.
 
+    *size* is the number of all users, or of those with a value. Both give the same
+    standard error, but for ``n / (n - 1)``, because a user without events is no part
+    of the ratio. At any look it has to be that of the users with a value: two buyers
+    are a sample of two, and not of the hundred visitors who bought nothing.
+
     Deng, Knoblich & Lu (2018), KDD, p. 233-242.
     """
     if arm.value is None or arm.events is None or not arm.events.sum:
         return None
-    size = arm.sample_size
     total, events = Fraction(arm.value.sum), Fraction(arm.events.sum)
     ratio = total / events
     if size < 2:
@@ -100,22 +121,40 @@ def _adjusted(arms: Sequence[Arm], plain: list[Sample | None]) -> Samples:
     given = [arm.covariate for arm in arms if arm.covariate is not None]
     values = [arm.value for arm in arms if arm.value is not None]
     if not users or not any(one.count for one in given):
-        return Samples(plain)
+        return _unadjusted(plain)
+    if min(one.count for one in values) < LEAST_ADJUSTED:
+        return _unadjusted(plain)
     x, y = (_total(each, "sum") for each in (given, values))
     xx = _total(given, "sum_squares") - x * x / users
     yy = _total(values, "sum_squares") - y * y / users
     xy = _total(given, "products") - x * y / users
     if xx <= 0 or yy <= 0:
-        return Samples(plain)
+        return _unadjusted(plain)
     theta = xy / xx
     adjusted = [
         _without_covariate(arm, one, theta, x / users)
         for arm, one in zip(arms, plain, strict=True)
     ]
     number = sum(one.count for one in given)
+    explained = float(theta * theta * xx / users) / users
     return Samples(
-        adjusted, Adjustment(number, float(theta), float(xy * xy / (xx * yy)))
+        adjusted,
+        adjusted,
+        [_by_itself(one, explained) for one in adjusted],
+        Adjustment(number, float(theta), float(xy * xy / (xx * yy))),
     )
+
+
+def _by_itself(one: Sample | None, explained: float) -> Sample | None:
+    """Return an adjusted sample with the error of the covariate's mean.
+
+    All arms are adjusted to the same mean of the covariate, that of all users. Its
+    error cancels in a difference, and is one of each arm by itself: *explained* is
+    ``theta^2 s_xx / N``.
+    """
+    if one is None or one.variance is None:
+        return one
+    return one._replace(variance=one.variance + one.size * explained)
 
 
 def _total(sums: Sequence[NamedTuple], name: str) -> Fraction:

@@ -109,7 +109,7 @@ def scorecard(
 
 def _samples(one: Measured) -> list[Sample | None]:
     found = None if one.settings.kind == CONVERSION else samples(one.arms, one.settings)
-    return found.arms if found else [None] * len(one.arms)
+    return found.any_look if found else [None] * len(one.arms)
 
 
 def _levels(

@@ -9,6 +9,7 @@ from stats.means import (
     always_valid_mean_interval,
     always_valid_means,
     difference,
+    least_values,
     lift,
     mean_interval,
     welch,
@@ -17,6 +18,7 @@ from stats.multiplicity import holm
 from stats.results import (
     Arm,
     Level,
+    MetricSettings,
     ValueComparison,
     ValueFigures,
     ValueSequential,
@@ -29,6 +31,7 @@ def value_figures(
     measured: Samples | None,
     shown: Level,
     deciding: Level,
+    settings: MetricSettings,
 ) -> list[ValueFigures | None]:
     """Return the value figures of each arm from its sample; all None without samples.
 
@@ -40,8 +43,8 @@ def value_figures(
         return [None] * len(arms)
     samples = measured.arms
     always = [
-        always_valid_means(samples[0], treatment, shown.each)
-        for treatment in samples[1:]
+        always_valid_means(measured.any_look[0], treatment, shown.each)
+        for treatment in measured.any_look[1:]
     ]
     # A comparison without a p-value still counts as one of the comparisons.
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in always])
@@ -51,12 +54,17 @@ def value_figures(
         comparisons.append(
             _comparison(arms[0].variant_id, samples[0], treatment, shown, sequential)
         )
-    rows = zip(arms, samples, comparisons, strict=True)
-    return [_of_arm(*row, shown.confidence) for row in rows]
+    rows = zip(arms, measured.own, comparisons, strict=True)
+    least = least_values(settings.cap)
+    return [_of_arm(*row, shown.confidence, least) for row in rows]
 
 
 def _of_arm(
-    arm: Arm, one: Sample | None, comparison: ValueComparison | None, level: float
+    arm: Arm,
+    one: Sample | None,
+    comparison: ValueComparison | None,
+    level: float,
+    least: int,
 ) -> ValueFigures | None:
     """Return the value figures of an arm."""
     if arm.value is None:
@@ -66,7 +74,9 @@ def _of_arm(
         sum=float(arm.value.sum),
         mean=one and one.mean,
         confidence_interval=mean_interval(one, level),
-        always_valid_interval=always_valid_mean_interval(one, arm.value.count, level),
+        always_valid_interval=always_valid_mean_interval(
+            one, arm.value.count, level, least
+        ),
         comparison=comparison,
     )
 

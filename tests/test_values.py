@@ -281,12 +281,17 @@ def test_the_pooled_interval_is_the_published_formula():
     assert (lower + upper) / 2 == pytest.approx(-750 / 900)
 
 
-@pytest.mark.parametrize(("values", "shown"), [(299, False), (300, True)])
-def test_one_arms_value_interval_for_any_look_needs_300_values(values, shown):
+@pytest.mark.parametrize(
+    ("cap", "values", "shown"),
+    [(500, 299, False), (500, 300, True), (None, 1_999, False), (None, 2_000, True)],
+)
+def test_one_arms_value_interval_for_any_look_needs_values(cap, values, shown):
     sums = ValueSums(values, values * 10, values * 150)
     arms = [Arm(key, key, Decimal(50), 5_000, values, sums) for key in ("v1", "v2")]
 
-    for variant in stats.analyse(arms).variants:
+    for variant in stats.analyse(
+        arms, metric=stats.MetricSettings("spent", "primary", kind="mean", cap=cap)
+    ).variants:
         interval = variant.value.always_valid_interval
         assert (interval.lower is not None) == (interval.upper is not None) == shown
         assert interval.method == "normal_mixture_asymptotic"
