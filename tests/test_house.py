@@ -39,7 +39,7 @@ PACKAGES = {
     "targeting": [
         {"assignment", "orders"},
         {"audience"},
-        {"contradictions", "decision"},
+        {"contradictions", "decision", "hashes"},
     ],
     "ledger": [
         {"sums"},
@@ -48,6 +48,7 @@ PACKAGES = {
         {"conversions"},
         {"counts", "single"},
         {"erasure", "proof", "rows", "standing"},
+        {"published"},
     ],
     "web": [
         {"csv", "json", "keys", "settings"},
@@ -58,7 +59,10 @@ PACKAGES = {
         {"blueprint"},
         {"openapi"},
     ],
-    "views": [{"answers", "figures", "flags"}, {"export", "planning", "tables"}],
+    "views": [
+        {"answers", "definitions", "figures", "flags"},
+        {"export", "planning", "tables"},
+    ],
     "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
