@@ -1,14 +1,17 @@
 """The provider for Python in front of a real service, which comes and goes."""
 
 import asyncio
+import itertools
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import service as real
@@ -404,6 +407,56 @@ def test_a_remote_provider_gives_the_default_while_the_service_is_away(service):
         assert shown(client, "u1") == variant
         assert provider.flush(30)
     assert counted(service, path) == (1, 1)
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Whatever may answer where the service should: a proxy, or a page to log in."""
+
+    answers = itertools.cycle(
+        [
+            (200, b"<html>Please log in</html>"),
+            (200, b"[]"),
+            (200, b'{"data": []}'),
+            (302, b""),
+            (400, b"<html>Bad request</html>"),
+            (404, b"<html>Not found</html>"),
+            (503, b'{"error": {}}'),
+        ]
+    )
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.tokens.append((self.path, self.headers["Authorization"]))
+        status, body = next(self.answers)
+        self.send_response(status)
+        self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+def test_an_answer_that_is_not_of_the_service_loses_no_report(caplog):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        server.tokens = []
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        provider = AbacusProvider(url, lambda: "t", shutdown_seconds=0)
+        provider.track("conversion", user("u1"))
+        while len(server.tokens) < 14:
+            assert not provider.flush(0.1)
+        counters = provider.counters
+        provider.shutdown()
+        server.shutdown()
+
+    assert set(server.tokens) == {("/api/events/batch", "Bearer t")}
+    assert counters["events_waiting"] == 1
+    assert counters["events_refused"] == counters["events_sent"] == 0
+    assert counters["attempts_failed"] >= 13
+    assert provider.counters["events_dropped"] == 1
+    assert "1 reports are lost" in caplog.text
 
 
 # ---------------------------------------------------------------------------

@@ -253,14 +253,16 @@ class Outbox:
         The service refuses a whole call for one wrong row. Halves of halves find it.
         """
         try:
-            answers: list[Any] = self._service.post(path, {name: rows})["data"]
-        except (Refused, ValueError, TypeError, LookupError) as error:
-            if len(rows) == 1:
-                log.warning("Abacus refused a report: %s", error)
-                return [None]
+            answers = self._service.post(path, {name: rows}).get("data")
+        except Refused as error:
+            if error.status not in (400, 413) or len(rows) == 1:
+                log.warning("Abacus refused %d %s: %s", len(rows), name, error)
+                return [None] * len(rows)
             middle = len(rows) // 2
             first = self._send(path, name, rows[:middle])
             return [*first, *self._send(path, name, rows[middle:])]
+        if not isinstance(answers, list) or len(answers) != len(rows):
+            raise Unavailable("The answer is not one for each row.")
         return answers
 
 

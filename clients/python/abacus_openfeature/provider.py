@@ -255,7 +255,7 @@ class AbacusProvider(AbstractProvider):
             value=flag.get("value", default),
             reason=Reason(flag["reason"]),
             variant=flag["variant"],
-            flag_metadata=flag.get("metadata", {}),
+            flag_metadata=flag["metadata"],
         )
 
     def resolve_boolean_details(
@@ -353,8 +353,7 @@ def _flag(
 
 
 def _refusal(error: Refused) -> OpenFeatureError:
-    body = error.body if isinstance(error.body, dict) else {}
-    details, code = str(body.get("errorDetails", error)), body.get("errorCode")
+    details, code = str(error.body.get("errorDetails")), error.body.get("errorCode")
     if code == "TARGETING_KEY_MISSING":
         return TargetingKeyMissingError(details)
     if code == "INVALID_CONTEXT":

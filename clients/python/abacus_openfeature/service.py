@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Callable
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -27,7 +28,7 @@ class Unavailable(Exception):
 class Refused(Exception):
     """The service answered that the request is wrong, and would do so again."""
 
-    def __init__(self, status: int, body: Any) -> None:
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(f"The service answered {status}: {body}")
         self.status, self.body = status, body
 
@@ -61,10 +62,10 @@ class Service:
         """Return the seconds since 1970 by the clock of the service, as known."""
         return time.time() + self._ahead
 
-    def post(self, path: str, body: Any) -> Any:
-        """Return the JSON that the service answers to this body."""
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        """Return the JSON object that the service answers to this body."""
         text = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-        return json.loads(self.ask("POST", path, text).content)
+        return _object(self.ask("POST", path, text).content)
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, tag: str = ""
@@ -84,23 +85,24 @@ class Service:
         except HTTPError as error:
             with error:
                 return self._not_good(error)
-        except (OSError, HTTPException) as error:
+        except (OSError, EOFError, HTTPException, zlib.error) as error:
             raise Unavailable(str(error)) from error
 
     def _not_good(self, error: HTTPError) -> Answer:
         self._note_time(error.headers)
         if error.code == 304:
             return Answer(304, b"")
-        # A token may be renewed, so that 401 and 403 pass.
-        if error.code in (401, 403, 408, 425, 429) or error.code >= 500:
+        # A token may be renewed, so that 401 and 403 pass. Nothing here redirects.
+        passes = error.code < 400 or error.code in (401, 403, 408, 425, 429)
+        if passes or error.code >= 500:
             seconds = error.headers.get("Retry-After", "")
             retry_after = float(seconds) if seconds.isdecimal() else 0
             raise Unavailable(f"The service answered {error.code}.", retry_after)
         try:
-            body = json.loads(_unpacked(error.read(), error.headers))
-        except (ValueError, OSError):
-            body = None
-        raise Refused(error.code, body)
+            content = _unpacked(error.read(), error.headers)
+        except (OSError, EOFError, HTTPException, zlib.error) as problem:
+            raise Unavailable(str(problem)) from problem
+        raise Refused(error.code, _object(content))
 
     def _note_time(self, headers: Message) -> None:
         try:
@@ -114,3 +116,14 @@ class Service:
 def _unpacked(content: bytes, headers: Message) -> bytes:
     is_packed = headers.get("Content-Encoding") == "gzip"
     return gzip.decompress(content) if is_packed else content
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """Return a JSON object; whoever answers something else is not the service."""
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise Unavailable("The answer is not JSON.") from error
+    if not isinstance(found, dict):
+        raise Unavailable("The answer is not a JSON object.")
+    return found
