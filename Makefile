@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test demo check faults contract bench requirements
+.PHONY: run test test-clients demo check faults contract bench requirements
 
 run: .venv/ready
 	@$(BIN)/flask --app wsgi init
@@ -12,6 +12,10 @@ run: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/pytest
+
+# The clients, with what takes long: a million decisions, the time of one, the package.
+test-clients: .venv/ready-dev
+	$(BIN)/pytest tests/test_client_*.py --rounds 1
 
 demo: .venv/ready
 	@$(BIN)/python demo/replay.py

@@ -27,7 +27,7 @@ import lifecycle
 import listing
 import ofrep
 import schemas
-from ledger import conversions, enrolment, erasure, rows
+from ledger import conversions, enrolment, erasure, published, rows
 from ledger.counts import counted, replayed
 from looks import look
 from models import TABLES, Audience, Change, Experiment, Override
@@ -36,7 +36,7 @@ from storage import columns, engine, factory, schema
 from storage.columns import utcnow
 from storage.table import Row
 from targeting.decision import NEW, Decision, User, decide_each, explain
-from views import export, figures, planning, tables
+from views import definitions, export, figures, planning, tables
 from views.answers import decision_texts, receipt_lists, receipt_texts
 from views.tables import readable
 from web import auth, metrics, settings
@@ -78,6 +78,7 @@ EVENT = schemas.EventSchema()
 PAGE = schemas.PageQuery()
 AUDIENCE = schemas.AudienceSchema()
 OVERRIDE = schemas.OverrideSchema()
+DEFINITIONS = definitions.DefinitionsSchema()
 OWN_IDS = OwnIds()
 
 
@@ -351,6 +352,25 @@ def remove_override(id, user_id):
     return override
 
 
+@api.get("/definitions")
+@api.response(200, DEFINITIONS, headers={"ETag": {"schema": {"type": "string"}}})
+@api.alt_response(304, description="Nothing has changed since the ETag")
+@api.doc(
+    parameters=[{"in": "header", "name": "If-None-Match", "schema": {"type": "string"}}]
+)
+@requires("assign")
+def get_definitions():
+    """Return all that a client needs to decide by itself, unless it has it already."""
+    revision = published.revision()
+    if request.if_none_match.contains_weak(revision):
+        answer = Response(status=304)
+    else:
+        text = definitions.definitions_text(revision, published.published())
+        answer = Response(text, mimetype="application/json")
+    answer.set_etag(revision)
+    return answer
+
+
 # ----------------------------------------------------------------------------
 # Audiences
 # ----------------------------------------------------------------------------
@@ -615,7 +635,9 @@ def measured() -> Response:
     return Response(content, content_type=metrics.CONTENT_TYPE)
 
 
-FROM_BROWSERS = r"/(ofrep|api/(experiments/[^/]+/(assignments|conversions)|events)).*"
+FROM_BROWSERS = (
+    r"/(ofrep|api/(definitions|events|experiments/[^/]+/(assignments|conversions))).*"
+)
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:

@@ -61,7 +61,7 @@ def standing(user: User) -> Standing:
 
     Nothing is written. Drafts and archived experiments are left out.
     """
-    experiments, now = _started(), utcnow()
+    experiments, now = started(), utcnow()
     rows = {id: (variant, time) for id, variant, time in ROWS(user.user_id)}
     some = [one.definition.id for one in experiments if one.has_overrides]
     forced = _forced(some, user.user_id)
@@ -129,7 +129,7 @@ def _decision(
     return decision
 
 
-def _started() -> list[Started]:
+def started() -> list[Started]:
     """Return the experiments that have started, read now or remembered."""
     # A restored backup is another file, and may have the same revision.
     place = database.obj.opened()

@@ -82,7 +82,7 @@ def _point(
 def _means(arms: Sequence[Arm], settings: MetricSettings, level: Level) -> list[Point]:
     """Return the points of means or ratios."""
     found = samples(arms, settings)
-    control, *treatments = found.arms if found else [None] * len(arms)
+    control, *treatments = found.any_look if found else [None] * len(arms)
     points = []
     for treatment in treatments:
         tested = always_valid_means(control, treatment, level.each)

@@ -73,16 +73,17 @@ def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
     The draw has its own salt, so that it is independent of the variant. Where all
     buckets are taken, nothing is drawn.
     """
-    return traffic == BUCKETS or bucket(_traffic_salt(experiment_id), user_id) < traffic
+    return traffic == BUCKETS or bucket(traffic_salt(experiment_id), user_id) < traffic
 
 
-def _traffic_salt(experiment_id: str) -> str:
+def traffic_salt(experiment_id: str) -> str:
+    """Return the salt of the draw that admits users to an experiment."""
     return f"{experiment_id}:traffic"
 
 
 def in_share(group: str, user_id: str, share: Iterable[tuple[int, int]]) -> bool:
     """Tell whether the user falls into an experiment's share of the group."""
-    place = bucket(_group_salt(group), user_id)
+    place = bucket(group_salt(group), user_id)
     return any(first <= place <= last for first, last in share)
 
 
@@ -133,7 +134,8 @@ def _gaps(taken: Iterable[tuple[int, int]]) -> list[Range]:
     return gaps
 
 
-def _group_salt(group: str) -> str:
+def group_salt(group: str) -> str:
+    """Return the salt of the draw that shares a group out."""
     return f"group:{group}"
 
 
@@ -170,9 +172,9 @@ def draws(
     In a group, the share replaces the traffic draw.
     """
     if group is None:
-        entry = _draw(_traffic_salt(experiment_id), user_id, [(0, traffic - 1)])
+        entry = _draw(traffic_salt(experiment_id), user_id, [(0, traffic - 1)])
     else:
-        entry = _draw(_group_salt(group), user_id, share)
+        entry = _draw(group_salt(group), user_id, share)
     ends = accumulate(splits)
     ranges = [(end - split, end - 1) for split, end in zip(splits, ends, strict=True)]
     return Draws(entry, _draw(experiment_id, user_id, ranges))

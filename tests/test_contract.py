@@ -32,6 +32,7 @@ SPLITS = r"variants"  # sum to 100; no name twice
 CONFIG = r"variants\.\d+\.config"  # at most 16 KiB
 FUTURE = r"endDate"  # is to come
 PLAN = r"plan\.minimumEffect"  # no rate above 1
+METRICS = r"metrics(\.\d+\.(margin|cap|role))?|primaryMetric|plan"  # fit each other
 MERGED = r"variants\.\d+\.(id|name|splitPercentage)"  # known, or there already
 PATTERN = r"ruleTree(\.rules\.\d+)*\.value"  # is RE2's; a time that there is
 PAST = r"((events|conversions)\.\d+\.)?occurredAt"  # is not to come
@@ -43,8 +44,8 @@ RULES = {
     "GET /api/experiments/{id}/history": [CURSOR],
     "GET /api/users/{user_id}/assignments": [CURSOR],
     "GET /api/audiences": [CURSOR],
-    "POST /api/experiments": [SPLITS, CONFIG, FUTURE, PLAN],
-    "PATCH /api/experiments/{id}": [SPLITS, CONFIG, FUTURE, PLAN, MERGED],
+    "POST /api/experiments": [SPLITS, CONFIG, FUTURE, PLAN, METRICS],
+    "PATCH /api/experiments/{id}": [SPLITS, CONFIG, FUTURE, PLAN, METRICS, MERGED],
     # A variant of the experiment.
     "POST /api/experiments/{id}/complete": ["winnerVariantId"],
     "PUT /api/experiments/{id}/overrides/{user_id}": ["variantId"],
@@ -57,6 +58,9 @@ RULES = {
     "POST /api/events/batch": [PAST],
     # One effect and one split of two are given; no rate leaves 0 to 1.
     "POST /api/sample-size": ["", "minimumEffect", "relativeEffect", "variants"],
+    "POST /api/sample-size/mean": [
+        *("", "baselineMean", "minimumEffect", "relativeEffect", "variants"),
+    ],
     "POST /api/experiments/{id}/simulate": ["effect", "looks"],
 }
 # An id may hold slashes: a user `batch` of one path, an audience `aud_1/test` of

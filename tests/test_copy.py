@@ -177,6 +177,13 @@ def odd(api, running, enrolled):
     path = running(variants=variants, exclusionGroup="group", trafficPercentage=50)
     free = running(plan={"baselineRate": 0.1, "minimumEffect": 0.02})
     enrolled(free, *ODD_USERS)
+    mean = {"name": "revenue", "kind": "mean", "cap": 0.1}
+    measured = running(metrics=[mean, {"name": "late", "window": 1}])
+    users = [{"userId": one, "covariate": -0.1} for one in ODD_USERS]
+    api.post(f"{measured}/assignments/batch", {"users": users})
+    for metric in ("revenue", "late"):
+        event = {"userId": ODD_USERS[0], "metric": metric, "value": 0.3}
+        assert api.post(f"{measured}/conversions", event).status_code == 201
     assert api("PUT", f"{path}/overrides/ü", {"variantId": "v2"}).status_code == 201
     rows = [
         f'{{"userId": "u", "metric": "m{number % 3}", "value": {value}}}'
@@ -513,4 +520,4 @@ def test_a_pipe_gets_the_counts_and_no_progress(odd, database_url, target, tmp_p
     told = real.flask(tmp_path / "instance", "copy", database_url, target)
 
     assert told.stderr == ""
-    assert re.search(r"^ +9 assignment$", told.stdout, re.MULTILINE)
+    assert re.search(r"^ +18 assignment$", told.stdout, re.MULTILINE)

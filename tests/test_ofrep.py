@@ -15,7 +15,7 @@ from test_wire import called_from
 from app import create_app
 from ledger import standing
 from ledger.enrolment import NewAssignment, write_assignments
-from models import Assignment
+from models import Assignment, Experiment
 from storage import engine
 from storage.columns import utcnow
 from targeting.decision import User
@@ -469,7 +469,7 @@ def test_a_user_of_another_experiment_of_the_group_is_excluded_from_all_flags(
     other = made[1].partition("/")[2]
     row = NewAssignment(f"u{taken[0]}", "v1", utcnow())
     with engine.database.atomic():
-        write_assignments(other, [row], utcnow())
+        write_assignments(Experiment.get_by_id(other), [row], utcnow())
 
     flags = all_of(api, f"u{taken[0]}")
 

@@ -64,8 +64,8 @@ def _assigned_late(
         ),
         (
             "ledger/enrolment.py",
-            "        if row.user_id not in present\n",
-            "",
+            " for row in rows if row.user_id not in present}",
+            " for row in rows}",
         ),
         (
             "ledger/enrolment.py",
