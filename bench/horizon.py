@@ -47,6 +47,74 @@ SCENARIOS = {
 }
 
 
+class Trouble(NamedTuple):
+    """An experiment without an effect, whose plan is for these users."""
+
+    rate: float
+    users: int
+    looks: int
+    first: int
+    planned_share: float = 0.5
+    real_share: float = 0.5
+    drift: float = 1.0
+    """The rate grows so many times from the first user to the last."""
+    seen: float = 1.0
+    """The part of the conversions still to come that each look sees."""
+
+
+TROUBLES = {
+    "typical, 10 %": Trouble(0.1, 20_000, 50, 400),
+    "early, 5 %": Trouble(0.05, 2_000, 200, 10),
+    "rare, 1 %": Trouble(0.01, 20_000, 100, 200),
+    "very rare, 0.2 %": Trouble(0.002, 20_000, 200, 100),
+    "high, 50 %": Trouble(0.5, 4_000, 50, 80),
+    "uneven, 90/10": Trouble(0.05, 20_000, 50, 400, 0.1, 0.1),
+    "large, 5 %": Trouble(0.05, 1_000_000, 40, 25_000),
+    "split 52/48": Trouble(0.1, 20_000, 50, 400, 0.5, 0.48),
+    "drift x 6": Trouble(0.05, 20_000, 50, 400, drift=6),
+    "delayed": Trouble(0.1, 20_000, 50, 400, seen=0.1),
+}
+
+
+def false_alarms(draw: np.random.Generator, one: Trouble, runs: int) -> np.ndarray:
+    """Return at which looks each run is significant, up to its horizon."""
+    ends = np.linspace(one.first, one.users, one.looks).astype(int)
+    new = np.diff(ends, prepend=0)
+    rates = one.rate * one.drift ** (ends / one.users)
+    sizes = np.zeros((2, runs, one.looks))
+    converted = np.zeros((2, runs, one.looks))
+    treated = draw.binomial(new, one.real_share, (runs, one.looks))
+    for arm, gained in enumerate((new - treated, treated)):
+        pending = np.zeros(runs, int)
+        for look in range(one.looks):
+            pending = pending + draw.binomial(gained[:, look], rates[look])
+            seen = draw.binomial(pending, one.seen)
+            converted[arm, :, look], pending = seen, pending - seen
+        sizes[arm] = gained.cumsum(axis=1)
+    counts = converted.cumsum(axis=2)
+    tables = stats.Tables(
+        *(one.ravel() for pair in zip(sizes, counts, strict=True) for one in pair)
+    )
+    splits = (1 - one.planned_share, one.planned_share)
+    centre = stats.planned_centre(stats.Plan(one.rate, effect_of(one, splits)))
+    total = tables.control_size + tables.treatment_size
+    reached = horizon.reached(tables, total, one.users, splits[0] * splits[1])
+    share = np.full(len(total), one.planned_share)
+    pairs = horizon.pairs_of(tables, share, reached, centre, 1)
+    p_values = horizon.p_values(pairs, horizon.log_e(pairs))
+    return (p_values < 0.05).reshape(runs, one.looks)
+
+
+def effect_of(one: Trouble, splits: tuple[float, float]) -> float:
+    """Return the effect whose plan has these users as its horizon."""
+    low, high = one.rate * 1e-3, (1 - one.rate) * 0.999
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        users = stats.planned_horizon(stats.Plan(one.rate, middle), splits)
+        low, high = (middle, high) if users > one.users else (low, middle)
+    return high
+
+
 class Found(NamedTuple):
     """At which looks each test is significant, and the users at the looks, in N."""
 
@@ -121,6 +189,11 @@ def main() -> None:
             f"{mean_stop(real.ten, real.users, ten)} N |",
             flush=True,
         )
+    print("\nFalse alarms at any look up to the horizon, where something is unusual:\n")
+    print("| experiment | false alarms |\n|:--|--:|")
+    for name, trouble in TROUBLES.items():
+        hits = false_alarms(draw, trouble, runs)
+        print(f"| {name} | {percent(hits.any(1))} |", flush=True)
 
 
 if __name__ == "__main__":
