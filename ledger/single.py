@@ -166,12 +166,14 @@ REVISION = Statement(lambda _: Identity.select(Identity.revision))
 def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | None:
     """Return the decision of each of these experiments for a user, enrolled if new.
 
-    None if one of them is not known, or not simple.
+    None if one of them is not known, or not simple, or named twice.
     """
     standing = _standing(names, user.user_id)
     if standing is None:
         return None
     known, rows = standing
+    if len({one.definition.id for one in known}) < len(known):
+        return None  # two equal rows would be refused, which takes ids on PostgreSQL
     now = utcnow()
     decisions = [_decided(one.definition, rows, user, now) for one in known]
     new = [place for place, one in enumerate(decisions) if one.reason == NEW]

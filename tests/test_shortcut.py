@@ -444,6 +444,20 @@ def test_a_plain_batch_takes_the_short_way(app, api, running):
     assert api.get(path).json["data"]["_count"] == {"assignments": enrolled + before}
 
 
+def test_an_experiment_that_is_named_twice_takes_one_id(app, api, running):
+    path = running()
+    name = path.partition("/")[2]
+
+    for user in ("u1", "u2"):
+        body = {"experiments": [name, api.get(path).json["data"]["key"], name]}
+        told = api.post(f"users/{user}/assignments", body).json["data"]
+        reasons = [one["reason"] for one in told]
+        assert reasons == ["NEW_ASSIGNMENT", *["EXISTING_ASSIGNMENT"] * 2]
+
+    first, second = Assignment.select().order_by(Assignment.id)
+    assert second.id == first.id + 1
+
+
 def test_nobody_is_entered_if_one_was_enrolled_meanwhile(app, api, running):
     path = running()
     first = api.post(f"{path}/assignments", {"userId": "u1"}).json["data"]
