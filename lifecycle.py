@@ -105,16 +105,25 @@ def _with_primary(
     return {**changes}
 
 
+LOWEST = Decimal("0.000001")  # beyond it, planned sizes exceed the range of a float
+
+
 def _refuse_plan(fields: Mapping[str, Any]) -> None:
-    """Raise Invalid if there is a plan and the primary metric is not a rate.
+    """Raise Invalid if the plan is not for the primary metric.
 
     *fields* are those of an experiment.
     """
+    plan = fields.get("plan")
     for one in fields.get("metrics") or ():
-        is_rate = one["kind"] == stats.CONVERSION
-        if fields.get("plan") and one["role"] == stats.PRIMARY and not is_rate:
+        if not plan or one["role"] != stats.PRIMARY:
+            continue
+        if one["kind"] != stats.CONVERSION:
             message = f"A plan is for a conversion rate, and {one['name']!r} is none."
             raise Invalid("plan", message)
+        fall = plan["baseline_rate"] - plan["minimum_effect"]
+        if one["direction"] == stats.DECREASE and fall < LOWEST:
+            message = f"Less is better, and no rate is below {LOWEST:f}."
+            raise Invalid("plan.minimumEffect", message)
 
 
 def _refuse_taken(key: str, but: str | None = None) -> None:
@@ -287,11 +296,10 @@ def start(experiment: Experiment, by: str) -> None:
 
 def _horizon(experiment: Experiment) -> int | None:
     """Return for how many users its test is planned; None without a plan."""
-    if experiment.plan is None:
+    plan = experiment.directed_plan
+    if plan is None:
         return None
     splits = [variant.split for variant in experiment.variants]
-    settings = experiment.metric_settings[experiment.primary_metric]
-    plan = stats.Plan(**experiment.plan).towards(settings)
     return stats.planned_horizon(plan, splits)
 
 

@@ -18,7 +18,7 @@ from peewee import (
     fn,
 )
 
-from stats import PRIMARY, MetricSettings
+from stats import PRIMARY, MetricSettings, Plan
 from storage.columns import MICROSECOND, Json, Utc, new_id, utcnow
 from storage.paging import Listing, Page
 from storage.table import Statement, Table, one_of
@@ -109,6 +109,13 @@ class Experiment(Table):
             given.insert(0, primary)
         given.sort(key=lambda one: one.role != PRIMARY)
         return {one.name: one for one in given}
+
+    @property
+    def directed_plan(self) -> Plan | None:
+        """The plan, whose effect is a fall if less of the primary metric is better."""
+        if self.plan is None:
+            return None
+        return Plan(**self.plan).towards(self.metric_settings[self.primary_metric])
 
     @property
     def own_sums(self) -> dict[str, MetricSettings]:

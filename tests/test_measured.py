@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 from conftest import LINE, ago, assert_error, paths, two_variants
 
+import stats
 from ledger import proof
 from models import Assignment, Cohort, Conversion, Experiment, Sums
 
@@ -137,6 +138,13 @@ REFUSED = [
     (
         {"metrics": [MEAN], "plan": {"baselineRate": 0.1, "minimumEffect": 0.02}},
         "plan",
+    ),
+    (
+        {
+            "metrics": [{"name": "a", "role": "primary", "direction": "decrease"}],
+            "plan": {"baselineRate": 0.1, "minimumEffect": 0.1},
+        },
+        "plan.minimumEffect",
     ),
 ]
 
@@ -511,7 +519,8 @@ def test_where_less_is_better_the_lower_rate_wins(api, running, convert, told):
     assert found["variants"][1]["comparison"]["crossing"]
     assert found["analysis"]["direction"] == "decrease"
     assert found["analysis"]["plan"]["minimumEffect"] == 0.1
-    assert Experiment.get().horizon < 3_000
+    fall = stats.Plan(0.4, -0.1)
+    assert Experiment.get().horizon == stats.planned_horizon(fall, (50, 50))
 
 
 def test_where_less_is_better_the_higher_rate_loses(api, running, convert, told):

@@ -46,8 +46,8 @@ def course(
     """Return the cumulative estimates of a metric at the end of each day."""
     experiment = counts.experiment
     is_primary = settings.name == experiment.primary_metric
-    plan = stats.Plan(**experiment.plan) if experiment.plan and is_primary else None
-    centre = stats.planned_centre(plan and plan.towards(settings))
+    plan = experiment.directed_plan if is_primary else None
+    centre = stats.planned_centre(plan)
     running = Course(counts, settings)
     days = [(day, running.after(day)) for day in days_of(counts)][-DAYS:]
     level = stats.Level(float(confidence_level), len(counts.variants) - 1)

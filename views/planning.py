@@ -84,7 +84,7 @@ def simulated(
 ) -> stats.Simulation:
     """Return how the production hash and statistics behave with a draft's settings."""
     splits = [variant.split for variant in experiment.variants]
-    plan = stats.Plan(**experiment.plan) if experiment.plan else None
+    plan = experiment.directed_plan
     confidence = plan.confidence_level if plan else 0.95
     return stats.simulate(
         baseline_rate=float(baseline_rate),
