@@ -162,7 +162,8 @@ def test_an_example_of_an_answer_has_the_shape_of_the_answer(
 
 
 def test_every_example_of_json_is_compared_with_the_service():
-    assert len(EXAMPLES) == API.count("```json") >= 8
+    sent = API.count("<!-- body of ")  # tests/test_measured.py sends it
+    assert len(EXAMPLES) == API.count("```json") - sent >= 8
 
 
 @pytest.mark.parametrize("text", [README, API], ids=["README", "api"])
@@ -241,10 +242,11 @@ def test_every_warning_of_the_table_is_one_that_is_given():
     page = (real.ROOT / "docs" / "statistics.md").read_text()
     table = page.partition("## The warnings")[2].partition("\n## ")[0]
     first = [line.split("|")[1] for line in table.splitlines() if "| `" in line]
-    sources = "".join(file.read_text() for file in (real.ROOT / "stats").glob("*.py"))
+    files = [*(real.ROOT / "stats").glob("*.py"), real.ROOT / "views" / "course.py"]
+    sources = "".join(file.read_text() for file in files)
 
     codes = re.findall(r"`([A-Z_]+)`", " ".join(first))
-    assert len(codes) == 9
+    assert len(codes) == 10
     for code in codes:
         assert f'"{code}"' in sources
 

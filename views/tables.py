@@ -493,7 +493,15 @@ def _fitted(grid: Grid) -> str:
 
 
 def _wrapped(text: str) -> str:
-    lines = textwrap.wrap(_visible(text), WIDTH, break_on_hyphens=False)
+    """Return a text in lines of a terminal, in which some letters are two wide."""
+    lines = [""]
+    for word in _visible(text).split():
+        for piece in textwrap.wrap(word, WIDTH, break_on_hyphens=False):
+            longer = f"{lines[-1]} {piece}".lstrip()
+            if lines[-1] and wcswidth(longer) > WIDTH:
+                lines.append(piece)
+            else:
+                lines[-1] = longer
     return "\n".join(lines)
 
 
