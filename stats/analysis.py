@@ -412,7 +412,10 @@ def _bounds(
 ) -> list[Bounds]:
     """Return the interval of each difference that decides, of which more is better."""
     ends: list[Interval]
-    if settings.kind != CONVERSION:
+    compared = [one.value and one.value.comparison for one in variants[1:]]
+    if settings.kind != CONVERSION and shown == deciding and all(compared):
+        ends = [one.sequential.difference_interval for one in compared if one]
+    elif settings.kind != CONVERSION:
         control, *treatments = measured.any_look if measured else [None] * len(variants)
         ends = [
             always_valid_means(control, one, deciding.each).difference_interval

@@ -258,8 +258,11 @@ def accepted(
     excess: Callable[[Indices, Floats, Floats], Floats],
     critical: Floats | float,
     precision: float,
+    has_ratios: bool = True,
 ) -> tuple[Limits, Limits]:
     """Return all differences and all ratios at which *excess* is negative.
+
+    The ratios are unknown, which takes half the work, unless they are wanted.
 
     *excess* is called with many nulls at once: the indices of their tables, ratios,
     shifts. The search goes outwards from the estimate in steps of about *critical*
@@ -267,6 +270,8 @@ def accepted(
     """
     count = len(tables.control_size)
     searches = _searches(tables, critical)
+    if not has_ratios:
+        searches.unknown[2 * count :] = True
 
     def at(point: Floats, search: Indices) -> Floats:
         scaled = searches.on_ratio[search]

@@ -111,10 +111,12 @@ def always_valid_limits(
     alpha: Floats | float,
     centre: float = CENTRE,
     nuisance: float = NUISANCE,
+    has_ratios: bool = True,
 ) -> tuple[Limits, Limits]:
     """Return the always-valid intervals for difference and ratio.
 
-    *alpha* is one number, or one for each table.
+    *alpha* is one number, or one for each table. The ratios are unknown unless they
+    are wanted.
 
     They hold all nulls with ``E < 1 / (alpha - beta)``, and so they exclude "no
     effect" exactly if the always-valid p-value is below alpha.
@@ -126,7 +128,7 @@ def always_valid_limits(
         values = _null_log_e_values(pairs.rows(index), ratio, shift)
         return np.asarray(values - threshold[index])
 
-    return accepted(tables, excess, 3.3, 1e-8)
+    return accepted(tables, excess, 3.3, 1e-8, has_ratios)
 
 
 class _Pairs(NamedTuple):

@@ -16,6 +16,7 @@ Stat. Med. 9, p. 1447-1454.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import horizon
@@ -36,6 +37,7 @@ from stats.results import (
     MetricFigures,
     MetricOfVariant,
     MetricSettings,
+    Number,
     interval,
 )
 from stats.samples import Sample, samples
@@ -154,15 +156,7 @@ def _rate_tests(
         np.array([float(arm.sample_size) for _, arm in sides]),
         np.array([float(arm.conversions) for _, arm in sides]),
     )
-    shares = np.array(
-        [
-            pair_share(
-                [arm.sample_size for arm in pair],
-                [arm.split_percentage for arm in pair],
-            )
-            for pair in sides
-        ]
-    )
+    shares = np.array([_share(*pair) for pair in sides])
     pairs = horizon.pairs_of(tables, shares, None, CENTRE, len(sides))
     p_values = horizon.p_values(pairs, horizon.log_e(pairs)).tolist()
     alphas = [
@@ -175,6 +169,18 @@ def _rate_tests(
         for row, p_value in enumerate(p_values)
     )
     return {one.settings.name: [next(rows) for _ in one.arms[1:]] for one in metrics}
+
+
+def _share(control: Arm, treatment: Arm) -> float:
+    """Return the treatment's share of the pair; most metrics have the same users."""
+    sizes = control.sample_size, treatment.sample_size
+    splits = control.split_percentage, treatment.split_percentage
+    return _known_share(sizes, splits)
+
+
+@lru_cache(maxsize=64)
+def _known_share(sizes: tuple[int, ...], splits: tuple[Number, ...]) -> float:
+    return pair_share(sizes, splits)
 
 
 def _ends(
@@ -192,6 +198,7 @@ def _ends(
         np.array([alpha for _, alpha in distinct]),
         many.centre,
         many.nuisance,
+        has_ratios=False,
     )
     found = dict(zip(distinct, _intervals(limits, distinct), strict=True))
     return [[found[row, alpha] for row, alpha in enumerate(each)] for each in alphas]
