@@ -61,6 +61,13 @@ KINDS = (
     {"audienceId": "aud_payers"},
     {"exclusionGroup": "checkout", "trafficPercentage": 0.5},
     {"primaryMetric": "Käufe"},
+    {
+        "metrics": [
+            {"name": "order", "kind": "mean", "cap": 0.5},
+            {"name": "Käufe", "kind": "ratio"},
+            {"name": "conversion", "role": "primary", "window": 1},
+        ]
+    },
 )
 
 
@@ -120,6 +127,7 @@ BODIES = {
         {"userId": TEXTS | ODD},
         optional={
             "attributes": st.sampled_from([{}, {"plan": "pro"}, {"plan": 3}, None, []]),
+            "covariate": st.sampled_from([3, -0.25, None, "3", True, 1e13]),
             "odd": ODD,
         },
     ),
@@ -136,7 +144,10 @@ BODIES = {
     ),
 }
 SIMPLE = {
-    "assignments": st.fixed_dictionaries({"userId": st.sampled_from(["u1", "u2"])}),
+    "assignments": st.fixed_dictionaries(
+        {"userId": st.sampled_from(["u1", "u2"])},
+        optional={"covariate": st.sampled_from([3, -0.25])},
+    ),
     "conversions": st.fixed_dictionaries(
         {"userId": st.sampled_from(["u1", "u2"])},
         optional={
@@ -184,7 +195,9 @@ def masked(response):
 
 
 ROWS = {
-    "assignment": "id, experiment_id, user_id, variant",
+    "assignment": "id, experiment_id, user_id, variant, covariate",
+    "cohort": "*",
+    "sums": "*",
     "participant_tally": "*",
     "conversion": "experiment_id, assignment_id, metric, value, idempotency_key",
     "outcome": "*",
