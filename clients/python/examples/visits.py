@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def counted(results: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Play it, and print the books and the result."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the servers are stopped then too
+        signal.signal(ending, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         flask(folder, "init")
         token = {"Authorization": f"Bearer {flask(folder, 'token', 'me')}"}
