@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test test-clients demo check faults contract bench requirements
+.PHONY: run test test-clients demo example check faults contract bench requirements
 
 run: .venv/ready
 	@$(BIN)/flask --app wsgi init
@@ -19,6 +19,10 @@ test-clients: .venv/ready-dev
 
 demo: .venv/ready
 	@$(BIN)/python demo/replay.py
+
+# A shop whose visitors are in an experiment, with Abacus away in between.
+example: .venv/ready-dev
+	@$(BIN)/python clients/python/examples/visits.py
 
 bench: .venv/ready-dev
 	@$(BIN)/python bench/speed.py

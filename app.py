@@ -636,7 +636,8 @@ def measured() -> Response:
 
 
 FROM_BROWSERS = (
-    r"/(ofrep|api/(definitions|events|experiments/[^/]+/(assignments|conversions))).*"
+    r"/(ofrep|api/(definitions|events|users/.+/assignments"
+    r"|experiments/[^/]+/(assignments|conversions))).*"
 )
 
 

@@ -53,8 +53,11 @@ def test_without_an_environment_every_setting_has_its_default(environment):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_config_of_create_app_wins_over_the_environment(environment, name):
-    of_config = {"JWT_LEEWAY": "20"}.get(name, "sqlite:///of/the.config")
-    environment(name, "30" if name == "JWT_LEEWAY" else "sqlite:///of/the.environment")
+    of_config, of_environment = {
+        "JWT_LEEWAY": ("20", "30"),
+        "CORS_ORIGINS": ("https://a.example", "https://b.example"),
+    }.get(name, ("sqlite:///of/the.config", "sqlite:///of/the.environment"))
+    environment(name, of_environment)
 
     app = create_app({"DATABASE_URL": "sqlite:///unused", name: of_config})
 
@@ -64,9 +67,9 @@ def test_the_config_of_create_app_wins_over_the_environment(environment, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_setting_is_read_from_the_environment_unless_it_is_empty(environment, name):
-    default = read()[name]
-    environment(name, "20")
-    assert read()[name] == read(**{name: "20"})[name] != default
+    default, value = read()[name], "20" if name != "CORS_ORIGINS" else "https://a.x"
+    environment(name, value)
+    assert read()[name] == read(**{name: value})[name] != default
     environment(name, "")
     assert read()[name] == default
 
@@ -89,11 +92,19 @@ def test_the_database_lies_in_the_instance_folder(environment, tmp_path):
 
 def test_origins_may_have_commas_between_them_too(environment):
     environment(
-        "CORS_ORIGINS", "https://a.example, https://b.example https://c.example"
+        "CORS_ORIGINS", "https://a.example,https://b.example, https://c.example"
     )
     origins = ["https://a.example", "https://b.example", "https://c.example"]
 
     assert read()["CORS_ORIGINS"] == origins
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://localhost:3000", "https://xn--bcher-kva.example", "app://local", "*"],
+)
+def test_an_origin_may_have_any_scheme_and_a_port(origin):
+    assert read(CORS_ORIGINS=origin)["CORS_ORIGINS"] == [origin]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,11 @@ def test_origins_may_have_commas_between_them_too(environment):
         ("JWT_LEEWAY", "ten"),
         ("JWT_LEEWAY", "301"),
         ("JWT_LEEWAY", "nan"),
+        ("CORS_ORIGINS", "https://*.shop.example"),
+        ("CORS_ORIGINS", r"https://.*\.shop\.example"),
+        ("CORS_ORIGINS", "https://a.example https://shop.example/"),
+        ("CORS_ORIGINS", "shop.example"),
+        ("CORS_ORIGINS", "null"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_name_of_its_setting(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 MAX_LEEWAY = 300  # seconds; with more, ended tokens would live on
+
+# A `*` alone opens the service to every page.
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d+)?", re.ASCII | re.I)
 
 
 class Setting(NamedTuple):
@@ -107,8 +111,19 @@ def _leeway(value: Any) -> timedelta:
 
 
 def _origins(value: str | None) -> list[str]:
-    """Return the origins that a text lists, with spaces or commas between them."""
-    return [origin.strip(",") for origin in (value or "").split()]
+    """Return the origins that a text lists, with spaces or commas between them.
+
+    Raise WrongSetting unless each is whole: flask_cors would take one with a `*` for a
+    regular expression, which also matches the beginning of a foreign origin.
+    """
+    origins = re.findall(r"[^\s,]+", value or "")
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise WrongSetting(
+                "CORS_ORIGINS must list origins such as https://shop.example, without "
+                f"a path and without wildcards, not {origin!r}."
+            )
+    return origins
 
 
 # The folder of the workers' metrics is an environment variable of prometheus_client,
