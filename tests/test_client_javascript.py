@@ -11,6 +11,15 @@ import re2
 import service as real
 from marshmallow import ValidationError
 from test_client_decisions import NOW, definition_of, user_of
+from test_client_provider import (
+    CONFIGURED,
+    PAYERS,
+    by_hash,
+    counted,
+    one_of,
+    participants,
+    rows_of,
+)
 
 from ledger.published import Published
 from ledger.standing import Started
@@ -158,3 +167,298 @@ def test_the_client_refuses_the_ids_that_the_service_refuses(tmp_path):
                     yield {"id": id, "isId": False}
 
     assert compared(vectors(), tmp_path)["disagreements"] == 0
+
+
+# ---------------------------------------------------------------------------
+# A real service
+
+
+@pytest.fixture
+def service(tmp_path):
+    with real.served(tmp_path / "instance") as made:
+        yield made
+
+
+def program(service, scenario, options):
+    """Return the words that start a scenario."""
+    url = f"http://127.0.0.1:{service.port}"
+    return ["node", "test/scenario.js", scenario, url, service.token, options]
+
+
+def ran(service, scenario, **options):
+    """Return what a scenario printed at its end; it must end well."""
+    words = program(service, scenario, json.dumps(options))
+    printed = node(*words[1:], stdin=subprocess.DEVNULL)
+    return json.loads(printed.splitlines()[-1]) if printed else None
+
+
+class Running:
+    """A scenario that waits for a word now and then."""
+
+    def __init__(self, service, scenario, **options):
+        self.process = subprocess.Popen(
+            program(service, scenario, json.dumps(options)),
+            cwd=CLIENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(30)
+
+    def read(self):
+        return json.loads(self.process.stdout.readline())
+
+    def go_on(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def stored(service, path, user_ids):
+    """Return the variants of users who have to be enrolled already."""
+    body = {"users": [{"userId": user_id} for user_id in user_ids]}
+    decisions = service.data("POST", f"{path}/assignments/batch", body)
+    assert {one["reason"] for one in decisions} == {"EXISTING_ASSIGNMENT"}
+    return {one["userId"]: one["variantId"] for one in decisions}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_1000_users_get_what_the_service_gives_them(service, local):
+    path = service.running(key="checkout", variants=CONFIGURED)
+
+    printed = ran(service, "users", local=local)
+
+    assert printed["isFlushed"] and printed["warnings"] == []
+    assert participants(service, path) == 1_000
+    assert stored(service, path, printed["variants"]) == printed["variants"]
+    reported = 1_000 if local else 0
+    assert printed["before"]["enrolmentsWaiting"] == reported
+    assert printed["counters"] == {
+        **dict.fromkeys(printed["counters"], 0),
+        "enrolmentsQueued": reported,
+        "enrolmentsSent": reported,
+    }
+
+
+def test_in_each_state_the_provider_answers_as_the_service(service):
+    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": PAYERS})
+    slow = {"field": "plan", "operator": "regex", "value": "^(p|q)+ro$"}
+    service.data("PUT", "audiences/aud_slow", {"name": "Slow", "ruleTree": slow})
+    group = {"trafficPercentage": 0.01, "exclusionGroup": "page"}
+    paths = {
+        "paid": service.running(key="paid", audienceId="aud_payers"),
+        "asked": service.running(key="asked", audienceId="aud_slow"),
+        "won": service.running(key="won", variants=CONFIGURED),
+        "held": service.running(key="held", trafficPercentage=0.01),
+        "apart": service.running(key="apart", **group),
+        "forced": service.running(key="forced", variants=CONFIGURED),
+        "open": service.running(key="open", variants=CONFIGURED),
+    }
+    body = {"conclusion": "won", "winnerVariantId": "v2"}
+    service.data("POST", f"{paths['won']}/complete", body)
+    service.data("PUT", f"{paths['forced']}/overrides/u1", {"variantId": "v2"})
+    service.data("POST", f"{paths['forced']}/stop")
+    cases = [
+        (f"{key}{ending}", type, {"targetingKey": f"u{n}", "plan": plan})
+        for key in paths
+        for ending in ("", ".config")
+        for type in ("string", "object", "boolean", "number")
+        for n, plan in ((1, "pro"), (2, "free"), (3, "pro"), (4, "pro"))
+    ]
+    odd = (None, "", " undefined ", "x" * 256, "\ud800")
+    cases += [("open", "string", {"targetingKey": one}) for one in odd]
+    cases += [(key, "string", {"targetingKey": "u1"}) for key in ("nope", "Zoë/用户")]
+
+    local = ran(service, "cases", local=True, cases=cases)
+    remote = ran(service, "cases", local=False, cases=cases)
+
+    assert local == remote
+    found = local["found"]
+    assert {one.get("error") for one in found} == {
+        *(None, "TYPE_MISMATCH", "FLAG_NOT_FOUND"),
+        *("TARGETING_KEY_MISSING", "INVALID_CONTEXT"),
+    }
+    assert {one.get("reason") for one in found} >= {
+        *("SPLIT", "TARGETING_MATCH", "DEFAULT", "ERROR")
+    }
+    assert participants(service, paths["asked"]) == 3
+    assert participants(service, paths["paid"]) == 3
+
+
+def test_each_enrolment_and_event_counts_once_though_the_service_is_killed(
+    service, figure
+):
+    path = service.running(key="checkout")
+    with Running(service, "outage", local=True) as running:
+        for number in range(500, 3_000, 500):
+            assert running.read() == number
+            if number in (500, 1_500):
+                service.kill()
+            if number in (1_000, 2_000):
+                service.start()
+            running.go_on()
+        ended = running.read()
+
+    counters = ended["counters"]
+    assert ended["isFlushed"] and ended["defaults"] == 0
+    assert participants(service, path) == 3_000
+    assert counted(service, path) == (3_000, 3_000)
+    assert counted(service, path, "order") == (3_000, 3_000)
+    sums = [row["value"]["sum"] for row in rows_of(service, path, "order")]
+    assert round(sum(sums), 6) == 750
+    quality = service.data("GET", f"{path}/results")["quality"]
+    assert (quality["beforeEnrollment"], quality["notEnrolled"]) == (0, 0)
+    assert counters["attemptsFailed"] > 0
+    assert counters["enrolmentsQueued"] == counters["enrolmentsSent"] == 3_000
+    assert counters["eventsQueued"] == counters["eventsSent"] == 6_000
+    assert counters["eventsDropped"] == counters["enrolmentsDropped"] == 0
+    figure("JavaScript through two kills", users=3_000, events=6_000, lost=0, twice=0)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_the_default_holds_while_the_service_is_away(service, local):
+    path = service.running(key="checkout")
+    service.kill()
+    with Running(service, "away", local=local) as running:
+        first = running.read()
+        service.start()
+        assert service("POST", f"{path}/assignments", {"userId": "u1"})[0] == 201
+        running.go_on()
+        ended = running.read()
+
+    error = "PROVIDER_NOT_READY" if local else "GENERAL"
+    assert (first["value"], first["error"]) == ("default", error)
+    assert ended["isRefreshed"] and ended["isFlushed"]
+    assert ended["later"]["variant"] == by_hash(path, "u1")
+    assert participants(service, path) == 1
+    assert ended["counters"]["eventsSent"] == 1
+
+
+def test_an_application_that_starts_without_the_service_decides_from_the_disk(
+    service, tmp_path
+):
+    path, file = service.running(key="checkout"), tmp_path / "definitions.json"
+    ran(service, "follow", local=True, cacheFile=str(file), user="u0")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.glob("definitions.json.*")) == []
+    whole = file.read_bytes()
+    service.kill()
+    with Running(service, "away", local=True, cacheFile=str(file)) as running:
+        assert running.read()["variant"] == by_hash(path, "u1")
+        service.start()
+        running.go_on()
+        assert running.read()["isFlushed"]
+
+    assert participants(service, path) == 2
+    assert counted(service, path) == (1, 1)
+    assert file.read_bytes() == whole
+
+
+def test_the_client_follows_the_row_of_a_user_who_was_imported(service, tmp_path):
+    path = service.running(key="checkout")
+    user_id = one_of(path, "v1")
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"user_id,variant,timestamp\n{user_id},v2,2025-01-01T00:00:00Z\n")
+    service.flask("import", "checkout", str(rows))
+
+    printed = ran(service, "follow", local=True, user=user_id)
+
+    assert printed == {"first": "v1", "later": "v2"}
+
+
+def test_to_track_raises_nothing_and_repeats_nothing(service):
+    path = service.running(key="checkout")
+    printed = ran(service, "wrong", local=True)
+    counters = printed["counters"]
+    assert printed["isFlushed"]
+    assert counted(service, path, "order") == (1, 1)
+    assert counters["eventsRefused"] == 8
+    assert counters["eventsSent"] == 3
+    assert counters["enrolmentsSent"] == 1
+
+
+def test_a_full_queue_drops_and_counts_and_reports_the_user_later(service):
+    path = service.running(key="checkout")
+    printed = ran(service, "full", local=True)
+    counters = printed["counters"]
+    assert counters["enrolmentsWaiting"] == counters["eventsWaiting"] == 10
+    assert counters["enrolmentsDropped"] == counters["eventsDropped"] == 15
+    assert participants(service, path) == 25
+
+
+def test_a_program_that_ends_sends_what_waits(service):
+    path = service.running(key="checkout")
+    assert ran(service, "end", local=True) is None
+    assert participants(service, path) == 1
+    assert counted(service, path) == (1, 1)
+
+
+# ---------------------------------------------------------------------------
+# Browsers, as far as Node can be one
+
+
+def test_only_a_flag_that_is_read_enrols(service):
+    path = service.running(key="checkout")
+    other = service.running(key="other")
+
+    printed = ran(service, "web")
+
+    assert printed["isFlushed"]
+    assert len(printed["variants"]) == 25
+    assert stored(service, path, printed["variants"]) == printed["variants"]
+    assert participants(service, path) == 25
+    assert participants(service, other) == 0
+    assert counted(service, path) == (25, 25)
+    assert printed["counters"]["enrolmentsSent"] == 25
+
+
+def test_a_page_has_its_defaults_while_the_service_is_away(service):
+    path = service.running(key="checkout")
+    service.kill()
+    with Running(service, "webAway") as running:
+        first = running.read()
+        service.start()
+        running.go_on()
+        ended = running.read()
+
+    assert (first["value"], first["error"]) == ("default", "PROVIDER_NOT_READY")
+    assert ended["isRefreshed"] and ended["isFlushed"]
+    assert ended["later"]["variant"] == by_hash(path, "u1")
+    assert participants(service, path) == 1
+
+
+# ---------------------------------------------------------------------------
+# Speed, and the package
+
+
+def test_a_local_decision_takes_at_most_5_microseconds(service, figure):
+    rules = [
+        PAYERS,
+        {"field": "country", "operator": "in", "value": ["DE", "AT", "CH"]},
+        {"field": "age", "operator": "gte", "value": 18},
+    ]
+    tree = {"logicalOperator": "AND", "rules": rules}
+    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": tree})
+    service.running(key="checkout", audienceId="aud_payers", trafficPercentage=50)
+
+    printed = ran(service, "speed")
+
+    figure("a local decision in Node, microseconds", **printed)
+    assert max(printed["first"], printed["later"]) <= 5
+
+
+def test_a_million_decisions_of_100_000_users_are_100_000_participants(service, figure):
+    path = service.running(key="checkout")
+    printed = ran(service, "million")
+    assert printed["isFlushed"]
+    assert participants(service, path) == 100_000
+    assert printed["counters"]["enrolmentsSent"] == 100_000
+    figure("a million local decisions in Node", seconds=printed["seconds"])
