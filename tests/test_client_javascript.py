@@ -2,7 +2,10 @@
 
 import json
 import random
+import re
 import subprocess
+import tarfile
+import time
 import unicodedata
 from collections import Counter
 
@@ -401,6 +404,13 @@ def test_a_program_that_ends_sends_what_waits(service):
     assert counted(service, path) == (1, 1)
 
 
+def test_a_program_ends_in_time_while_the_service_is_away(service):
+    service.kill()
+    began = time.monotonic()
+    node(*program(service, "end", json.dumps({"shutdownMs": 500}))[1:])
+    assert time.monotonic() - began < 5
+
+
 # ---------------------------------------------------------------------------
 # Browsers, as far as Node can be one
 
@@ -462,3 +472,42 @@ def test_a_million_decisions_of_100_000_users_are_100_000_participants(service, 
     assert participants(service, path) == 100_000
     assert printed["counters"]["enrolmentsSent"] == 100_000
     figure("a million local decisions in Node", seconds=printed["seconds"])
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Yield a folder where the package is installed as npm packs it, and its files."""
+    pack = ["npm", "pack", "--silent", "--pack-destination", tmp_path]
+    subprocess.run(pack, cwd=CLIENT, check=True, capture_output=True)
+    (packed,) = tmp_path.glob("*.tgz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    (tmp_path / "package").rename(modules / "abacus-openfeature")
+    (modules / "@openfeature").symlink_to(CLIENT / "node_modules" / "@openfeature")
+    return tmp_path
+
+
+def test_the_package_has_what_it_needs_and_no_tests(installed):
+    there = {
+        one.name for one in (installed / "node_modules/abacus-openfeature").iterdir()
+    }
+    sources = {one.name for one in CLIENT.iterdir() if one.suffix in (".js", ".ts")}
+    assert there == sources | {"package.json", "README.md"}
+
+
+def test_the_example_of_the_readme_counts_a_conversion_in_15_lines(service, installed):
+    path = service.running(key="checkout", variants=CONFIGURED)
+    text = (CLIENT / "README.md").read_text()
+    example = re.findall(r"```js\n(.*?)```", text, re.DOTALL)[0]
+    assert len(example.splitlines()) <= 15
+    example = example.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+    file = installed / "program.mjs"
+    file.write_text(example.replace("TOKEN", service.token))
+
+    printed = node(file)
+
+    assert printed in ("user-1 gets Control\n", "user-1 gets flow_b\n")
+    assert participants(service, path) == 1
+    assert counted(service, path) == (1, 1)

@@ -69,7 +69,7 @@ export class AbacusProvider {
   #isOpen = false;
   #isStale = false;
   #writes = 0;
-  #atExit = () => void this.flush(this.#options.shutdownMs);
+  #atExit = () => void this.#end();
 
   /**
    * @param {string} url the address of the service
@@ -105,6 +105,12 @@ export class AbacusProvider {
     clearTimeout(this.#timer);
     process.removeListener("beforeExit", this.#atExit);
     await this.#outbox.close(this.#options.shutdownMs);
+  }
+
+  /** Send what waits before a program ends that closes nothing; try this once. */
+  async #end() {
+    process.removeListener("beforeExit", this.#atExit);
+    if (!(await this.flush(this.#options.shutdownMs))) await this.#outbox.close(0);
   }
 
   /**

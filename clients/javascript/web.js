@@ -229,6 +229,7 @@ export class AbacusWebProvider {
       (flag) => flag.metadata?.experimentId === experimentId,
     );
     const own = decisions.filter(({ userId }) => userId === this.#context.targetingKey);
-    if (own.some(({ variantId }) => shown && variantId !== shown.variant)) void this.refresh();
+    const isOther = own.some(({ variantId }) => shown && variantId !== shown.variant);
+    if (isOther && this.#isOpen) void this.refresh();
   }
 }
