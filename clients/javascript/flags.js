@@ -27,8 +27,13 @@ export function plain(value) {
   if (value === null) return null;
   if (Array.isArray(value)) return value.map((item) => plain(item) ?? null);
   if (typeof value.toJSON === "function") return plain(value.toJSON());
+  return plainObject(value, undefined);
+}
+
+function plainObject(value, leftOut) {
   const made = {};
   for (const name of Object.keys(value)) {
+    if (name === leftOut) continue;
     const item = plain(value[name]);
     if (item === undefined) continue;
     if (name === "__proto__") {
@@ -46,9 +51,7 @@ export function plain(value) {
  * @param {any} context
  */
 export function attributesOf(context) {
-  const attributes = plain(context ?? {});
-  delete attributes.targetingKey;
-  return attributes;
+  return plainObject(context ?? {}, "targetingKey");
 }
 
 /**

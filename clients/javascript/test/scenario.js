@@ -166,16 +166,16 @@ const scenarios = {
     client.track("conversion", user("u1"));
   },
 
-  /** The median microseconds of a local decision. */
+  /** The median microseconds of a local decision, the best of some rounds. */
   async speed() {
     const [provider, client] = await provided({ local: true });
-    const contexts = [];
-    for (let n = 0; n < 20_000; n++) {
-      contexts.push(user(`user-${n}`, { plan: "pro", country: "DE", age: 30 }));
-    }
-    const median = async (ask) => {
+    const contexts = (round) =>
+      Array.from({ length: 20_000 }, (_, n) =>
+        user(`user-${round}-${n}`, { plan: "pro", country: "DE", age: 30 }),
+      );
+    const median = async (ask, users) => {
       const taken = [];
-      for (const context of contexts) {
+      for (const context of users) {
         const began = process.hrtime.bigint();
         await ask(context);
         taken.push(Number(process.hrtime.bigint() - began) / 1_000);
@@ -183,10 +183,16 @@ const scenarios = {
       return Number(taken.sort((one, other) => one - other)[taken.length / 2].toFixed(2));
     };
     const resolve = (context) => provider.resolveStringEvaluation("checkout", "default", context);
-    const first = await median(resolve);
-    const later = await median(resolve);
-    const through = await median((context) => client.getStringDetails("checkout", "x", context));
-    print({ first, later, through });
+    const through = (context) => client.getStringDetails("checkout", "x", context);
+    const rounds = { first: [], later: [], through: [] };
+    for (let round = 0; round < 4; round++) {
+      const users = contexts(round);
+      rounds.first.push(await median(resolve, users));
+      rounds.later.push(await median(resolve, users));
+      rounds.through.push(await median(through, users));
+    }
+    const best = Object.entries(rounds).map(([name, medians]) => [name, Math.min(...medians)]);
+    print(Object.fromEntries(best));
   },
 
   /** A million decisions of 100,000 users. */
