@@ -1,13 +1,20 @@
 """The client for JavaScript: as the service decides, and in front of a real one."""
 
 import json
+import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import tarfile
+import threading
 import time
 import unicodedata
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import re2
@@ -443,6 +450,102 @@ def test_a_page_has_its_defaults_while_the_service_is_away(service):
     assert ended["isRefreshed"] and ended["isFlushed"]
     assert ended["later"]["variant"] == by_hash(path, "u1")
     assert participants(service, path) == 1
+
+
+CHROMIUM = shutil.which("chromium")
+PAGE = """<!doctype html><script type="importmap">{"imports": {
+  "@openfeature/core": "/node_modules/@openfeature/core/dist/esm/index.js",
+  "@openfeature/web-sdk": "/node_modules/@openfeature/web-sdk/dist/esm/index.js"
+}}</script><script type="module">
+import { OpenFeature } from "@openfeature/web-sdk";
+import { AbacusWebProvider } from "/web.js";
+import { bucket } from "/decider.js";
+const provider = new AbacusWebProvider("URL", "TOKEN");
+await OpenFeature.setContext({ targetingKey: "u1" });
+await OpenFeature.setProviderAndWait(provider);
+const client = OpenFeature.getClient();
+const { variant } = client.getStringDetails("checkout", "default");
+client.track("conversion");
+const isFlushed = await provider.flush();
+const isRefreshed = await provider.refresh();
+const place = bucket("exp_abc123", "用户42");
+const shown = JSON.stringify({ variant, isFlushed, isRefreshed, place });
+document.body.textContent = `shown: ${shown};`;
+if (location.pathname === "/left") {
+  client.track("farewell");
+  location.href = "/package.json"; // a page may be left at once
+}
+</script><body>"""
+
+
+class Files(SimpleHTTPRequestHandler):
+    """The page of a shop, at an origin of its own."""
+
+    page = ""
+
+    def do_GET(self):
+        if self.path not in ("/", "/left"):
+            return super().do_GET()
+        content = self.page.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        return self.wfile.write(content)
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@contextmanager
+def browsing(url, profile):
+    """Have a page open in Chromium."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    browser = subprocess.Popen(
+        [CHROMIUM, *flags, f"--user-data-dir={profile}", url],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait(30)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_page_in_chromium_enrols_and_converts_its_user(tmp_path):
+    handler = partial(Files, directory=CLIENT)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as shop:
+        threading.Thread(target=shop.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{shop.server_port}"
+        with real.served(tmp_path / "instance", CORS_ORIGINS=origin) as service:
+            path, other = service.running(key="checkout"), service.running(key="other")
+            url = f"http://127.0.0.1:{service.port}"
+            Files.page = PAGE.replace("URL", url).replace("TOKEN", service.token)
+            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+            profile = f"--user-data-dir={tmp_path / 'profile'}"
+            budget = "--virtual-time-budget=20000"
+            words = [CHROMIUM, *flags, profile, budget]
+            ended = subprocess.run(
+                [*words, f"{origin}/"], capture_output=True, text=True, timeout=90
+            )
+            shown = re.search(r"<body>shown: (.*);", ended.stdout)
+            assert shown, ended.stdout + ended.stderr
+            assert json.loads(shown[1]) == {
+                "variant": by_hash(path, "u1"),
+                "isFlushed": True,
+                "isRefreshed": True,
+                "place": 5809,
+            }
+            assert participants(service, path) == 1
+            assert participants(service, other) == 0
+            assert counted(service, path) == (1, 1)
+            with browsing(f"{origin}/left", tmp_path / "other"):
+                real.wait_until(
+                    lambda: counted(service, path, "farewell") == (1, 1), 30
+                )
+        shop.shutdown()
 
 
 # ---------------------------------------------------------------------------

@@ -125,7 +125,7 @@ export class Outbox {
       // This timer also keeps the program alive until all is sent.
       const limit = setTimeout(() => flush(false), ms);
       this.#flushes.add(flush);
-      this.#schedule(0);
+      void this.#run(); // at once, because a page that ends runs no timer any more
     });
   }
 
@@ -165,6 +165,7 @@ export class Outbox {
   }
 
   async #run() {
+    clearTimeout(this.#timer);
     this.#timer = undefined;
     if (this.#isSending) return;
     this.#isSending = true;

@@ -320,6 +320,7 @@ export class AbacusProvider {
       const Kind = Object.hasOwn(REFUSALS, errorCode) ? REFUSALS[errorCode] : GeneralError;
       throw new Kind(String(errorDetails));
     }
+    if (typeof flag.reason !== "string") throw new GeneralError("The answer is not a flag.");
     return evaluation(flag, defaultValue, type, TypeMismatchError);
   }
 }

@@ -211,6 +211,8 @@ export class AbacusWebProvider {
     const flag = this.#flags.get(key);
     if (flag === undefined) throw new FlagNotFoundError(`There is no flag ${key}.`);
     const found = evaluation(flag, defaultValue, type, TypeMismatchError);
+    // A copy, because the application may change it.
+    if (flag.value === found.value && type === "object") found.value = structuredClone(flag.value);
     if (flag.reason === "SPLIT") this.#enrol(flag.metadata?.experimentId);
     return found;
   }
