@@ -14,7 +14,7 @@ export class UnsupportedPattern extends Error {}
 export class TooCostly extends Error {}
 
 const STEPS = 1_000_000;
-const MOST_OPTIONAL = 8;
+const SHORTEST = 16; // a pattern that is only searched in shorter texts is of no use
 
 const CLASSES = {
   d: "0-9",
@@ -39,9 +39,10 @@ class Reader {
   constructor(pattern) {
     this.chars = [...pattern];
     this.place = 0;
-    /** How many repetitions have no single length; each can multiply the steps. */
+    /** How many repetitions have no single length: each may end anywhere. */
     this.repeats = 0;
-    this.optional = 0;
+    /** In how many ways the rest can match at one place, at most. */
+    this.ways = 1;
     this.flags = this.readFlags();
   }
 
@@ -79,9 +80,13 @@ class Reader {
   /** Read alternatives up to the end, or up to the end of a group. */
   alternatives() {
     let written = "";
+    let branches = 1;
     while (this.place < this.chars.length && this.next !== ")") {
-      written += this.skip("|") ? "|" : this.piece();
+      const isNext = this.skip("|");
+      written += isNext ? "|" : this.piece();
+      branches += isNext ? 1 : 0;
     }
+    this.ways *= branches;
     return written;
   }
 
@@ -122,9 +127,10 @@ class Reader {
       this.place += match[0].length;
       written = match[0];
       if (match[2]) this.repeats++;
+      else this.ways *= Math.max(1, Number(match[1]));
     } else {
       this.place++;
-      if (mark === "?") this.optional++;
+      if (mark === "?") this.ways *= 2;
       else this.repeats++;
     }
     if (isGroup && mark !== "?") throw new UnsupportedPattern("A group is repeated.");
@@ -230,9 +236,11 @@ export class Pattern {
     if (reader.place < reader.chars.length) {
       throw new UnsupportedPattern("There is a bracket too many.");
     }
-    if (reader.optional > MOST_OPTIONAL) throw new UnsupportedPattern("It branches too often.");
     // A search starts anywhere, and each repetition ends anywhere.
-    this.longest = Math.floor(STEPS ** (1 / (reader.repeats + 1)));
+    const room = (STEPS / reader.ways) ** (1 / (reader.repeats + 1));
+    /** The length of the longest text that is searched here. */
+    this.longest = Math.floor(room + 1e-9);
+    if (this.longest < SHORTEST) throw new UnsupportedPattern("It branches too often.");
     try {
       this.expression = new RegExp(written, reader.isCaseless ? "iu" : "u");
     } catch (error) {

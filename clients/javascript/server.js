@@ -1,5 +1,6 @@
 /** The OpenFeature provider for servers: remote by OFREP, or local with the definitions. */
 
+import { randomUUID } from "node:crypto";
 import { open, readFile, rename, unlink } from "node:fs/promises";
 
 import {
@@ -68,7 +69,6 @@ export class AbacusProvider {
   #timer = undefined;
   #isOpen = false;
   #isStale = false;
-  #writes = 0;
   #atExit = () => void this.#end();
 
   /**
@@ -200,7 +200,7 @@ export class AbacusProvider {
   async #writeFile(text) {
     const file = this.#options.cacheFile;
     if (file === null) return;
-    const made = `${file}.${process.pid}-${this.#writes++}`;
+    const made = `${file}.${randomUUID()}`;
     try {
       const handle = await open(made, "w", 0o600);
       try {

@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { AskService, Definitions, bucket, isUserId } from "../decider.js";
 import { compareVersions, version } from "../orders.js";
-import { UnsupportedPattern } from "../patterns.js";
+import { Pattern, TooCostly, UnsupportedPattern } from "../patterns.js";
 import { OPERATORS, compiled } from "../rules.js";
 
 const cases = (name) =>
@@ -96,6 +96,20 @@ test("a text that is too long for a pattern is left to the service", () => {
   assert.equal(made.decide("one", "u1", { x: "acb" }).reason, "NEW_ASSIGNMENT");
   assert.throws(() => made.decide("one", "u1", { x: "a".repeat(5000) }), AskService);
   assert.equal(made.decide("one", "u1", { x: "a".repeat(65_537) }).reason, "NOT_IN_AUDIENCE");
+});
+
+test("no pattern takes long", () => {
+  const worst = ["a?a?a?a?a?a?a*b", "(a|a|a)(a|a|a)(a|a|a)(a|a|a)b", ".*a.*b", "a{1,9}a{1,9}a*b", "a{500}b"];
+  for (const pattern of worst) {
+    const made = new Pattern(pattern);
+    const text = "a".repeat(Math.min(made.longest, 65_536));
+    const began = performance.now();
+    assert.equal(made.isIn(text), false);
+    const taken = performance.now() - began;
+    assert.ok(taken < 100, `${pattern} took ${taken} ms for ${text.length} characters`);
+    assert.throws(() => made.isIn("a".repeat(made.longest + 1)), TooCostly);
+  }
+  assert.throws(() => new Pattern("(a|b|c)".repeat(12)), UnsupportedPattern);
 });
 
 test("a field with the name of a method of objects is missing", () => {
