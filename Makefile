@@ -14,8 +14,15 @@ test: .venv/ready-dev
 	$(BIN)/pytest
 
 # The clients, with what takes long: a million decisions, the time of one, the package.
-test-clients: .venv/ready-dev
+# Needs Node 20 or newer.
+JAVASCRIPT = clients/javascript
+test-clients: .venv/ready-dev $(JAVASCRIPT)/node_modules
+	cd $(JAVASCRIPT) && npm test
 	$(BIN)/pytest tests/test_client_*.py --rounds 1
+
+$(JAVASCRIPT)/node_modules: $(JAVASCRIPT)/package.json
+	cd $(JAVASCRIPT) && npm install --no-package-lock --no-audit --no-fund
+	@touch $@
 
 demo: .venv/ready
 	@$(BIN)/python demo/replay.py

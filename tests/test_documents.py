@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     file
-    for folder in (ROOT, ROOT / "docs", ROOT / "demo", ROOT / "clients" / "python")
+    for folder in (ROOT, ROOT / "docs", ROOT / "demo", *(ROOT / "clients").iterdir())
     for file in folder.glob("*.md")
 )
 

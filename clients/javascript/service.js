@@ -1,0 +1,122 @@
+/** Requests to Abacus, each with a time limit, and without redirects. */
+
+/** The service did not answer, or asks to be asked again later. */
+export class Unavailable extends Error {
+  /** @param {string} message @param {number} [retryAfter] milliseconds */
+  constructor(message, retryAfter = 0) {
+    super(message);
+    this.retryAfter = retryAfter;
+  }
+}
+
+/** The service answered that the request is wrong, and would do so again. */
+export class Refused extends Error {
+  /** @param {number} status @param {any} body */
+  constructor(status, body) {
+    super(`The service answered ${status}: ${JSON.stringify(body)}`);
+    this.status = status;
+    this.body = body;
+  }
+}
+
+const PASSES = [401, 403, 408, 425, 429]; // a token may be renewed
+// Browsers send at most 64 KiB of such requests at a time.
+const KEPT_ALIVE = 32_000;
+
+/** The service at a URL. */
+export class Service {
+  #token;
+  #timeout;
+  #ahead = 0;
+
+  /**
+   * @param {string} url
+   * @param {string | (() => string | Promise<string>)} token
+   * @param {number} timeout milliseconds
+   * @param {boolean} [keepAlive] whether a request outlives its page
+   */
+  constructor(url, token, timeout, keepAlive = false) {
+    if (!/^https?:\/\//.test(url)) throw new TypeError(`${url} is not the URL of a service.`);
+    this.url = url.replace(/\/+$/, "");
+    this.#token = token;
+    this.#timeout = timeout;
+    this.keepAlive = keepAlive;
+  }
+
+  /** Return the milliseconds since 1970 by the clock of the service, as known. */
+  now() {
+    return Date.now() + this.#ahead;
+  }
+
+  /**
+   * Return the JSON object that the service answers to this body.
+   *
+   * @param {string} path
+   * @param {any} body
+   */
+  async post(path, body) {
+    return object((await this.ask("POST", path, JSON.stringify(body))).text);
+  }
+
+  /**
+   * Return a good answer, or 304; else throw Unavailable or Refused.
+   *
+   * @param {string} method
+   * @param {string} path
+   * @param {string} [body]
+   * @param {string} [tag] an ETag with its quotes
+   */
+  async ask(method, path, body, tag) {
+    let answer;
+    let text;
+    try {
+      const token = typeof this.#token === "string" ? this.#token : await this.#token();
+      const headers = { Authorization: `Bearer ${token}` };
+      if (body !== undefined) headers["Content-Type"] = "application/json";
+      if (tag) headers["If-None-Match"] = tag;
+      answer = await fetch(this.url + path, {
+        method,
+        headers,
+        body,
+        redirect: "manual", // another host must not get the token
+        keepalive: this.keepAlive && body !== undefined && body.length < KEPT_ALIVE,
+        signal: AbortSignal.timeout(this.#timeout),
+      });
+      text = await answer.text();
+    } catch (error) {
+      throw new Unavailable(String(error?.cause ?? error));
+    }
+    this.#noteTime(answer.headers.get("Date"));
+    const { status } = answer;
+    if (answer.ok || status === 304) {
+      return { status, text, tag: answer.headers.get("ETag") ?? undefined };
+    }
+    if (status < 400 || status >= 500 || PASSES.includes(status)) {
+      const seconds = answer.headers.get("Retry-After") ?? "";
+      const retryAfter = /^[0-9]{1,6}$/.test(seconds) ? Number(seconds) * 1000 : 0;
+      throw new Unavailable(`The service answered ${status}.`, retryAfter);
+    }
+    throw new Refused(status, object(text));
+  }
+
+  #noteTime(date) {
+    const there = Date.parse(date ?? "");
+    if (Number.isNaN(there)) return;
+    const ahead = there - Date.now();
+    this.#ahead = Math.abs(ahead) > 2000 ? ahead : 0; // a date has whole seconds
+  }
+}
+
+/** Return a JSON object; whoever answers something else is not the service. */
+export function object(text) {
+  let found;
+  try {
+    found = JSON.parse(text);
+  } catch {
+    throw new Unavailable("The answer is not JSON.");
+  }
+  if (typeof found !== "object" || found === null || Array.isArray(found)) {
+    throw new Unavailable("The answer is not a JSON object.");
+  }
+  return found;
+}
