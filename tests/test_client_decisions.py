@@ -90,6 +90,7 @@ def test_versions_come_in_the_order_of_their_table():
         {"logicalOperator": "XOR", "rules": [{"field": "x", "operator": "exists"}]},
         {"field": "x", "operator": "eq", "hashes": []},
         {"field": "x", "operator": "regex", "value": r"\p{Greek}"},
+        {"field": "x", "operator": "regex", "value": r"a\Bb"},
     ],
 )
 def test_what_the_client_does_not_know_is_left_to_the_service(tree):
