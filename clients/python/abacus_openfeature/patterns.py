@@ -229,7 +229,7 @@ class Parser:
         if char == "[":
             return "test", self._class(flags)
         if char == "\\":
-            if self.text[self.place : self.place + 1] in set("AzbB"):
+            if self.text[self.place : self.place + 1] in set("Azb"):
                 return "assert", self._take()
             found = self._escaped()
             if not isinstance(found, str):
