@@ -451,6 +451,29 @@ def test_every_state_says_what_to_do_next(api, running, enrolled):
     assert advice().startswith(" Nothing: the experiment is archived.")
 
 
+@pytest.mark.one_engine
+def test_a_harmed_guardrail_is_said_first_and_what_to_do(api, running, enrolled):
+    metrics = [{"name": "crash", "role": "guardrail", "direction": "decrease"}]
+    path = running(metrics=metrics)
+    decisions = enrolled(path, *(f"u{number}" for number in range(400)))
+    rows = [{"userId": one["userId"]} for one in decisions[::2]]
+    rows += [
+        {"userId": one["userId"], "metric": "crash"}
+        for one in decisions
+        if one["variantId"] == "v2"
+    ]
+    body = {"conversions": rows}
+    assert api.post(f"{path}/conversions/batch", body).status_code == 200
+
+    text = read(api.get(f"/ui/{path}")).text
+    assert api.post(f"{path}/stop").status_code == 200
+    stopped = read(api.get(f"/ui/{path}")).text
+
+    assert "A guardrail is harmed" in text
+    assert "What to do next: Stop the experiment" in text
+    assert "What to do next: Look at the guardrail" in stopped
+
+
 @pytest.mark.parametrize("kind", ["mean", "ratio"])
 def test_means_and_ratios_have_their_own_figures(api, running, enrolled, told, kind):
     metrics = [{"name": "sales", "role": "primary", "kind": kind}]

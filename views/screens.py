@@ -299,6 +299,8 @@ def _advice(row: Experiment, status: str) -> str:
             "Nobody is enrolled any more. Resume the experiment to go on, or complete "
             "it with what is known."
         )
+    if state == STOPPED and status == "harm":
+        return "Look at the guardrail, and complete the experiment without a winner."
     return NEXT[status]
 
 
