@@ -26,6 +26,7 @@ import cli
 import lifecycle
 import listing
 import ofrep
+import pages
 import schemas
 from ledger import conversions, enrolment, erasure, published, rows
 from ledger.counts import counted, replayed
@@ -668,6 +669,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     for kind, answer in ANSWERS.items():
         app.register_error_handler(kind, answer)
     document(app, (api, ofrep.flags), VERSION)
+    pages.install(app)
     app.register_blueprint(cli.commands)
     app.add_url_rule("/healthz", view_func=alive)
     app.add_url_rule("/readyz", view_func=ready)

@@ -21,6 +21,8 @@ RUNTIME = {
     ("POST", "/ofrep/v1/evaluate/flags"),
 }
 OPEN = {"/", "/docs", "/docs/", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+OPEN |= {"/ui/sign-in", "/ui/abacus.css"}
+PAGES = {"/ui", "/ui/", "/ui/experiments/<id>", "/ui/sign-out"}
 NAMES = {
     "<id>": "checkout",
     "<path:user_id>": "other-user",
@@ -72,13 +74,17 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
         paths += (f"{checkout}/assignments", f"{checkout}/results", "audiences")
         return [api.get(path).json for path in (*paths, "experiments?archived=true")]
 
-    before, allowed, refused, public = state(), set(), set(), set()
+    before, allowed, refused, public, pages = state(), set(), set(), set(), set()
     for rule in app.url_map.iter_rules():
         for method in rule.methods - {"OPTIONS"}:
             tried = method, rule.rule
             answer = page(method, filled(rule.rule))
             answer.close()
-            if not rule.rule.startswith(("/api", "/ofrep")):
+            if rule.rule in PAGES or tried == ("POST", "/ui/sign-in"):
+                pages.add(tried)  # without the scope, or without a form of ours
+                assert answer.status_code == 403, tried
+                assert answer.mimetype == "text/html"
+            elif not rule.rule.startswith(("/api", "/ofrep")):
                 public.add(tried)
                 assert answer.status_code in (200, 302, 308), tried
             elif answer.status_code == 403:
@@ -91,9 +97,10 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
 
     assert allowed == RUNTIME
     assert {rule for _, rule in public} - {"/docs/<path:path>"} == OPEN
-    assert (len(allowed), len(refused), len(public)) == (11, 45, 16)
+    assert (len(allowed), len(refused), len(public)) == (11, 45, 20)
+    assert len(pages) == 8
     tries = sum(len(rule.methods - {"OPTIONS"}) for rule in app.url_map.iter_rules())
-    assert tries == 72
+    assert tries == 84
     assert state() == before
 
 
@@ -251,7 +258,7 @@ def test_no_other_route_is_open_to_an_origin_that_is_listed(app, tmp_path):
         assert cross_origin(client.options(path, headers=asked)) == {}, path
         with client.get(path, headers={"Origin": SHOP}) as answer:
             assert cross_origin(answer) == {}, path
-    assert len(closed) == 29
+    assert len(closed) == 35
 
 
 @pytest.mark.one_engine

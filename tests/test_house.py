@@ -16,6 +16,7 @@ FLOORS = [
     {"schemas"},
     {"operations", "views"},
     {"cli", "looks", "ofrep", "shortcut"},
+    {"pages"},
     {"app"},
     {"wsgi"},
 ]
@@ -54,7 +55,7 @@ PACKAGES = {
         {"csv", "json", "keys", "settings"},
         {"metrics"},
         {"auth", "fields", "logging"},
-        {"flags", "slots"},
+        {"flags", "html", "slots"},
         {"errors"},
         {"blueprint"},
         {"openapi"},
@@ -64,6 +65,8 @@ PACKAGES = {
         {"course"},
         {"figures"},
         {"export", "planning", "tables"},
+        {"pictures"},
+        {"screens"},
     ],
     "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
     "stats": [
@@ -213,7 +216,20 @@ def test_what_needs_no_token_is_listed(app):
     open_paths = {
         rule.rule
         for rule in app.url_map.iter_rules()
-        if not rule.rule.startswith(("/api", "/ofrep", "/docs"))
+        if not rule.rule.startswith(("/api", "/ofrep", "/docs", "/ui"))
     }
 
     assert open_paths == {"/", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+
+
+def test_every_page_but_these_leads_to_the_sign_in(app, anonymous):
+    open_paths = {"/ui/sign-in", "/ui/sign-out", "/ui/abacus.css"}
+    pages = {
+        rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ui")
+    }
+
+    assert open_paths < pages and len(pages) == 6
+    for path in pages - open_paths:
+        response = anonymous.get(path.replace("<id>", "exp_1"))
+        assert response.status_code == 303, path
+        assert response.headers["Location"].startswith("/ui/sign-in?next="), path

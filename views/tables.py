@@ -127,15 +127,15 @@ def counts(name: str, result: Results) -> Sheet:
     ]
     if days:
         figures = [_day_figures(*each) for each in days]
-    return Sheet(name, lead, grids, [_quality(result.quality)], figures)
+    return Sheet(name, lead, grids, [quality_sentence(result.quality)], figures)
 
 
 def _counts_grid(rows: Sequence[Row]) -> Grid:
     places = _shares([_rate(row, variant) for variant, row in rows])
     cells = [
         [
-            _clipped(variant.variant_name),
-            _clipped(row.metric, 10),
+            clipped(variant.variant_name),
+            clipped(row.metric, 10),
             f"{variant.participants:,}",
             f"{row.conversions:,}",
             f"{row.events:,}",
@@ -152,8 +152,8 @@ def _values_grid(rows: Sequence[Row]) -> Grid:
     sums = _amounts([row.value.sum for _, row in rows])
     cells = [
         [
-            _clipped(variant.variant_name),
-            _clipped(row.metric, 10),
+            clipped(variant.variant_name),
+            clipped(row.metric, 10),
             f"{row.value.count:,}",
             amount,
         ]
@@ -167,9 +167,9 @@ def _days_grid(days: Sequence[tuple[Day, VariantsCounts, DaysMetric]]) -> Grid:
     cells = [
         [
             day.date.isoformat(),
-            _clipped(variant.variant_name),
+            clipped(variant.variant_name),
             f"{day.participants:,}",
-            _clipped(row.metric),
+            clipped(row.metric),
             f"{row.conversions:,}",
             f"{row.events:,}",
         ]
@@ -179,7 +179,7 @@ def _days_grid(days: Sequence[tuple[Day, VariantsCounts, DaysMetric]]) -> Grid:
     return Grid(headers, cells, "llrlrr")
 
 
-def _quality(quality: Quality) -> str:
+def quality_sentence(quality: Quality) -> str:
     late = ""
     if quality.after_window is not None:
         late = f"{quality.after_window:,} after the window of their metric, "
@@ -218,7 +218,7 @@ def _rates_grid(variants: Sequence[VariantFigures]) -> Grid:
     places = _shares([variant.conversion_rate for variant in variants], *intervals)
     cells = [
         [
-            _clipped(variant.variant_name),
+            clipped(variant.variant_name),
             f"{variant.sample_size:,}",
             f"{variant.conversions:,}",
             _percent(variant.conversion_rate, places),
@@ -236,7 +236,7 @@ def _comparisons_grid(variants: Sequence[VariantFigures]) -> Grid:
     places = _lifts(comparison.lift for _, comparison in pairs)
     cells = [
         [
-            _clipped(variant.variant_name),
+            clipped(variant.variant_name),
             _lift(comparison.lift, places),
             _span(comparison.sequential.lift_interval, _lift, places),
             _p_value(comparison.sequential.adjusted_p_value),
@@ -253,9 +253,9 @@ def _others_grid(metrics: Sequence[MetricFigures]) -> Grid:
     """Return the guardrails and the secondary metrics, a row for each comparison."""
     cells = [
         [
-            _clipped(metric.metric),
+            clipped(metric.metric),
             metric.role,
-            _clipped(variant.variant_name),
+            clipped(variant.variant_name),
             _difference(metric.kind, one.difference_interval),
             _p_value(
                 one.p_value if one.adjusted_p_value is None else one.adjusted_p_value
@@ -288,7 +288,7 @@ def _means_grid(variants: Sequence[VariantFigures], unit: str) -> Grid:
     places = _lifts(one.lift for one in comparisons if one)
     cells = [
         [
-            _clipped(variant.variant_name),
+            clipped(variant.variant_name),
             NONE if value.mean is None else next(amounts),
             _lift(one.lift if one else None, places),
             _p_value(one.sequential.adjusted_p_value if one else None),
@@ -343,7 +343,7 @@ def _flat(row: Any, path: str = "") -> dict[str, Cell]:
     return flat
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Return the text without characters that hide, move or shift others.
 
     A control character is shown as "?". Characters without a width are left out, except
@@ -370,9 +370,9 @@ def _is_mark(letter: str) -> bool:
     return letter not in SELECTORS and unicodedata.category(letter) in ("Mn", "Mc")
 
 
-def _clipped(text: str, width: int = NAME) -> str:
+def clipped(text: str, width: int = NAME) -> str:
     """Return the visible text, clipped to this many columns."""
-    text = _visible(text)
+    text = visible(text)
     taken, kept = 0, 0
     for letter in text:
         taken += wcwidth(letter)
@@ -495,7 +495,7 @@ def _fitted(grid: Grid) -> str:
 def _wrapped(text: str) -> str:
     """Return a text in lines of a terminal, in which some letters are two wide."""
     lines = [""]
-    for word in _visible(text).split():
+    for word in visible(text).split():
         for piece in textwrap.wrap(word, WIDTH, break_on_hyphens=False):
             longer = f"{lines[-1]} {piece}".lstrip()
             if lines[-1] and wcswidth(longer) > WIDTH:
@@ -516,7 +516,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def _escaped(text: str) -> str:
-    return MARKUP.sub(r"\\\1", _visible(text))
+    return MARKUP.sub(r"\\\1", visible(text))
 
 
 def _drawn(grid: Grid, form: str) -> str:

@@ -95,9 +95,13 @@ class Tokens:
                 self._verified[header] = verified
 
 
-def authenticate() -> None:
-    """Answer 401 without a valid token, 403 if it lacks the handler's scope."""
-    header = request.headers.get("Authorization", "")
+def authenticate(header: str | None = None) -> None:
+    """Answer 401 without a valid token, 403 if it lacks the handler's scope.
+
+    *header* takes the place of the request's own; only the pages have another one.
+    """
+    if header is None:
+        header = request.headers.get("Authorization", "")
     tokens: Tokens = current_app.extensions["abacus_tokens"]
     g.claims = tokens.get(header) or _verify(header, tokens)
     handler: Any = current_app.view_functions[str(request.endpoint)]

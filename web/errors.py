@@ -15,7 +15,7 @@ from models import Conflict, Invalid
 from storage import engine
 from storage.engine import Trouble
 from storage.paging import BadCursor
-from web import flags, keys, metrics
+from web import flags, html, keys, metrics
 from web.fields import Answer
 from web.json import ERRORS, InvalidJson, as_text, cut
 from web.logging import log
@@ -85,13 +85,16 @@ def problem(
     code: str | None = None,
     details: list[dict[str, Any]] | None = None,
 ) -> Response:
-    """Return an error answer in the common shape, or in OpenFeature's own."""
+    """Return an error in the common shape, in OpenFeature's own, or as a page."""
     g.code = (
         code or CODES.get(status) or ("BAD_REQUEST" if status < 500 else CODES[500])
     )
     if flags.speaks_ofrep(request.path):
         status = flags.status_of(status)
         response = jsonify(flags.failure(request.path, g.code, message))
+    elif html.is_page(request.path):
+        response = html.failure(status, message)
+        status = response.status_code
     else:
         error = {
             "statusCode": status,

@@ -1,0 +1,162 @@
+"""The pages for people: server-rendered, without scripts, behind a sign-in."""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from flask import Blueprint, Flask, Response, make_response, redirect, request
+from werkzeug.exceptions import BadRequest, NotFound
+
+import listing
+import schemas
+from ledger.counts import counted
+from looks import LEVEL, look
+from models import Change, Experiment
+from storage import engine
+from storage.paging import Page
+from targeting.decision import STATUSES
+from views import figures, screens
+from web import auth, html
+from web.auth import requires
+from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
+
+STYLE = (Path(__file__).parent / "static" / "abacus.css").read_bytes()
+
+LARGEST_FORM = 16 * 1024
+
+LONGEST_TOKEN = 3_800  # browsers ignore a cookie of more than 4,096 bytes
+
+LONGEST_COOKIE = 400 * 24 * 3600  # seconds; browsers keep none for longer
+
+ENTRIES = 10  # of the history, on the page of an experiment
+
+QUERY = schemas.ExperimentsQuery()
+
+# What a page must be signed in for, and what leads there. Two blueprints, so that a
+# new page is behind the sign-in unless somebody moves it out.
+pages = Blueprint("pages", __name__, url_prefix=html.PREFIX)
+door = Blueprint("door", __name__, url_prefix=html.PREFIX)
+
+
+def install(app: Flask) -> None:
+    """Add the pages to the app."""
+    app.jinja_env.filters.update(screens.FILTERS)
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.register_blueprint(door)
+    app.register_blueprint(pages)
+
+
+# ----------------------------------------------------------------------------
+# Sign-in
+# ----------------------------------------------------------------------------
+
+
+@pages.before_request
+def guard() -> None:
+    """Verify the token of the header, or else of the cookie; open the database.
+
+    The API never reads the cookie, which browsers send to the pages only.
+    """
+    cookie = f"Bearer {request.cookies.get(html.COOKIE, '')}"
+    auth.authenticate(request.headers.get("Authorization", cookie))
+    refuse_undecodable_path()
+    engine.connect()
+
+
+@door.get("/sign-in")
+def sign_in_page() -> Response:
+    """Ask for a token."""
+    return html.sign_in_page()
+
+
+@door.post("/sign-in")
+@requires("read")
+def sign_in() -> Response:
+    """Verify a token as the API does, and keep it in a cookie until it ends."""
+    html.refuse_foreign_form()
+    token = pasted_token()
+    auth.authenticate(f"Bearer {token}")
+    if len(token) > LONGEST_TOKEN:
+        raise BadRequest(
+            f"A token of more than {LONGEST_TOKEN:,} characters fits in no cookie."
+        )
+    _, ends = auth.claims(token)
+    response = make_response(redirect(html.where_to_return(), HTTPStatus.SEE_OTHER))
+    response.set_cookie(
+        html.COOKIE,
+        token,
+        max_age=min(max(ends - int(time.time()), 0), LONGEST_COOKIE),
+        path=html.PREFIX,
+        secure=html.is_secure(),
+        httponly=True,
+        samesite="Strict",
+    )
+    return response
+
+
+def pasted_token() -> str:
+    """Return the token of the form, without what is often copied with it."""
+    text = read_body(LARGEST_FORM).decode(errors="replace")
+    token = dict(parse_qsl(text)).get("token", "").strip()
+    return token.removeprefix("Bearer ").strip()
+
+
+@door.post("/sign-out")
+def sign_out() -> Response:
+    """Forget the token of this browser."""
+    html.refuse_foreign_form()
+    response = make_response(redirect(html.SIGN_IN, HTTPStatus.SEE_OTHER))
+    response.delete_cookie(html.COOKIE, path=html.PREFIX)
+    return response
+
+
+@door.get("/abacus.css")
+def stylesheet() -> Response:
+    """Return the one stylesheet, unless the browser has it."""
+    response = Response(STYLE, mimetype="text/css")
+    response.headers["Cache-Control"] = "no-cache"  # ask each time whether it holds
+    response.add_etag()
+    return response.make_conditional(request)  # type: ignore[return-value]
+
+
+# ----------------------------------------------------------------------------
+# Pages
+# ----------------------------------------------------------------------------
+
+
+@pages.get("")
+@requires("read")
+def start() -> Response:
+    """Lead to the first page."""
+    return make_response(redirect(html.FIRST))
+
+
+@pages.get("/")
+@requires("read")
+def list_experiments() -> Response:
+    """List the experiments, newest first, by the filters of the API."""
+    refuse_unknown_query({"query"})
+    # A form sends a filter that is not set as an empty text.
+    asked = {name: value for name, value in request.args.items() if value}
+    query = QUERY.load(asked)
+    shown = screens.listed(listing.experiments_page(**query), asked)
+    return html.page("experiments.html", screen=shown, asked=asked, statuses=STATUSES)
+
+
+@pages.get("/experiments/<id>")
+@requires("read")
+def show_experiment(id: str) -> Response:
+    """Show one experiment: what its figures say, and the figures."""
+    experiment = Experiment.named(id)
+    if experiment is None:
+        raise NotFound(f"There is no experiment {id!r}.")
+    shown = screens.experiment(
+        experiment,
+        look(experiment, None, None, LEVEL),
+        figures.results(counted(experiment), None),
+        Change.page(experiment, Page(1, ENTRIES)),
+    )
+    return html.page("experiment.html", screen=shown)

@@ -1,0 +1,124 @@
+"""The pages' own plumbing: their headers, their cookie, and how they refuse."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from flask import Response, g, redirect, render_template, request
+from werkzeug.exceptions import Forbidden
+
+PREFIX = "/ui"
+SIGN_IN = f"{PREFIX}/sign-in"
+FIRST = f"{PREFIX}/"
+
+COOKIE = "abacus_token"
+
+# Without the token and without a host: a path of these pages, as a browser writes it.
+OUR_PATH = re.compile(rf"{PREFIX}/[\w\-.~%/]*(\?[\w\-.~%=&+]*)?", re.ASCII)
+
+LONGEST_RETURN = 1_000
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; form-action 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'"
+    ),
+    # With no-referrer, browsers send `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+}
+
+TITLES = {
+    400: "The request was not understood",
+    401: "Sign in first",
+    403: "This is not allowed",
+    404: "There is nothing here",
+    405: "This page does not take that",
+    413: "That is too much",
+    429: "Too many requests",
+    500: "Something went wrong",
+    503: "Not available now",
+}
+
+
+def is_page(path: str) -> bool:
+    """Tell whether whoever requests this path reads pages."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def page(template: str, status: int = 200, **values: Any) -> Response:
+    """Return a page, with headers that let it load its stylesheet and nothing else."""
+    return Response(
+        render_template(template, **values),
+        status,
+        headers=HEADERS,
+        content_type="text/html; charset=utf-8",
+    )
+
+
+def failure(status: int, message: str) -> Response:
+    """Return the page of an error; without a valid token, lead to the sign-in page."""
+    if request.path == SIGN_IN and status in (400, 401, 403, 413):
+        return sign_in_page(status, message)
+    if status == HTTPStatus.UNAUTHORIZED:
+        where = quote(_here(), safe="/")
+        response = redirect(f"{SIGN_IN}?next={where}", HTTPStatus.SEE_OTHER)
+        response.delete_cookie(COOKIE, path=PREFIX)
+        return response  # type: ignore[return-value]  # werkzeug names its base class
+    title = TITLES.get(status, HTTPStatus(status).phrase)
+    request_id = g.get("request_id", "")
+    values = {"title": title, "message": message, "request_id": request_id}
+    return page("error.html", status, number=status, **values)
+
+
+def sign_in_page(status: int = 200, problem: str = "") -> Response:
+    """Return the page that asks for a token."""
+    values = {
+        "problem": problem,
+        "next": where_to_return(),
+        # The strict cookie is not sent with a link of another site.
+        "comes_from_elsewhere": request.args.get("next") is not None,
+        "request_id": g.get("request_id", ""),
+    }
+    return page("sign_in.html", status, **values)
+
+
+def where_to_return() -> str:
+    """Return the page to show after the sign-in, which is always one of ours."""
+    wanted = request.args.get("next", "")
+    return wanted if OUR_PATH.fullmatch(wanted) else FIRST
+
+
+def _here() -> str:
+    """Return the path of this request, or of the first page if it is not a page's."""
+    path = quote(request.path, safe="/")
+    query = request.query_string.decode("ascii", "ignore")
+    here = f"{path}?{query}" if query else path
+    is_short = len(here) <= LONGEST_RETURN
+    return here if request.method in ("GET", "HEAD") and is_short else FIRST
+
+
+def refuse_foreign_form() -> None:
+    """Answer 403 to a form that another site has sent.
+
+    A browser says where a form comes from, and no page can change what it says. So no
+    secret has to be put into each form and kept for each session, and the sign-in,
+    before which there is no session, is protected too. `Sec-Fetch-Site` counts if it
+    is there. Browsers leave it out on plain HTTP (but for localhost), and then `Origin`
+    has to name our host, which the proxy passes on. Its scheme is not compared, because
+    only the proxy knows ours. A request with neither is not from a browser of this
+    decade, and is refused. The cookie is `SameSite=Strict` besides.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = urlsplit(request.headers.get("Origin", "")).netloc
+    is_ours = site == "same-origin" if site else bool(origin) and origin == request.host
+    if not is_ours:
+        raise Forbidden("This form was not sent by a page of Abacus.")
+
+
+def is_secure() -> bool:
+    """Tell whether the browser uses https, also if only the proxy speaks it."""
+    origin = request.headers.get("Origin", "")
+    return request.is_secure or origin.startswith("https://")
