@@ -19,6 +19,7 @@ from flask_jwt_extended import create_access_token
 import models
 from ledger import conversions, proof
 from operations import backups, copier, importer
+from operations.problems import Problems
 from operations.staging import staging
 from storage import engine, factory, files, schema
 from storage.engine import database
@@ -80,8 +81,12 @@ def _make_secret(file: Path) -> None:
 @click.option("--days", type=float, default=30.0)
 def token(subject: str, scope: str | None, days: float) -> None:
     """Print a token for SUBJECT, and nothing else."""
-    if unknown := set((scope or "").split()) - set(auth.SCOPES):
-        raise click.ClickException(f"There is no scope {sorted(unknown)}.")
+    if unknown := sorted(set((scope or "").split()) - set(auth.SCOPES)):
+        named = ", ".join(map(repr, unknown))
+        raise click.ClickException(
+            f"There is no scope {named}: give any of {', '.join(auth.SCOPES)}, with "
+            "spaces between them, or leave --scope out for all of them."
+        )
     if not 0 < days <= MOST_DAYS:  # NaN fails this too
         raise click.ClickException(f"--days is above 0 and at most {MOST_DAYS:,}.")
     if not 1 <= len(subject) <= 255 or not subject.isprintable():
@@ -113,13 +118,11 @@ def import_(experiment: str, file: Path) -> None:
             raise click.ClickException(f"There is no experiment {experiment!r}.")
         conversions.refuse_unless_open(target)
         with staging(database.obj.file) as staged:
-            bad = 0
+            problems = Problems()
             with _progress("Checking", _size(file)) as progress:
-                for problem in importer.stage(target, file, staged, progress):
-                    bad += 1
-                    click.echo(f"{_line_start()}{problem}", err=True)
-            if bad:
-                raise click.ClickException(f"{bad} bad lines; nothing was written.")
+                for line, problem in importer.stage(target, file, staged, progress):
+                    problems.add(line, problem)
+            _refuse(problems)
             with _progress("Writing", staged.count) as progress:
                 done = importer.write(target, staged, progress)
     click.echo(
@@ -130,6 +133,16 @@ def import_(experiment: str, file: Path) -> None:
         click.echo(
             f"{done.after_window} conversions came after the window of their metric "
             "and were left out."
+        )
+
+
+def _refuse(problems: Problems) -> None:
+    """Print the problems of a file, and end with an error if there are any."""
+    for sentence in problems.sentences():
+        click.echo(sentence, err=True)
+    if problems.lines:
+        raise click.ClickException(
+            f"{problems.lines:,} bad lines; nothing was written."
         )
 
 
@@ -151,11 +164,6 @@ def _size(file: Path) -> int:
     with suppress(OSError):  # the import itself says why a file cannot be read
         return file.stat().st_size if file.is_file() else 0
     return 0
-
-
-def _line_start() -> str:
-    """Return what moves a terminal from a progress bar to an empty line."""
-    return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 @commands.cli.command("check")

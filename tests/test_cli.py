@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ import models
 from ledger import proof
 from models import Assignment
 from operations import importer
+from operations.problems import Problems
 from operations.staging import staging
 
 TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
@@ -88,8 +90,11 @@ def test_a_token_of_an_unknown_scope_is_not_made(tmp_path):
 
     told = real.flask(tmp_path, "token", "web", "--scope", "admin", check=False)
 
-    assert told.returncode == 1
-    assert "admin" in told.stderr and told.stdout == ""
+    assert told.returncode == 1 and told.stdout == ""
+    assert told.stderr == (
+        "Error: There is no scope 'admin': give any of read, write, assign, with "
+        "spaces between them, or leave --scope out for all of them.\n"
+    )
 
 
 def test_the_real_traffic_is_imported_and_a_second_run_adds_nothing(
@@ -191,7 +196,7 @@ def test_an_import_shows_its_progress_on_a_terminal_only(tmp_path, lines):
     assert "Checking" not in told.stdout + elsewhere.stdout + elsewhere.stderr
     assert ("Writing" in text) == (not lines)
     if lines:
-        assert "\r\x1b[Kline 3: " in text and elsewhere.stderr.startswith("line 3: ")
+        assert "\nline 3: " in text and elsewhere.stderr.startswith("line 3: ")
 
 
 def test_ndjson_says_the_same_as_csv(api, running, load):
@@ -299,9 +304,59 @@ def problems(result):
     """Return what an import that was refused said of each line."""
     assert result.exit_code == 1, result.output
     *lines, last = result.output.splitlines()
-    assert last == f"Error: {len(lines)} bad lines; nothing was written."
+    numbers = [number for line in lines for number in line.split(":")[0].split(",")]
+    assert last == f"Error: {len(numbers)} bad lines; nothing was written."
     assert Assignment.select().count() == 0
     return [line.partition(": ") for line in lines]
+
+
+def test_equal_problems_of_many_lines_are_told_once(running, load):
+    rows = "".join(
+        f"u{number},Contrl,2024-01-01T00:00:00Z,,,,\n" for number in range(3_000)
+    )
+    late = "x,v1,now,,,,\n"
+
+    result = load(running(), HEAD + rows + late + late)
+
+    assert result.exit_code == 1 and Assignment.select().count() == 0
+    first, second, last = result.output.splitlines()
+    assert first == (
+        "3,000 lines, the first are 2, 3, 4, 5, 6: variant: There is no variant "
+        "'Contrl'."
+    )
+    assert second.startswith("lines 3002, 3003: timestamp: ")
+    assert last == "Error: 3,002 bad lines; nothing was written."
+
+
+def test_of_many_different_problems_twenty_are_told_and_the_others_counted(
+    running, load
+):
+    rows = "".join(
+        f"u1,w{number % 50},2024-01-01T00:00:00Z,,,,\n" for number in range(500)
+    )
+
+    *told, left, last = load(running(), HEAD + rows).output.splitlines()
+
+    assert [line.rpartition(" ")[2] for line in told] == [
+        f"'w{number}'." for number in range(20)
+    ]
+    assert told[3].startswith("10 lines, the first are 5, 55, 105, 155, 205: ")
+    assert left == "300 lines more, with other problems than these 20."
+    assert last == "Error: 500 bad lines; nothing was written."
+
+
+def test_the_memory_of_problems_does_not_grow_with_them():
+    noted = Problems()
+    for number in range(30):
+        noted.add(number, f"{number}: {'x' * 10_000}")
+    tracemalloc.start()
+    for number in range(20_000):
+        noted.add(number, f"{number % 10_000}: {'x' * 10_000}")
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert noted.lines == 20_030 and grown < 64 * 1024
+    assert max(map(len, noted.sentences())) < 600
 
 
 def test_a_byte_that_is_not_utf_8_is_reported_with_its_line(running, operate, tmp_path):
@@ -325,7 +380,7 @@ def test_a_record_of_several_lines_is_told_with_its_first(running, load):
     told = problems(load(running(), HEAD + long + "\n" + bad + GOOD + bad))
 
     # Lines 2 to 4, an empty one, 6 and 7, 8, 9 and 10.
-    assert [one[0] for one in told] == ["line 6", "line 9"]
+    assert [one[0] for one in told] == ["lines 6, 9"]
 
 
 def test_lines_may_end_as_any_system_ends_them(running, load, tmp_path, operate):
@@ -523,13 +578,15 @@ def test_a_user_of_another_experiment_of_the_exclusion_group_is_a_bad_line(
     refused = load(other, text)
 
     assert refused.exit_code == 1
-    *told, last = refused.output.splitlines()
+    told, last = refused.output.splitlines()
     id = one.removeprefix("experiments/")
-    assert told == [
-        f"line {number}: the user is in {id}, which is of the same exclusion group "
+    numbers = range(len(mine) + 2, len(answers) + 2)
+    first = ", ".join(map(str, numbers[:5]))
+    shown = f"{len(numbers)} lines, the first are" if numbers[5:] else "lines"
+    assert told == (
+        f"{shown} {first}: the user is in {id}, which is of the same exclusion group "
         "'checkout'"
-        for number in range(len(mine) + 2, len(answers) + 2)
-    ]
+    )
     assert last == f"Error: {len(theirs)} bad lines; nothing was written."
     assert api.get(other).json["data"]["_count"]["assignments"] == 0
     # Elsewhere, into their own, and once that one has given its room back.

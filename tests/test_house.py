@@ -65,7 +65,12 @@ PACKAGES = {
         {"figures"},
         {"export", "planning", "tables"},
     ],
-    "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
+    "operations": [
+        {"backups", "problems", "reader"},
+        {"staging"},
+        {"importer"},
+        {"copier"},
+    ],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "rates", "samples", "splits"},
