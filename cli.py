@@ -16,13 +16,19 @@ import peewee
 from flask import Blueprint, current_app
 from flask_jwt_extended import create_access_token
 
+import listing
+import looks
 import models
 from ledger import conversions, proof
+from ledger.counts import counted
+from looks import LEVEL
 from operations import backups, copier, importer
 from operations.problems import Problems
 from operations.staging import staging
 from storage import engine, factory, files, schema
 from storage.engine import database
+from targeting.decision import STATUSES
+from views import figures, tables
 from web import auth, keys
 
 EXPECTED = (
@@ -45,10 +51,27 @@ def errors_in_one_line() -> Iterator[None]:
     except EXPECTED as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        prefix = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{prefix}{error.strerror or error}") from error
+        raise click.ClickException(_explained(error)) from error
     except (peewee.DatabaseError, files.DriverError) as error:
-        raise click.ClickException(f"The database answers: {error}") from error
+        here: engine.Engine = current_app.extensions["database"]
+        raise click.ClickException(here.explained(error)) from error
+
+
+STEPS: dict[type[OSError], str] = {
+    FileNotFoundError: "Create its folder, or name another file.",
+    PermissionError: "Let this user read and write it, or name another file.",
+    FileExistsError: "Move it away, or name another file.",
+    IsADirectoryError: "Name a file, not a folder.",
+    NotADirectoryError: "Name a file in a folder.",
+}
+
+
+def _explained(error: OSError) -> str:
+    """Return an error about a file as a line that says what to do."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    step = STEPS.get(type(error), "Free some space, or use another disk.")
+    return f"{error.filename} cannot be used ({error.strerror}). {step}"
 
 
 @commands.cli.command("init")
@@ -113,9 +136,7 @@ def import_(experiment: str, file: Path) -> None:
     """
     with errors_in_one_line():
         schema.verify()
-        target = models.Experiment.named(experiment)
-        if target is None:
-            raise click.ClickException(f"There is no experiment {experiment!r}.")
+        target = _named(experiment)
         conversions.refuse_unless_open(target)
         with staging(database.obj.file) as staged:
             problems = Problems()
@@ -146,6 +167,43 @@ def _refuse(problems: Problems) -> None:
         )
 
 
+@commands.cli.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those in this state.")
+@click.option("--archived", is_flag=True, help="Those that are archived too.")
+def list_(status: str | None, archived: bool) -> None:
+    """Print the experiments, newest first."""
+    with errors_in_one_line():
+        schema.verify()
+        sheet = tables.experiments(list(listing.all_of(status, archived)))
+    click.echo(tables.plain(sheet), nl=False)
+
+
+@commands.cli.command("results")
+@click.argument("experiment")
+def results(experiment: str) -> None:
+    """Print what the counts of EXPERIMENT say, and the counts.
+
+    EXPERIMENT is the id or the key of an experiment. It is a look like one by the API.
+    """
+    with errors_in_one_line():
+        schema.verify()
+        target = _named(experiment)
+        computed = tables.analysis(target.name, looks.look(target, None, None, LEVEL))
+        counts = tables.counts(target.name, figures.results(counted(target), None))
+    click.echo(f"{tables.plain(computed)}\n{tables.plain(counts)}", nl=False)
+
+
+def _named(name: str) -> models.Experiment:
+    """Return the experiment with this id or key, or say how to find one."""
+    experiment = models.Experiment.named(name)
+    if experiment is None:
+        raise click.ClickException(
+            f"There is no experiment {name!r}: `flask --app wsgi list --archived` "
+            "prints the keys of all."
+        )
+    return experiment
+
+
 @contextmanager
 def _progress(label: str, length: int) -> Iterator[Callable[[int], object]]:
     """Show progress on a terminal, and yield what is called with each step of it.
@@ -166,6 +224,16 @@ def _size(file: Path) -> int:
     return 0
 
 
+def _proved_rows() -> int:
+    """Return how many rows a proof reads, or 0 where nobody watches its progress."""
+    return proof.rows() if sys.stderr.isatty() else 0
+
+
+def _line_start() -> str:
+    """Return what moves a terminal from a progress bar to an empty line."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
+
+
 @commands.cli.command("check")
 def check() -> None:
     """Verify the file, its schema, and every count against its rows.
@@ -177,9 +245,10 @@ def check() -> None:
         schema.refuse_altered(models.TABLES)
         database.obj.examine()
         wrong = 0
-        for sentence in proof.discrepancies():
-            wrong += 1
-            click.echo(sentence, err=True)
+        with _progress("Checking", _proved_rows()) as progress:
+            for sentence in proof.discrepancies(progress):
+                wrong += 1
+                click.echo(f"{_line_start()}{sentence}", err=True)
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")
@@ -209,7 +278,8 @@ def backup(file: Path) -> None:
     """
     with errors_in_one_line():
         schema.verify()
-        held = backups.back_up(file)
+        with _progress("Backing up", _proved_rows()) as progress:
+            held = backups.back_up(file, progress)
     _tell(file, held)
 
 

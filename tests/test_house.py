@@ -15,7 +15,8 @@ FLOORS = [
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},
-    {"cli", "looks", "ofrep", "shortcut"},
+    {"looks"},
+    {"cli", "ofrep", "shortcut"},
     {"app"},
     {"wsgi"},
 ]
