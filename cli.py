@@ -87,7 +87,10 @@ def init() -> None:
 def _make_secret(file: Path) -> None:
     """Write a random secret that only its owner can read; keep an existing one."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
+    except OSError as error:  # which names the draft, that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(file)) from error
     with os.fdopen(handle, "w") as draft:
         draft.write(secrets.token_urlsafe(48))
     try:
