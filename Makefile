@@ -1,14 +1,18 @@
 # Everything is done in .venv; PYTHON names the interpreter that makes it.
 PYTHON ?= python3
 BIN = .venv/bin
+# The port on which `make run` serves; PORT=8001 names another one.
+PORT ?= 8000
 
 .PHONY: run test test-clients demo example check faults contract bench requirements
 
 run: .venv/ready
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", int("$(PORT)")))' 2>/dev/null || { \
+		echo 'Port $(PORT) cannot be used, perhaps because Abacus runs there already: end what has it, or name another one, as in "make run PORT=8001".' >&2; exit 1; }
 	@$(BIN)/flask --app wsgi init
 	@echo 'Paste this into another terminal:'
-	@echo "curl -H 'Authorization: Bearer $$($(BIN)/flask --app wsgi token me)' http://127.0.0.1:8000/api/experiments"
-	@exec $(BIN)/gunicorn wsgi:app
+	@echo "curl -H 'Authorization: Bearer $$($(BIN)/flask --app wsgi token me)' http://127.0.0.1:$(PORT)/api/experiments"
+	@exec $(BIN)/gunicorn wsgi:app --bind 127.0.0.1:$(PORT)
 
 test: .venv/ready-dev
 	$(BIN)/pytest
@@ -60,7 +64,10 @@ EXAMPLES ?= 300
 contract: .venv/ready-dev
 	$(BIN)/pytest tests/test_contract.py tests/test_model.py --examples $(EXAMPLES)
 
+# An older Python must not make .venv: a newer one could not repair it.
 .venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo 'Abacus needs Python 3.10 or newer, and "$(PYTHON)" is none: install one and name it, as in "make run PYTHON=python3.12".' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@

@@ -16,12 +16,19 @@ import peewee
 from flask import Blueprint, current_app
 from flask_jwt_extended import create_access_token
 
+import listing
+import looks
 import models
 from ledger import conversions, proof
+from ledger.counts import counted
+from looks import LEVEL
 from operations import backups, copier, importer
+from operations.problems import Problems
 from operations.staging import staging
 from storage import engine, factory, files, schema
 from storage.engine import database
+from targeting.decision import STATUSES
+from views import figures, tables
 from web import auth, keys
 
 EXPECTED = (
@@ -44,10 +51,27 @@ def errors_in_one_line() -> Iterator[None]:
     except EXPECTED as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        prefix = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{prefix}{error.strerror or error}") from error
+        raise click.ClickException(_explained(error)) from error
     except (peewee.DatabaseError, files.DriverError) as error:
-        raise click.ClickException(f"The database answers: {error}") from error
+        here: engine.Engine = current_app.extensions["database"]
+        raise click.ClickException(here.explained(error)) from error
+
+
+STEPS: dict[type[OSError], str] = {
+    FileNotFoundError: "Create its folder, or name another file.",
+    PermissionError: "Let this user read and write it, or name another file.",
+    FileExistsError: "Move it away, or name another file.",
+    IsADirectoryError: "Name a file, not a folder.",
+    NotADirectoryError: "Name a file in a folder.",
+}
+
+
+def _explained(error: OSError) -> str:
+    """Return an error about a file as a line that says what to do."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    step = STEPS.get(type(error), "Free some space, or use another disk.")
+    return f"{error.filename} cannot be used ({error.strerror}). {step}"
 
 
 @commands.cli.command("init")
@@ -63,7 +87,10 @@ def init() -> None:
 def _make_secret(file: Path) -> None:
     """Write a random secret that only its owner can read; keep an existing one."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent)  # mode 0600
+    except OSError as error:  # which names the draft, that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(file)) from error
     with os.fdopen(handle, "w") as draft:
         draft.write(secrets.token_urlsafe(48))
     try:
@@ -80,8 +107,12 @@ def _make_secret(file: Path) -> None:
 @click.option("--days", type=float, default=30.0)
 def token(subject: str, scope: str | None, days: float) -> None:
     """Print a token for SUBJECT, and nothing else."""
-    if unknown := set((scope or "").split()) - set(auth.SCOPES):
-        raise click.ClickException(f"There is no scope {sorted(unknown)}.")
+    if unknown := sorted(set((scope or "").split()) - set(auth.SCOPES)):
+        named = ", ".join(map(repr, unknown))
+        raise click.ClickException(
+            f"There is no scope {named}: give any of {', '.join(auth.SCOPES)}, with "
+            "spaces between them, or leave --scope out for all of them."
+        )
     if not 0 < days <= MOST_DAYS:  # NaN fails this too
         raise click.ClickException(f"--days is above 0 and at most {MOST_DAYS:,}.")
     if not 1 <= len(subject) <= 255 or not subject.isprintable():
@@ -108,18 +139,14 @@ def import_(experiment: str, file: Path) -> None:
     """
     with errors_in_one_line():
         schema.verify()
-        target = models.Experiment.named(experiment)
-        if target is None:
-            raise click.ClickException(f"There is no experiment {experiment!r}.")
+        target = _named(experiment)
         conversions.refuse_unless_open(target)
         with staging(database.obj.file) as staged:
-            bad = 0
+            problems = Problems()
             with _progress("Checking", _size(file)) as progress:
-                for problem in importer.stage(target, file, staged, progress):
-                    bad += 1
-                    click.echo(f"{_line_start()}{problem}", err=True)
-            if bad:
-                raise click.ClickException(f"{bad} bad lines; nothing was written.")
+                for line, problem in importer.stage(target, file, staged, progress):
+                    problems.add(line, problem)
+            _refuse(problems)
             with _progress("Writing", staged.count) as progress:
                 done = importer.write(target, staged, progress)
     click.echo(
@@ -131,6 +158,53 @@ def import_(experiment: str, file: Path) -> None:
             f"{done.after_window} conversions came after the window of their metric "
             "and were left out."
         )
+
+
+def _refuse(problems: Problems) -> None:
+    """Print the problems of a file, and end with an error if there are any."""
+    for sentence in problems.sentences():
+        click.echo(sentence, err=True)
+    if problems.lines:
+        raise click.ClickException(
+            f"{problems.lines:,} bad lines; nothing was written."
+        )
+
+
+@commands.cli.command("list")
+@click.option("--status", type=click.Choice(STATUSES), help="Only those in this state.")
+@click.option("--archived", is_flag=True, help="Those that are archived too.")
+def list_(status: str | None, archived: bool) -> None:
+    """Print the experiments, newest first."""
+    with errors_in_one_line():
+        schema.verify()
+        sheet = tables.experiments(list(listing.all_of(status, archived)))
+    click.echo(tables.plain(sheet), nl=False)
+
+
+@commands.cli.command("results")
+@click.argument("experiment")
+def results(experiment: str) -> None:
+    """Print what the counts of EXPERIMENT say, and the counts.
+
+    EXPERIMENT is the id or the key of an experiment. It is a look like one by the API.
+    """
+    with errors_in_one_line():
+        schema.verify()
+        target = _named(experiment)
+        computed = tables.analysis(target.name, looks.look(target, None, None, LEVEL))
+        counts = tables.counts(target.name, figures.results(counted(target), None))
+    click.echo(f"{tables.plain(computed)}\n{tables.plain(counts)}", nl=False)
+
+
+def _named(name: str) -> models.Experiment:
+    """Return the experiment with this id or key, or say how to find one."""
+    experiment = models.Experiment.named(name)
+    if experiment is None:
+        raise click.ClickException(
+            f"There is no experiment {name!r}: `flask --app wsgi list --archived` "
+            "prints the keys of all."
+        )
+    return experiment
 
 
 @contextmanager
@@ -153,6 +227,11 @@ def _size(file: Path) -> int:
     return 0
 
 
+def _proved_rows() -> int:
+    """Return how many rows a proof reads, or 0 where nobody watches its progress."""
+    return proof.rows() if sys.stderr.isatty() else 0
+
+
 def _line_start() -> str:
     """Return what moves a terminal from a progress bar to an empty line."""
     return "\r\033[K" if sys.stderr.isatty() else ""
@@ -169,9 +248,10 @@ def check() -> None:
         schema.refuse_altered(models.TABLES)
         database.obj.examine()
         wrong = 0
-        for sentence in proof.discrepancies():
-            wrong += 1
-            click.echo(sentence, err=True)
+        with _progress("Checking", _proved_rows()) as progress:
+            for sentence in proof.discrepancies(progress):
+                wrong += 1
+                click.echo(f"{_line_start()}{sentence}", err=True)
     if wrong:
         raise click.ClickException(f"{wrong} counts are not what their rows say.")
     click.echo("Every count is what its rows say.")
@@ -201,7 +281,8 @@ def backup(file: Path) -> None:
     """
     with errors_in_one_line():
         schema.verify()
-        held = backups.back_up(file)
+        with _progress("Backing up", _proved_rows()) as progress:
+            held = backups.back_up(file, progress)
     _tell(file, held)
 
 

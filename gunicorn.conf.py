@@ -74,7 +74,10 @@ def on_starting(server):
         use_folder(folder)
     except OSError as problem:
         server.log.error(
-            "Abacus does not start: PROMETHEUS_MULTIPROC_DIR is of no use: %s", problem
+            "Abacus does not start: PROMETHEUS_MULTIPROC_DIR is of no use: %s (%s). "
+            "Create this folder for the metrics alone, or unset the variable.",
+            folder,
+            problem.strerror,
         )
         sys.exit(3)
     except engine.NotReady as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from math import inf
@@ -18,6 +19,8 @@ from storage.table import Statement
 from targeting.decision import RUNNING, STOPPED
 
 MOST_TOTALS = 1_000  # that a process remembers; a database has at most ten
+
+LONGEST_PAGE = 100
 
 TIME = Utc()
 
@@ -60,6 +63,15 @@ def experiments_page(page: Page, status: str | None, archived: bool) -> Listing:
     for row in listing.rows:
         row._variants = variants[row.id]
     return listing
+
+
+def all_of(status: str | None, archived: bool) -> Iterator[Experiment]:
+    """Yield the experiments of all pages, newest first."""
+    page: Page | None = Page(limit=LONGEST_PAGE)
+    while page:
+        read = experiments_page(page, status, archived)
+        yield from read.rows
+        page = Page(limit=LONGEST_PAGE, cursor=read.next) if read.next else None
 
 
 def _was_made_after(fence: Fence) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from models import (
     MOST_METRICS,
     Assignment,
     Cohort,
+    Conversion,
     Experiment,
     Metric,
     Outcome,
@@ -30,11 +31,20 @@ from models import (
 from stats import MetricSettings
 from storage.engine import database
 
+STEP = 10_000  # rows between two reports of the progress
 
-def discrepancies() -> Iterator[str]:
+
+def rows() -> int:
+    """Return how many rows the proof reads one by one."""
+    number: int = Conversion.select().count() + Outcome.select().count()
+    return number
+
+
+def discrepancies(progress: Callable[[int], object] | None = None) -> Iterator[str]:
     """Yield a sentence for each tally or total that does not agree with its rows.
 
     All of it is read at one moment, whatever is written meanwhile, in bounded memory.
+    *progress* is called with the number of rows that were read since its last call.
     """
     with database.obj.snapshot():
         yield from _differences(
@@ -52,7 +62,7 @@ def discrepancies() -> Iterator[str]:
         )
         tallies: dict[str, dict[tuple[str, str], Tally]] = {}
         own = dict(_with_own_sums())
-        yield from _wrong_totals(tallies, own)
+        yield from _wrong_totals(tallies, own, progress)
         counted = (row for each in tallies.values() for row in each.values())
         yield from _differences("tally", _figures(_stored()), _figures(counted))
         metrics = {id: {name for _, name in each} for id, each in tallies.items()}
@@ -94,13 +104,20 @@ def _wrong_sums(counted: dict[str, Tallied]) -> Iterator[str]:
 
 
 def _wrong_totals(
-    tallies: dict[str, dict[tuple[str, str], Tally]], own: dict[str, Own]
+    tallies: dict[str, dict[tuple[str, str], Tally]],
+    own: dict[str, Own],
+    progress: Callable[[int], object] | None,
 ) -> Iterator[str]:
     """Yield the wrong totals of participants.
 
     Count all conversions in *tallies*, and in the sums of metrics with settings.
     """
+    read = 0
     for id, conversions_of, outcomes in _by_participant():
+        read += len(conversions_of) + len(outcomes)
+        if progress and read >= STEP:
+            progress(read)
+            read = 0
         counted: dict[tuple[int, str], Total] = {}
         for row in conversions_of:
             moved = count(row, counted, tallies.setdefault(row.experiment_id, {}))
@@ -109,6 +126,8 @@ def _wrong_totals(
                 mine.counted.gain(mine.settings[row.metric], row, *moved)
         stored = {row._pk: Total(row.events, row.total, row.valued) for row in outcomes}
         yield from _differences("total", {id: stored}, {id: counted})
+    if progress:
+        progress(read)
 
 
 def _metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,20 +29,27 @@ def counts() -> Counts:
     return {table._meta.table_name: table.select().count() for table in TABLES}
 
 
-def back_up(file: Path) -> Counts:
+def back_up(file: Path, progress: Callable[[int], object] | None = None) -> Counts:
     """Copy the database to *file* while it is in use; return the copy's row counts.
 
     The source is counted and copied in one read transaction, so the copy must have
     exactly these rows, whatever is written meanwhile. The file appears when it has been
-    verified. An existing file stays, and raises FileExistsError.
+    verified. An existing file stays, and raises FileExistsError. *progress* is that of
+    the verification, which takes most of the time.
     """
     if file.exists():
-        raise FileExistsError(f"{file} is there already.")
+        raise FileExistsError(f"{file} is there already: name a new file.")
     with _draft(file) as draft:
         with database.obj.snapshot():
             held = counts()
-            database.obj.copy_into(draft)
-        copied = prove(draft)
+            try:
+                database.obj.copy_into(draft)
+            except files.DriverError as error:
+                raise NotProved(
+                    f"{file} cannot be written ({error}): free some space, or name a "
+                    "file on another disk."
+                ) from error
+        copied = prove(draft, progress)
         if copied != held:
             raise NotProved(f"The copy has {copied}, the database {held}.")
         os.link(draft, file)  # unlike a rename, it never replaces a file
@@ -50,7 +57,7 @@ def back_up(file: Path) -> Counts:
     return held
 
 
-def prove(file: Path) -> Counts:
+def prove(file: Path, progress: Callable[[int], object] | None = None) -> Counts:
     """Return a copy's row counts; raise NotProved unless it is complete and correct.
 
     The file is read by itself, without a log beside it.
@@ -60,7 +67,7 @@ def prove(file: Path) -> Counts:
         raise NotProved(f"{file} has a write-ahead log beside it: {reason}.")
     with _reading(file):
         held = _whole()
-        for sentence in proof.discrepancies():
+        for sentence in proof.discrepancies(progress):
             raise NotProved(f"{file}: {sentence}.")
     return held
 
@@ -120,7 +127,10 @@ def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
 @contextmanager
 def _draft(file: Path) -> Iterator[Path]:
     """Yield a new private file in the same folder, and remove it afterwards."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    except OSError as error:  # which names the draft, that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(file)) from error
     os.close(handle)
     try:
         yield Path(name)
@@ -137,7 +147,10 @@ def _reading(file: Path) -> Iterator[None]:
             copy.connect()
             yield
     except peewee.DatabaseError as error:
-        raise NotProved(f"{file} cannot be read: {error}.") from error
+        raise NotProved(
+            f"{file} cannot be read ({error}): name a file that "
+            "`flask --app wsgi backup` wrote."
+        ) from error
     finally:
         copy.close()
 

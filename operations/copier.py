@@ -18,6 +18,7 @@ from operations.importer import Progress, unseen
 from storage import schema
 from storage.columns import Exact
 from storage.engine import Engine, NotReady, connect, streamed, using
+from storage.files import DriverError
 from storage.schema import COPYING, Identity
 from storage.table import Insert, Table, last_key, stored_rows
 
@@ -36,13 +37,13 @@ def copying(source: Engine, target: Engine) -> Iterator[Copy]:
     else, and for a source that is not ready, raise NotReady and change nothing.
     """
     try:
-        with using(source), _told("source"):
+        with using(source), _told("source", source):
             schema.verify()
             schema.refuse_altered(TABLES)
         with source.closed_to_writers():
             with using(source):
                 copy = Copy(source, target, Identity.get().id, sum(counts().values()))
-            with using(target), _told("target"):
+            with using(target), _told("target", target):
                 copy.begin()
             yield copy
     finally:
@@ -51,14 +52,15 @@ def copying(source: Engine, target: Engine) -> Iterator[Copy]:
 
 
 @contextmanager
-def _told(which: str) -> Iterator[None]:
+def _told(which: str, used: Engine) -> Iterator[None]:
     """Say which of the two databases an error is about."""
     try:
         yield
     except NotReady as error:
         raise NotReady(f"The {which}: {error}") from error
-    except peewee.DatabaseError as error:
-        raise NotReady(f"The {which} cannot be used: {error}") from error
+    except (peewee.DatabaseError, DriverError) as error:
+        message = f"The {which} cannot be used. {used.explained(error)}"
+        raise NotReady(message) from error
 
 
 class Copy:
@@ -116,12 +118,13 @@ class Copy:
         for table in TABLES:
             if table is Identity:
                 continue
-            with using(self._target):
+            with using(self._target), _told("target", self._target):
                 progress(table.select().count())
                 after = last_key(table)
             insert = Insert(table._meta.sorted_fields)
             for rows in self._rows_of(self._source, table, after):
-                with using(self._target), self._target.atomic():
+                here = self._target
+                with using(here), _told("target", here), here.atomic():
                     insert.stored(rows)
                 progress(len(rows))
 

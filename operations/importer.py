@@ -66,11 +66,11 @@ def unseen(_: int) -> None:
 
 def stage(
     experiment: Experiment, file: Path, staging: Staging, progress: Progress = unseen
-) -> Iterator[str]:
-    """Stage the whole file, and yield a sentence for each bad line.
+) -> Iterator[tuple[int, str]]:
+    """Stage the whole file, and yield the number of each bad line and its problem.
 
-    A line is named by its number, a record of several lines by its first. Nothing is
-    written to the experiment, and memory does not grow with the file.
+    A record of several lines has the number of its first. Nothing is written to the
+    experiment, and memory does not grow with the file.
     """
     variants = {variant.name: variant.key for variant in experiment.variants}
     variants |= {variant.key: variant.key for variant in experiment.variants}
@@ -85,19 +85,21 @@ def stage(
                 raise ValidationError(problem)
             staging.add(number, _read(experiment, row, variants, metrics))
         except (ValidationError, InvalidJson) as error:
-            yield f"line {number}: {_message(error)}"
+            yield number, _message(error)
     staging.compare()
     yield from _contradicting(experiment, staging)
 
 
-def _contradicting(experiment: Experiment, staging: Staging) -> Iterator[str]:
-    """Yield a sentence for each line that contradicts other lines or the database."""
+def _contradicting(
+    experiment: Experiment, staging: Staging
+) -> Iterator[tuple[int, str]]:
+    """Yield each line that contradicts other lines or the database, and how."""
     chunks = staging.checked() if _may_be_stored(experiment) else staging.differing()
     for chunk in chunks:
         stored = Stored.of(experiment, chunk)
         for line in chunk:
             if contradictions := [*_contradictions(experiment, line, stored)]:
-                yield f"line {line.number}: {'; '.join(contradictions)}"
+                yield line.number, "; ".join(contradictions)
 
 
 def _may_be_stored(experiment: Experiment) -> bool:

@@ -40,6 +40,16 @@ class Trouble(Enum):
     ERROR = "any other error"
 
 
+NEXT_STEPS = {
+    Trouble.BUSY: "Another process writes to it: run the command again.",
+    Trouble.FULL: "Free some space on its disk, and run the command again.",
+    Trouble.READ_ONLY: "Let this user write the file and its folder.",
+    Trouble.IO: "Examine its disk, or use another one.",
+    Trouble.DAMAGED: "Name a database of Abacus, or restore a backup.",
+    Trouble.GONE: "Check that it is there, and that this user may open it.",
+}
+
+
 class Overtaken(Exception):
     """Another writer came first; the work has to be done again."""
 
@@ -175,6 +185,17 @@ class Engine(peewee.Database, ABC):
     @abstractmethod
     def trouble(self, error: BaseException | None) -> Trouble | None:
         """Return the kind of an error of the engine, or None for any other error."""
+
+    @property
+    def title(self) -> str:
+        """What a message calls it: the database, with its file if it is one."""
+        return f"The database {self.file}" if self.file else "The database"
+
+    def explained(self, error: BaseException) -> str:
+        """Return an error of the engine as a line that says what to do."""
+        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        step = NEXT_STEPS.get(self.trouble(error) or Trouble.ERROR, "")
+        return f"{self.title} answers: {text}. {step}".rstrip()
 
     def probe(self, write: Callable[[], object]) -> None:
         """Raise Refused if writes do not work; this is tried once a second."""

@@ -159,11 +159,14 @@ def verify() -> None:
         if here.trouble(error) in PASSING and here.identity():
             raise
         raise NotReady(
-            f"The database cannot be read: {error}. Create it with "
+            f"{here.title} cannot be read: {error}. Create it with "
             "`flask --app wsgi init`, or restore a backup."
         ) from error
     if version is None:
-        raise NotReady("The database is not one of Abacus, or was never created.")
+        raise NotReady(
+            f"{here.title} is not one of Abacus, or was never created: run "
+            "`flask --app wsgi init`, or correct DATABASE_URL."
+        )
     if version == COPYING:
         raise NotReady(
             "The database is an interrupted copy of another one: run "

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -16,11 +17,13 @@ import jwt
 import peewee
 import pytest
 import service as real
+from wcwidth import wcswidth
 
 import models
 from ledger import proof
 from models import Assignment
 from operations import importer
+from operations.problems import Problems
 from operations.staging import staging
 
 TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
@@ -88,8 +91,11 @@ def test_a_token_of_an_unknown_scope_is_not_made(tmp_path):
 
     told = real.flask(tmp_path, "token", "web", "--scope", "admin", check=False)
 
-    assert told.returncode == 1
-    assert "admin" in told.stderr and told.stdout == ""
+    assert told.returncode == 1 and told.stdout == ""
+    assert told.stderr == (
+        "Error: There is no scope 'admin': give any of read, write, assign, with "
+        "spaces between them, or leave --scope out for all of them.\n"
+    )
 
 
 def test_the_real_traffic_is_imported_and_a_second_run_adds_nothing(
@@ -167,6 +173,44 @@ def test_neither_memory_nor_the_log_grows_with_the_file(tmp_path):
     assert left == beside  # what was staged went with the command
 
 
+def on_a_terminal(place, *words):
+    """Run a command with a terminal as stderr; return its result and that text."""
+    screen, terminal = os.openpty()
+    with open(screen, "rb", buffering=0) as shown, open(terminal, "wb") as stderr:
+        told = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "wsgi", *words],
+            cwd=real.ROOT,
+            env=real.environment(place),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+        stderr.write(b"\n")  # a terminal without a text would have no end
+        stderr.flush()
+        return told, shown.read(65_536).decode()
+
+
+def test_a_check_and_a_backup_show_their_progress_on_a_terminal_only(tmp_path):
+    place = tmp_path / "instance"
+    with real.served(place) as service:
+        path = service.running()
+        for user in map(str, range(20)):
+            service.data("POST", f"{path}/assignments", {"userId": user})
+            service.data("POST", f"{path}/conversions", {"userId": user})
+        quiet = [
+            service.flask("check"),
+            service.flask("backup", str(tmp_path / "one.db")),
+        ]
+        check, checking = on_a_terminal(place, "check")
+        backup, copying = on_a_terminal(place, "backup", str(tmp_path / "two.db"))
+
+    assert "Checking" in checking and "100%" in checking
+    assert "Backing up" in copying and "100%" in copying
+    assert [one.stderr for one in quiet] == ["", ""]
+    assert check.stdout == quiet[0].stdout == "Every count is what its rows say.\n"
+    assert backup.stdout == quiet[1].stdout.replace("one.db", "two.db")
+
+
 @pytest.mark.parametrize("lines", ["", "u2,v9,2024-01-01T00:00:00Z,,,,\n"])
 def test_an_import_shows_its_progress_on_a_terminal_only(tmp_path, lines):
     place, file = tmp_path / "instance", tmp_path / "lines.csv"
@@ -174,24 +218,13 @@ def test_an_import_shows_its_progress_on_a_terminal_only(tmp_path, lines):
     with real.served(place) as service:
         id = service.running("one").removeprefix("experiments/")
         elsewhere = real.flask(place, "import", id, str(file), check=False)
-        screen, terminal = os.openpty()
-        with open(screen, "rb", buffering=0) as shown, open(terminal, "wb") as stderr:
-            command = [sys.executable, "-m", "flask", "--app", "wsgi", "import", id]
-            told = subprocess.run(
-                [*command, str(file)],
-                cwd=real.ROOT,
-                env=real.environment(place),
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-            text = shown.read(65_536).decode()
+        told, text = on_a_terminal(place, "import", id, str(file))
 
     assert "Checking" in text and "100%" in text
     assert "Checking" not in told.stdout + elsewhere.stdout + elsewhere.stderr
     assert ("Writing" in text) == (not lines)
     if lines:
-        assert "\r\x1b[Kline 3: " in text and elsewhere.stderr.startswith("line 3: ")
+        assert "\nline 3: " in text and elsewhere.stderr.startswith("line 3: ")
 
 
 def test_ndjson_says_the_same_as_csv(api, running, load):
@@ -299,9 +332,59 @@ def problems(result):
     """Return what an import that was refused said of each line."""
     assert result.exit_code == 1, result.output
     *lines, last = result.output.splitlines()
-    assert last == f"Error: {len(lines)} bad lines; nothing was written."
+    numbers = [number for line in lines for number in line.split(":")[0].split(",")]
+    assert last == f"Error: {len(numbers)} bad lines; nothing was written."
     assert Assignment.select().count() == 0
     return [line.partition(": ") for line in lines]
+
+
+def test_equal_problems_of_many_lines_are_told_once(running, load):
+    rows = "".join(
+        f"u{number},Contrl,2024-01-01T00:00:00Z,,,,\n" for number in range(3_000)
+    )
+    late = "x,v1,now,,,,\n"
+
+    result = load(running(), HEAD + rows + late + late)
+
+    assert result.exit_code == 1 and Assignment.select().count() == 0
+    first, second, last = result.output.splitlines()
+    assert first == (
+        "3,000 lines, the first are 2, 3, 4, 5, 6: variant: There is no variant "
+        "'Contrl'."
+    )
+    assert second.startswith("lines 3002, 3003: timestamp: ")
+    assert last == "Error: 3,002 bad lines; nothing was written."
+
+
+def test_of_many_different_problems_twenty_are_told_and_the_others_counted(
+    running, load
+):
+    rows = "".join(
+        f"u1,w{number % 50},2024-01-01T00:00:00Z,,,,\n" for number in range(500)
+    )
+
+    *told, left, last = load(running(), HEAD + rows).output.splitlines()
+
+    assert [line.rpartition(" ")[2] for line in told] == [
+        f"'w{number}'." for number in range(20)
+    ]
+    assert told[3].startswith("10 lines, the first are 5, 55, 105, 155, 205: ")
+    assert left == "300 lines more, with other problems than these 20."
+    assert last == "Error: 500 bad lines; nothing was written."
+
+
+def test_the_memory_of_problems_does_not_grow_with_them():
+    noted = Problems()
+    for number in range(30):
+        noted.add(number, f"{number}: {'x' * 10_000}")
+    tracemalloc.start()
+    for number in range(20_000):
+        noted.add(number, f"{number % 10_000}: {'x' * 10_000}")
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert noted.lines == 20_030 and grown < 64 * 1024
+    assert max(map(len, noted.sentences())) < 600
 
 
 def test_a_byte_that_is_not_utf_8_is_reported_with_its_line(running, operate, tmp_path):
@@ -325,7 +408,7 @@ def test_a_record_of_several_lines_is_told_with_its_first(running, load):
     told = problems(load(running(), HEAD + long + "\n" + bad + GOOD + bad))
 
     # Lines 2 to 4, an empty one, 6 and 7, 8, 9 and 10.
-    assert [one[0] for one in told] == ["line 6", "line 9"]
+    assert [one[0] for one in told] == ["lines 6, 9"]
 
 
 def test_lines_may_end_as_any_system_ends_them(running, load, tmp_path, operate):
@@ -428,6 +511,77 @@ def test_a_file_that_cannot_be_opened_is_named_in_plain_words(
     assert "Errno" not in result.output
 
 
+@pytest.mark.one_engine
+@pytest.mark.parametrize(
+    ("words", "named", "step"),
+    [
+        (["backup", "{here}/none/b.db"], "{here}/none/b.db", "Create its folder"),
+        (["backup", "{here}/text/b.db"], "{here}/text/b.db", "in a folder"),
+        (["backup", "{here}"], "{here}", "name a new file"),
+        (["restore", "{here}/text"], "{here}/text", "that `flask --app wsgi backup`"),
+        (["restore", "{here}/none"], "{here}/none", "does not exist"),
+        (["restore", "{here}"], "{here}", "is a directory"),
+        (["copy", "sqlite:///{here}/none", "{new}"], "{here}/none", "Create it with"),
+        (["copy", "sqlite:///{here}", "{new}"], "{here}", "Check that it is there"),
+        (["copy", "sqlite:///{here}/text", "{new}"], "{here}/text", "restore a backup"),
+        (["copy", "{own}", "sqlite:///{here}/text"], "{here}/text", "Name a database"),
+        (["copy", "{own}", "sqlite:///{here}/text/t"], "{here}/text/t", "in a folder"),
+    ],
+)
+def test_a_file_of_no_use_is_named_with_the_next_step(tmp_path, words, named, step):
+    place = tmp_path / "instance"
+    real.flask(place, "init")
+    (tmp_path / "text").write_text("precious")
+    filled = {
+        "here": str(tmp_path),
+        "own": f"sqlite:///{place / 'abacus.db'}",
+        "new": f"sqlite:///{tmp_path / 'new.db'}",
+    }
+
+    told = real.flask(place, *(word.format(**filled) for word in words), check=False)
+
+    assert told.returncode in (1, 2) and told.stdout == ""
+    assert named.format(**filled) in told.stderr and step in told.stderr
+    assert "Errno" not in told.stderr and "Traceback" not in told.stderr
+    assert (tmp_path / "text").read_text() == "precious"
+    assert {file.name for file in tmp_path.iterdir()} == {"instance", "text"}
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("command", ["check", "vacuum", "init"])
+def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(
+    tmp_path, command
+):
+    (tmp_path / "abacus.db").mkdir()
+
+    told = real.flask(tmp_path, command, check=False)
+
+    assert told.returncode == 1 and told.stderr.count("\n") == 1
+    assert f"The database {tmp_path / 'abacus.db'} answers: " in told.stderr
+    assert "Check that it is there" in told.stderr
+
+
+@pytest.mark.one_engine
+def test_a_backup_that_its_disk_does_not_take_is_named_and_not_kept(tmp_path):
+    place, file = tmp_path / "instance", tmp_path / "b.db"
+    real.flask(place, "init")
+    words = ["-m", "flask", "--app", "wsgi", "backup", str(file)]
+
+    told = subprocess.run(
+        ["sh", "-c", f'ulimit -f 128; exec {sys.executable} "$@"', "sh", *words],
+        cwd=real.ROOT,
+        env=real.environment(place) | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert told.returncode == 1 and told.stderr.count("\n") == 1
+    assert f"{file} cannot be written (" in told.stderr
+    assert "name a file on another disk" in told.stderr
+    assert list(tmp_path.iterdir()) == [place]
+
+
 @pytest.mark.parametrize("days", ["nan", "inf", "-inf", "0", "-1", "36501", "1e300"])
 def test_a_token_that_lasts_no_number_of_days_is_not_made(operate, days):
     result = operate("token", "web", f"--days={days}")
@@ -523,13 +677,15 @@ def test_a_user_of_another_experiment_of_the_exclusion_group_is_a_bad_line(
     refused = load(other, text)
 
     assert refused.exit_code == 1
-    *told, last = refused.output.splitlines()
+    told, last = refused.output.splitlines()
     id = one.removeprefix("experiments/")
-    assert told == [
-        f"line {number}: the user is in {id}, which is of the same exclusion group "
+    numbers = range(len(mine) + 2, len(answers) + 2)
+    first = ", ".join(map(str, numbers[:5]))
+    shown = f"{len(numbers)} lines, the first are" if numbers[5:] else "lines"
+    assert told == (
+        f"{shown} {first}: the user is in {id}, which is of the same exclusion group "
         "'checkout'"
-        for number in range(len(mine) + 2, len(answers) + 2)
-    ]
+    )
     assert last == f"Error: {len(theirs)} bad lines; nothing was written."
     assert api.get(other).json["data"]["_count"]["assignments"] == 0
     # Elsewhere, into their own, and once that one has given its room back.
@@ -630,7 +786,10 @@ def test_an_import_finds_its_experiment_by_its_key_too(api, running, load):
 
     assert loaded.output == "1 lines: 1 users enrolled, 0 conversions.\n"
     assert api.get(f"{path}/assignments/u1").json["data"]["variantId"] == "v1"
-    assert unknown.output == "Error: There is no experiment 'checkout'.\n"
+    assert unknown.exit_code == 1 and unknown.output == (
+        "Error: There is no experiment 'checkout': `flask --app wsgi list --archived` "
+        "prints the keys of all.\n"
+    )
     assert Assignment.select().count() == 1
 
 
@@ -651,6 +810,73 @@ def test_a_draft_takes_no_import(api, draft, load):
 
     assert result.exit_code == 1 and "draft" in result.output
     assert Assignment.select().count() == 0
+
+
+def test_results_prints_the_tables_of_the_api(api, running, enrolled, operate):
+    path = running(key="checkout-button", name="Ein Knopf für die 决定")
+    enrolled(path, *map(str, range(30)))
+    api.post(f"{path}/conversions", {"userId": "1"})
+    plain = {"headers": {"Accept": "text/plain"}}
+
+    shown = operate("results", "checkout-button")
+
+    computed = api.get(f"{path}/compute-results", **plain).text
+    counts = api.get(f"{path}/results", **plain).text
+    assert shown.exit_code == 0 and shown.output == f"{computed}\n{counts}"
+    assert "Keep running: " in computed and " conversions received: " in counts
+    assert operate("results", path.removeprefix("experiments/")).output == shown.output
+
+
+def test_results_of_a_draft_are_printed_and_of_no_experiment_refused(draft, operate):
+    assert operate("results", draft().removeprefix("experiments/")).exit_code == 0
+
+    unknown = operate("results", "checkout")
+
+    assert unknown.exit_code == 1 and unknown.output.startswith("Error: There is no ")
+    assert "`flask --app wsgi list --archived` prints the keys" in unknown.output
+
+
+def test_list_prints_the_experiments_newest_first_in_80_columns(
+    api, draft, running, enrolled, operate
+):
+    first = running(key="first", name="决" * 150)
+    enrolled(first, *map(str, range(1_200)))
+    long = draft(key="k" * 64, name="\x1b[31mred")
+    archived = draft(key="archived")
+    assert api.delete(archived).status_code == 200
+
+    shown = operate("list").output
+    running_only = operate("list", "--status", "running").output
+    everything = operate("list", "--archived").output
+
+    title, _, lead, _, heads, rule, *rows = shown.splitlines()
+    assert (title, lead) == ("Experiments, newest first", "2 experiments")
+    assert heads.split() == ["key", "state", "users", "name"] and set(rule) == {
+        "-",
+        " ",
+    }
+    id = long.removeprefix("experiments/")
+    assert [row.split()[:3] for row in rows] == [
+        [id, "draft", "0"],
+        ["first", "running", "1,200"],
+    ]
+    assert "决…" in rows[1] and "\x1b" not in shown
+    assert max(map(wcswidth, shown.splitlines())) in (79, 80)
+    assert "1 experiment\n" in running_only and id not in running_only
+    assert "\narchived " in everything and " archived " in everything
+    unknown = operate("list", "--status", "open")
+    assert unknown.exit_code == 2 and "running" in unknown.output
+
+
+def test_list_walks_all_pages_and_an_empty_list_says_so(draft, operate):
+    assert operate("list").output == "Experiments, newest first\n\n0 experiments\n"
+    for number in range(101):
+        draft(key=f"key-{number}")
+
+    rows = operate("list").output.splitlines()[6:]
+
+    newest_first = [f"key-{number}" for number in reversed(range(101))]
+    assert [row.split()[0] for row in rows] == newest_first
 
 
 def test_check_says_so_when_a_count_is_wrong(api, running, enrolled, operate):

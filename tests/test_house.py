@@ -15,8 +15,8 @@ FLOORS = [
     {"ledger", "web"},
     {"schemas"},
     {"operations", "views"},
-    {"cli", "looks", "ofrep", "shortcut"},
-    {"pages"},
+    {"looks"},
+    {"cli", "ofrep", "pages", "shortcut"},
     {"app"},
     {"wsgi"},
 ]
@@ -68,7 +68,12 @@ PACKAGES = {
         {"pictures"},
         {"screens"},
     ],
-    "operations": [{"backups", "reader"}, {"staging"}, {"importer"}, {"copier"}],
+    "operations": [
+        {"backups", "problems", "reader"},
+        {"staging"},
+        {"importer"},
+        {"copier"},
+    ],
     "stats": [
         {"multiplicity", "numerics", "results", "wording"},
         {"contrasts", "posterior", "rates", "samples", "splits"},

@@ -15,6 +15,7 @@ import tabulate
 from flask import Response, request
 from wcwidth import wcswidth, wcwidth
 
+from models import Experiment
 from stats.results import CONVERSION, RATIO, Interval, MetricFigures, VariantFigures
 from stats.wording import decimals, decimals_apart, points
 from views.figures import (
@@ -54,6 +55,8 @@ WIDTH = 80
 BAR = 10
 
 NAME = 12
+
+LONGEST_KEY = 40
 
 NONE = "-"
 
@@ -128,6 +131,29 @@ def counts(name: str, result: Results) -> Sheet:
     if days:
         figures = [_day_figures(*each) for each in days]
     return Sheet(name, lead, grids, [quality_sentence(result.quality)], figures)
+
+
+def experiments(rows: Sequence[Experiment]) -> Sheet:
+    """Return the sheet of a list of experiments.
+
+    A key that is too long for the table gives way to the id, which is as good a name.
+    """
+    cells = [
+        [
+            row.key if len(row.key) <= LONGEST_KEY else row.id,
+            row.state_or_archived,
+            f"{row.participants:,}",
+        ]
+        for row in rows
+    ]
+    headers = ["key", "state", "users"]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    left = WIDTH - sum(widths) - 2 * len(widths)
+    for row, shown in zip(rows, cells, strict=True):
+        shown.append(_clipped(row.name, left))
+    lead = f"{len(rows):,} experiment{'' if len(rows) == 1 else 's'}"
+    grids = [Grid([*headers, "name"], cells, "llrl")] if rows else []
+    return Sheet("Experiments, newest first", lead, grids, [], [])
 
 
 def _counts_grid(rows: Sequence[Row]) -> Grid:
