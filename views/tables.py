@@ -150,7 +150,7 @@ def experiments(rows: Sequence[Experiment]) -> Sheet:
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     left = WIDTH - sum(widths) - 2 * len(widths)
     for row, shown in zip(rows, cells, strict=True):
-        shown.append(_clipped(row.name, left))
+        shown.append(clipped(row.name, left))
     lead = f"{len(rows):,} experiment{'' if len(rows) == 1 else 's'}"
     grids = [Grid([*headers, "name"], cells, "llrl")] if rows else []
     return Sheet("Experiments, newest first", lead, grids, [], [])
