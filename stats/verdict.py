@@ -586,8 +586,8 @@ def _against(pair: _Pair, contest: Contest) -> str:
     mean, other = amounts([own or 0.0, base or 0.0])
     unit = "a user" if kind == MEAN else "an event"
     return (
-        f"{one.variant_name} has {mean} {unit} over {one.sample_size:,} users, "
-        f"{control.variant_name} {other} over {control.sample_size:,}"
+        f"{one.variant_name} has a mean of {mean} {unit} over {one.sample_size:,} "
+        f"users, {control.variant_name} {other} over {control.sample_size:,}"
     )
 
 
