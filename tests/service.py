@@ -81,15 +81,16 @@ def wait_until(done: Callable[[], Any], seconds: float) -> float:
 
 
 @cache
-def made_ready() -> tuple[Path, str]:
+def made_ready(tree: Path) -> tuple[Path, str]:
     """Return an instance folder as `init` leaves it, to be copied, and a token.
 
-    The two commands take longer than a service takes to start.
+    The two commands take longer than a service takes to start. *tree* has the code
+    that runs: one that was broken on purpose may have another schema.
     """
     made = Path(tempfile.mkdtemp(prefix="abacus-"))
     atexit.register(shutil.rmtree, made)
-    flask(made, "init")
-    return made, flask(made, "token", "tester").stdout.strip()
+    flask(made, "init", tree=tree)
+    return made, flask(made, "token", "tester", tree=tree).stdout.strip()
 
 
 class Service:
@@ -110,7 +111,7 @@ class Service:
         self.instance, self.tree, self.wrapper = instance, tree, wrapper
         self.settings = settings
         assert not (instance / "abacus.db").exists()
-        empty, self.token = made_ready()
+        empty, self.token = made_ready(tree)
         shutil.copytree(empty, instance, dirs_exist_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]

@@ -135,6 +135,8 @@ def mutated(folder: Path, *patches: tuple[str, str, str]) -> Path:
         else:
             copy.mkdir(exist_ok=True)
             shutil.copy(file, copy)
+    for name in ("static", "templates"):
+        shutil.copytree(real.ROOT / name, tree / name)
     for name, old, new in patches:
         source = (tree / name).read_text()
         assert source.count(old) == 1, f"{name} has not one {old!r}"

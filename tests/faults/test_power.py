@@ -22,7 +22,7 @@ CUTS_A_ROUND = 9  # 20 rounds are 180 moments in each of four models: 720 cuts
 def recorded(folder, tree, acknowledged):
     """Return the log of a whole service under load, its instance, and its traffic."""
     instance, log = folder / "instance", folder / "strace"
-    before = {"abacus.db": (real.made_ready()[0] / "abacus.db").read_bytes()}
+    before = {"abacus.db": (real.made_ready(real.ROOT)[0] / "abacus.db").read_bytes()}
     wrapper = (*STRACE, "-o", str(log))
     with real.served(instance, tree=tree, wrapper=wrapper) as service:
         traffic = Traffic(service, service.running(), batch_every=25)
