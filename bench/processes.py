@@ -23,6 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import servers  # noqa: E402
 from service import Service, served  # noqa: E402
 
+from models import TABLES  # noqa: E402
+from storage import factory, schema  # noqa: E402
+
 CONNECTIONS = 8  # of wrk, for each service
 COOL = 16  # experiments
 
@@ -68,6 +71,13 @@ def result(process: subprocess.Popen[str]) -> tuple[float, float]:
     return float(rate), float(late)
 
 
+def prepare(url: str) -> None:
+    """Create the tables of a database."""
+    database = factory.database_at(url)
+    schema.create(database, TABLES)
+    database.shut()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
@@ -79,6 +89,7 @@ def main() -> None:
     with ExitStack() as opened:
         server = chosen.database_url or servers.started_server()
         url = opened.enter_context(servers.made(server))
+        prepare(url)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         settings = {"DATABASE_URL": url, "GUNICORN_CMD_ARGS": "--workers 1"}
         services = [opened.enter_context(served(folder / "one", **settings))]

@@ -302,6 +302,10 @@ def main() -> None:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         url = chosen.database_url
         settings = {"DATABASE_URL": url} if url else {}
+        if url:
+            given = factory.database_at(url)
+            schema.create(given, TABLES)
+            given.shut()
         service = opened.enter_context(served(folder / "instance", **settings))
         echo = opened.enter_context(echoing(folder))
         bare = bare_rows(folder)
