@@ -35,12 +35,10 @@ def look(
 
     With a granularity, they have the days that led to them.
     """
-    if granularity is None:
-        counts = at(experiment, as_of, metric)
-        return _looked(counts, as_of, metric, confidence_level)
-    counts = replayed(experiment, as_of)
+    has_days = granularity is not None
+    counts = replayed(experiment, as_of) if has_days else at(experiment, as_of, metric)
     computed = _looked(counts, as_of, metric, confidence_level)
-    return with_days(computed, counts, confidence_level)
+    return with_days(computed, counts, confidence_level) if has_days else computed
 
 
 def _looked(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from peewee import fn
 
-from ledger.sums import Gained, Joined, Tallied, Total, day_of, stored, together
+from ledger.sums import Gained, Joined, Tallied, Total, add_to, day_of, stored
 from ledger.tallies import count, merged
 from models import (
     Assignment,
@@ -22,6 +22,7 @@ from models import (
     Tally,
     Variant,
 )
+from stats import GUARDRAIL, MetricSettings
 from storage.columns import EXACT
 from storage.engine import database
 from storage.table import Statement
@@ -107,19 +108,30 @@ def counted(experiment: Experiment) -> Counts:
 
 
 def counted_in(experiment: Experiment, metric: str | None) -> Counts:
-    """Return the present counts of one metric, and of those that have settings.
+    """Return the present counts of one metric; the primary one has the others beside.
 
-    If there are none, return the counts of all metrics, which say what was received.
+    If nothing was counted of it, or of a guardrail, return the counts of all metrics,
+    which say what was received.
     """
     with database.obj.snapshot():
         current = _current(experiment)
-        wanted = {metric or current.primary_metric, *current.metric_settings}
+        wanted = current.metric_settings
+        if metric not in (None, current.primary_metric):
+            wanted = {metric: MetricSettings(metric)}
         tallies = [
             row
             for one in wanted
             for row in TALLIES_OF_METRIC.rows(Tally, current.id, current.id, one)
         ]
-        return _counts(current, tallies or TALLIES.rows(Tally, current.id))
+        found = {row.metric for row in tallies}
+        asked = metric or current.primary_metric
+        if any(
+            one.name not in found
+            for one in wanted.values()
+            if one.name == asked or one.role == GUARDRAIL
+        ):
+            tallies = TALLIES.rows(Tally, current.id)
+        return _counts(current, tallies)
 
 
 def _current(experiment: Experiment) -> Experiment:
@@ -203,11 +215,9 @@ class Replay:
             self._days[key] = _grown(self._days.get(key, DayTally()), row, before)
             settings = self._own_sums.get(row.metric)
             if settings:
-                self._own.gain(settings, row, before, after)
+                gained = self._own.gain(settings, row, before, after)
                 own_day = row.variant, row.metric, row.occurred_at.date()
-                one = Gained.one(settings, before, after, row.covariate)
-                gained = self._own_days.get(own_day, Gained())
-                self._own_days[own_day] = together(gained, one)
+                add_to(self._own_days, own_day, gained)
 
     def counts(self, refusals: dict[str, int]) -> Counts:
         """Return all that was counted."""

@@ -122,6 +122,11 @@ def together(one: Added, other: Added) -> Added:
     return whole
 
 
+def add_to(sums: dict[Any, Added], key: Any, one: Added) -> None:
+    """Add to the sum of a key, which may be the first one."""
+    sums[key] = together(sums[key], one) if key in sums else one
+
+
 def capped(total: Decimal | None, settings: MetricSettings) -> Decimal:
     """Return a user's total as it counts: at most the cap, and 0 without any value."""
     if total is None:
@@ -168,17 +173,16 @@ class Tallied(NamedTuple):
 
     def join(self, variant: str, day: int, one: Joined) -> None:
         """Add users."""
-        key = variant, day
-        self.joined[key] = together(self.joined.get(key, Joined()), one)
+        add_to(self.joined, (variant, day), one)
 
     def gain(
         self, settings: MetricSettings, row: Any, before: Total, after: Total
-    ) -> None:
-        """Add an event that leads from one total to another."""
+    ) -> Gained:
+        """Add an event that leads from one total to another; return what it adds."""
         day = 0 if settings.window is None else day_of(row.assigned_at)
-        key = row.variant, row.metric, day
         one = Gained.one(settings, before, after, row.covariate)
-        self.gained[key] = together(self.gained.get(key, Gained()), one)
+        add_to(self.gained, (row.variant, row.metric, day), one)
+        return one
 
     def joined_until(self, variant: str, last_day: int | None) -> Joined:
         """Return the users of a variant, up to this day."""
@@ -253,7 +257,7 @@ def write_joined(
     whole: dict[tuple[str, str, int], Joined] = {}
     for experiment_id, variant, assigned_at, covariate in rows:
         key = experiment_id, variant, day_of(assigned_at)
-        whole[key] = together(whole.get(key, Joined()), Joined.one(covariate))
+        add_to(whole, key, Joined.one(covariate))
     slot = database.obj.slot
     ADD_COHORTS.of((*key, slot, *one) for key, one in sorted(whole.items()))
 
@@ -288,5 +292,5 @@ def gathered(cohorts: Iterable[Cohort], sums: Iterable[Sums]) -> Tallied:
     for each in sums:
         key = each.variant, each.metric, each.day
         one = Gained(*(getattr(each, name) for name in Gained._fields))
-        whole.gained[key] = together(whole.gained.get(key, Gained()), one)
+        add_to(whole.gained, key, one)
     return whole

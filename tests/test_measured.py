@@ -478,6 +478,23 @@ def test_no_event_of_a_guardrail_proves_nothing(guarded, told):
     assert "'refund'" in warned[0]["message"]
 
 
+def test_a_metric_without_events_is_told_beside_all_that_was_counted(
+    api, running, convert, told
+):
+    path = running(metrics=[{"name": "refund", "role": "guardrail", "margin": 0.1}])
+    control, treatment = split(api, path, 40)
+    some = [(one, None) for one in control[:3] + treatment[:3]]
+    convert(path, conversion=some, visit=some, signup=some)
+
+    for query, name in (("?metric=sign-up", "sign-up"), ("", "refund")):
+        (caution,) = (
+            one for one in told(path, query)["warnings"] if one["code"] == "NO_EVENTS"
+        )
+        assert f"the metric '{name}'" in caution["message"]
+        for counted in ("conversion", "visit", "signup"):
+            assert f"'{counted}'" in caution["message"], query
+
+
 def test_a_guardrail_on_a_mean_has_a_margin_in_its_own_units(
     api, running, convert, told
 ):

@@ -78,10 +78,10 @@ class Course:
         if self._settings.window is not None:
             own = counts.own.gained.get((variant, name, number))
         if own:
-            self._gained[variant] = sums.together(self._gained[variant], own)
+            sums.add_to(self._gained, variant, own)
         joined = counts.own.joined.get((variant, number))
         if joined:
-            self._joined[variant] = sums.together(self._joined[variant], joined)
+            sums.add_to(self._joined, variant, joined)
 
 
 def _bare_arm(variant: Variant, participants: int, users: int) -> stats.Arm:
