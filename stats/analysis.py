@@ -22,7 +22,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import contrasts, horizon
-from stats.means import always_valid_means
+from stats.evidence import E_PROCESS
+from stats.means import MIXTURE, always_valid_means
 from stats.multiplicity import holm
 from stats.numerics import normal_quantile, np
 from stats.planning import detectable_effect, planned_centre
@@ -62,7 +63,7 @@ from stats.results import (
 )
 from stats.samples import Samples, samples
 from stats.scorecard import Measured, scorecard
-from stats.splits import sample_ratio_mismatch, share_of
+from stats.splits import pair_share, sample_ratio_mismatch
 from stats.values import value_figures
 from stats.verdict import (
     Bounds,
@@ -77,13 +78,10 @@ if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
     from stats.numerics import Floats
 
-METHOD = "always_valid_e_process"
 PLANNED = "planned_horizon_1"
 """The method of an experiment with a horizon, with its version."""
 POWER = 0.8  # where no plan says how surely an effect is to be found
 SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
-MIXTURE = "always_valid_e_process"
-MEANS = "normal_mixture_asymptotic"
 
 #: How many analyses are remembered: enough for those that people look at again and
 #: again. One takes 3 KB for a variant, so 128 take 1 MB with two variants each. With 20
@@ -103,7 +101,7 @@ class _Test(NamedTuple):
     @property
     def labels(self) -> tuple[str, str]:
         """Return the method of the intervals for difference and lift."""
-        return (MIXTURE if self.pairs.reached is None else PLANNED,) * 2
+        return (E_PROCESS if self.pairs.reached is None else PLANNED,) * 2
 
 
 def analyse(
@@ -167,7 +165,7 @@ def figures(
     deciding = shown._replace(confidence=_verdict_level(plan))
     directed = plan and plan.towards(settings)
     split, measured = _split(arms), samples(arms, settings)
-    test = _test(arms, planned_centre(directed), split, horizon_users)
+    test = _test(arms, planned_centre(directed), horizon_users)
     variants = _variants(arms, test, measured, shown, deciding, settings, stored)
     bounds = _bounds(test, variants, measured, shown, deciding, settings)
     metrics = scorecard(others, shown, deciding)
@@ -198,9 +196,9 @@ def _method(
     users: int | None,
     settings: MetricSettings,
 ) -> Method:
-    method = METHOD if users is None else PLANNED
+    method = E_PROCESS if users is None else PLANNED
     return Method(
-        method=method if settings.kind == CONVERSION else MEANS,
+        method=method if settings.kind == CONVERSION else MIXTURE,
         confidence_level=shown.confidence,
         verdict_confidence_level=deciding.confidence,
         correction="holm" if len(test.p_values) > 1 else "none",
@@ -311,33 +309,17 @@ def _verdict_level(plan: Plan | None) -> float:
 # Rates
 
 
-def _test(
-    arms: Sequence[Arm], centre: float, split: SampleRatioMismatch, users: int | None
-) -> _Test:
+def _test(arms: Sequence[Arm], centre: float, users: int | None) -> _Test:
     """Return the test of each variant against the control, valid at any look."""
-    control, *treatments = arms
-    tables = contrasts.Tables(
-        np.full(len(treatments), float(control.sample_size)),
-        np.full(len(treatments), float(control.conversions)),
-        np.array([float(arm.sample_size) for arm in treatments]),
-        np.array([float(arm.conversions) for arm in treatments]),
-    )
-    sides = [[control, arm] for arm in treatments]
-    # The only pair is the whole experiment.
-    splits = [split] if len(sides) == 1 else [_split(pair) for pair in sides]
-    shares = np.array([_share(*each) for each in zip(sides, splits, strict=True)])
+    sides = [(arms[0], arm) for arm in arms[1:]]
+    tables = contrasts.tables_of(sides)
+    shares = np.array([pair_share(*pair) for pair in sides])
     reached = None if users is None else _reached(arms, tables, users)
-    pairs = horizon.pairs_of(tables, shares, reached, centre, len(treatments))
+    pairs = horizon.pairs_of(tables, shares, reached, centre, len(sides))
     log_e = horizon.log_e(pairs)
     p_values: list[float] = horizon.p_values(pairs, log_e).tolist()
     prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
     return _Test(pairs, log_e.tolist(), p_values, holm(p_values), prior)
-
-
-def _share(pair: Sequence[Arm], split: SampleRatioMismatch) -> float:
-    """Return the treatment's share of the pair, by the plan unless that is broken."""
-    sizes = [arm.sample_size for arm in pair]
-    return share_of(sizes, [arm.split_percentage for arm in pair], split)
 
 
 def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
@@ -430,7 +412,7 @@ def _bounds(
     else:
         limits, _ = horizon.limits(test.pairs, deciding.alpha)
         pairs = zip(limits.lower, limits.upper, strict=True)
-        ends = [interval(*each, deciding.each, MIXTURE) for each in pairs]
+        ends = [interval(*each, deciding.each, E_PROCESS) for each in pairs]
     return [Bounds.of(each, settings) for each in ends]
 
 

@@ -6,13 +6,14 @@ shift at ratio 1, a lift is a ratio at shift 0, and no effect is (1, 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats.numerics import crossings, np, special
 
 if TYPE_CHECKING:
     from stats.numerics import Flags, Floats, Indices
+    from stats.results import Arm
 
 #: How far rates are kept from 0 and 1 where a logarithm or a division needs it.
 EDGE = 1e-15
@@ -35,6 +36,17 @@ class Tables(NamedTuple):
     def rows(self, index: Indices) -> Tables:
         """Return the tables at these places, in this order."""
         return Tables(*(column[index] for column in self))
+
+
+def tables_of(pairs: Sequence[Sequence[Arm]]) -> Tables:
+    """Return the tables of many pairs of a control and a treatment."""
+    return Tables(
+        *(
+            np.array([float(getattr(pair[side], name)) for pair in pairs])
+            for side in (0, 1)
+            for name in ("sample_size", "conversions")
+        )
+    )
 
 
 class Limits(NamedTuple):

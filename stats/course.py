@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import horizon
-from stats.contrasts import Tables
+from stats.contrasts import tables_of
+from stats.evidence import E_PROCESS
 from stats.means import always_valid_means, difference, lift
 from stats.numerics import np
 from stats.rates import rate_difference, rate_lift
@@ -19,6 +20,7 @@ from stats.samples import samples
 from stats.splits import pair_share, shares
 
 if TYPE_CHECKING:
+    from stats.contrasts import Tables
     from stats.numerics import Floats
 
 
@@ -48,13 +50,8 @@ def course(
     if settings.kind != CONVERSION:
         return [_means(arms, settings, level) for arms in days]
     sides = [(arms[0], arm) for arms in days for arm in arms[1:]]
-    tables = Tables(
-        np.array([float(control.sample_size) for control, _ in sides]),
-        np.array([float(control.conversions) for control, _ in sides]),
-        np.array([float(arm.sample_size) for _, arm in sides]),
-        np.array([float(arm.conversions) for _, arm in sides]),
-    )
-    planned = np.array([_pair_share(pair) for pair in sides])
+    tables = tables_of(sides)
+    planned = np.array([pair_share(*pair) for pair in sides])
     reached = None
     if horizon_users is not None:
         reached = _reached(days, tables, horizon_users)
@@ -74,8 +71,8 @@ def _point(
     return Point(
         rate_difference(*pair),
         rate_lift(*pair),
-        interval(low, high, level, "always_valid_e_process"),
-        interval(least - 1, most - 1, level, "always_valid_e_process"),
+        interval(low, high, level, E_PROCESS),
+        interval(least - 1, most - 1, level, E_PROCESS),
     )
 
 
@@ -95,12 +92,6 @@ def _means(arms: Sequence[Arm], settings: MetricSettings, level: Level) -> list[
             )
         )
     return points
-
-
-def _pair_share(pair: Sequence[Arm]) -> float:
-    return pair_share(
-        [arm.sample_size for arm in pair], [arm.split_percentage for arm in pair]
-    )
 
 
 def _reached(days: Sequence[Sequence[Arm]], tables: Tables, users: int) -> Floats:

@@ -17,6 +17,9 @@ from stats.numerics import crossing, np, special
 if TYPE_CHECKING:
     from stats.numerics import Flags, Floats, Indices
 
+#: The name of the test and of its intervals.
+E_PROCESS = "always_valid_e_process"
+
 #: The log odds ratio on which the bets are centred without a plan: about 20 %.
 CENTRE = 0.2
 

@@ -43,6 +43,13 @@ class MetricSettings(NamedTuple):
         """Return 1 if more is better, and -1 if less is."""
         return 1 if self.direction == INCREASE else -1
 
+    def gains(self, one: Interval) -> tuple[float | None, float | None]:
+        """Return the ends of a difference's interval, turned so that more is better."""
+        if self.sign > 0:
+            return one.lower, one.upper
+        lower, upper = (None if end is None else -end for end in (one.upper, one.lower))
+        return lower, upper
+
     @property
     def has_own_sums(self) -> bool:
         """Tell whether it needs more than the counts that every metric has."""

@@ -15,13 +15,12 @@ Stat. Med. 9, p. 1447-1454.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from stats import horizon
-from stats.contrasts import Tables
-from stats.evidence import CENTRE, always_valid_limits
+from stats.contrasts import tables_of
+from stats.evidence import CENTRE, E_PROCESS, always_valid_limits
 from stats.means import always_valid_means, difference, lift
 from stats.multiplicity import holm
 from stats.numerics import np
@@ -37,19 +36,13 @@ from stats.results import (
     MetricFigures,
     MetricOfVariant,
     MetricSettings,
-    Number,
     interval,
 )
 from stats.samples import Sample, samples
 from stats.splits import pair_share
 
-if TYPE_CHECKING:
-    from stats.contrasts import Limits
-
 HARMED, HARMLESS, NOT_SHOWN = "harmed", "harmless", "not_shown"
 BETTER, WORSE, NOT_COUNTED = "better", "worse", "not_counted"
-
-MIXTURE = "always_valid_e_process"
 
 
 class Measured(NamedTuple):
@@ -150,14 +143,8 @@ def _rate_tests(
     if not metrics:
         return {}
     sides = [(one.arms[0], arm) for one in metrics for arm in one.arms[1:]]
-    tables = Tables(
-        np.array([float(control.sample_size) for control, _ in sides]),
-        np.array([float(control.conversions) for control, _ in sides]),
-        np.array([float(arm.sample_size) for _, arm in sides]),
-        np.array([float(arm.conversions) for _, arm in sides]),
-    )
-    shares = np.array([_share(*pair) for pair in sides])
-    pairs = horizon.pairs_of(tables, shares, None, CENTRE, len(sides))
+    shares = np.array([pair_share(*pair) for pair in sides])
+    pairs = horizon.pairs_of(tables_of(sides), shares, None, CENTRE, len(sides))
     p_values = horizon.p_values(pairs, horizon.log_e(pairs)).tolist()
     alphas = [
         [levels[one.settings.role][place] for one in metrics for _ in one.arms[1:]]
@@ -169,18 +156,6 @@ def _rate_tests(
         for row, p_value in enumerate(p_values)
     )
     return {one.settings.name: [next(rows) for _ in one.arms[1:]] for one in metrics}
-
-
-def _share(control: Arm, treatment: Arm) -> float:
-    """Return the treatment's share of the pair; most metrics have the same users."""
-    sizes = control.sample_size, treatment.sample_size
-    splits = control.split_percentage, treatment.split_percentage
-    return _known_share(sizes, splits)
-
-
-@lru_cache(maxsize=64)
-def _known_share(sizes: tuple[int, ...], splits: tuple[Number, ...]) -> float:
-    return pair_share(sizes, splits)
 
 
 def _ends(
@@ -200,18 +175,11 @@ def _ends(
         many.nuisance,
         has_ratios=False,
     )
-    found = dict(zip(distinct, _intervals(limits, distinct), strict=True))
+    found = {
+        (row, alpha): interval(lower, upper, 1 - alpha, E_PROCESS)
+        for (row, alpha), lower, upper in zip(distinct, *limits, strict=True)
+    }
     return [[found[row, alpha] for row, alpha in enumerate(each)] for each in alphas]
-
-
-def _intervals(
-    limits: Limits, distinct: Sequence[tuple[int, float]]
-) -> Iterator[Interval]:
-    ends: Iterable[tuple[float, float, tuple[int, float]]] = zip(
-        limits.lower, limits.upper, distinct, strict=True
-    )
-    for lower, upper, (_, alpha) in ends:
-        yield interval(lower, upper, 1 - alpha, MIXTURE)
 
 
 def _adjusted(
@@ -246,7 +214,7 @@ def _figures(
         if is_counted and settings.role == GUARDRAIL:
             status = _guarded(settings, test)
         elif is_counted:
-            status = _explored(settings, apart, (corrected or 1.0) < alpha)
+            status = _explored(settings, apart, corrected, alpha)
         comparisons.append(
             MetricComparison(
                 apart, relative, test.shown, test.p_value, corrected, status
@@ -296,31 +264,22 @@ def _compared(one: _Metric, place: int) -> tuple[float | None, float | None]:
 def _guarded(settings: MetricSettings, test: _Test) -> str:
     """Return what a guardrail says of a variant."""
     margin = float(settings.margin or 0)
-    best = _gain(settings, test.harm)[1]
+    best = settings.gains(test.harm)[1]
     if best is not None and best < -margin:
         return HARMED
-    worst = _gain(settings, test.deciding)[0]
+    worst = settings.gains(test.deciding)[0]
     if settings.margin is not None and worst is not None and worst > -margin:
         return HARMLESS
     return NOT_SHOWN
 
 
-def _gain(
-    settings: MetricSettings, ends: Interval
-) -> tuple[float | None, float | None]:
-    """Return the ends of an interval, of which more is better."""
-    if settings.sign > 0:
-        return ends.lower, ends.upper
-    return (
-        None if ends.upper is None else -ends.upper,
-        None if ends.lower is None else -ends.lower,
-    )
-
-
 def _explored(
-    settings: MetricSettings, apart: float | None, is_significant: bool
+    settings: MetricSettings,
+    apart: float | None,
+    p_value: float | None,
+    alpha: float,
 ) -> str:
     """Return what a secondary metric says of a variant."""
-    if not is_significant or not apart:
+    if not apart or p_value is None or p_value >= alpha:
         return NOT_SHOWN
     return BETTER if apart * settings.sign > 0 else WORSE

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from stats.numerics import np, special
-from stats.results import Number, SampleRatioMismatch
+from stats.results import Arm, Number, SampleRatioMismatch
 
 if TYPE_CHECKING:
     from stats.numerics import Floats
@@ -27,19 +28,22 @@ def shares(splits: Sequence[Number]) -> list[float]:
     return [float(split / sum(exact)) for split in exact]
 
 
-def pair_share(sizes: Sequence[int], splits: Sequence[Number]) -> float:
-    """Return the treatment's planned share of a pair; the realised one if it broke."""
-    return share_of(sizes, splits, sample_ratio_mismatch(sizes, splits))
+def pair_share(control: Arm, treatment: Arm) -> float:
+    """Return the treatment's planned share of a pair; the realised one if it broke.
+
+    It is remembered, because the metrics of an experiment have the same users.
+    """
+    return _pair_share(
+        (control.sample_size, treatment.sample_size),
+        (control.split_percentage, treatment.split_percentage),
+    )
 
 
-def share_of(
-    sizes: Sequence[int], splits: Sequence[Number], split: SampleRatioMismatch
-) -> float:
-    """Return the same, with the test of the pair's split that was made already."""
-    if split.detected and all(sizes):
+@lru_cache(maxsize=64)
+def _pair_share(sizes: tuple[int, int], splits: tuple[Number, Number]) -> float:
+    if sample_ratio_mismatch(sizes, splits).detected and all(sizes):
         return sizes[1] / sum(sizes)
-    exact = [Fraction(one) for one in splits]
-    return float(exact[1] / sum(exact))
+    return float(Fraction(splits[1]) / sum(map(Fraction, splits)))
 
 
 def sample_ratio_mismatch(

@@ -43,6 +43,7 @@ from stats.results import (
     Crossing,
     Interval,
     Level,
+    MetricComparison,
     MetricFigures,
     MetricSettings,
     Plan,
@@ -91,12 +92,7 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, one: Interval, settings: MetricSettings) -> Bounds:
         """Return the bounds of the gain in this difference."""
-        if settings.sign > 0:
-            return cls(one.lower, one.upper)
-        return cls(
-            None if one.upper is None else -one.upper,
-            None if one.lower is None else -one.lower,
-        )
+        return cls(*settings.gains(one))
 
 
 class _Pair(NamedTuple):
@@ -182,12 +178,20 @@ def _pair(
     )
 
 
-def _status(metric: MetricFigures, variant: VariantFigures) -> str | None:
+def _compared(
+    metric: MetricFigures, variant: VariantFigures
+) -> MetricComparison | None:
+    """Return what another metric says of a variant."""
     (found,) = (
         one.comparison
         for one in metric.variants
         if one.variant_id == variant.variant_id
     )
+    return found
+
+
+def _status(metric: MetricFigures, variant: VariantFigures) -> str | None:
+    found = _compared(metric, variant)
     return found and found.status
 
 
@@ -291,11 +295,7 @@ def _held_back(best: _Pair, contest: Contest) -> Verdict:
 
 def _guarded(guardrail: MetricFigures, variant: VariantFigures) -> str:
     """Return a guardrail's difference in words, beside its margin."""
-    (found,) = (
-        one.comparison
-        for one in guardrail.variants
-        if one.variant_id == variant.variant_id
-    )
+    found = _compared(guardrail, variant)
     if found is None or found.status == NOT_COUNTED:
         return "nothing was counted"
     ends = found.difference_interval
