@@ -22,9 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import servers  # noqa: E402
 from service import Service, served  # noqa: E402
-
-from models import TABLES  # noqa: E402
-from storage import factory, schema  # noqa: E402
+from speed import prepare  # noqa: E402
 
 CONNECTIONS = 8  # of wrk, for each service
 COOL = 16  # experiments
@@ -69,13 +67,6 @@ def result(process: subprocess.Popen[str]) -> tuple[float, float]:
     if int(errors):
         raise SystemExit(output)
     return float(rate), float(late)
-
-
-def prepare(url: str) -> None:
-    """Create the tables of a database."""
-    database = factory.database_at(url)
-    schema.create(database, TABLES)
-    database.shut()
 
 
 def main() -> None:

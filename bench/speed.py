@@ -289,6 +289,13 @@ def bare_rows(folder: Path) -> Callable[[int], tuple[float, float]]:
     return rates
 
 
+def prepare(url: str) -> None:
+    """Create the tables of a database."""
+    database = factory.database_at(url)
+    schema.create(database, TABLES)
+    database.shut()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=5)
@@ -303,9 +310,7 @@ def main() -> None:
         url = chosen.database_url
         settings = {"DATABASE_URL": url} if url else {}
         if url:
-            given = factory.database_at(url)
-            schema.create(given, TABLES)
-            given.shut()
+            prepare(url)
         service = opened.enter_context(served(folder / "instance", **settings))
         echo = opened.enter_context(echoing(folder))
         bare = bare_rows(folder)

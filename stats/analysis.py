@@ -78,8 +78,6 @@ if TYPE_CHECKING:
     from stats.contrasts import Limits, Tables
     from stats.numerics import Floats
 
-PLANNED = "planned_horizon_1"
-"""The method of an experiment with a horizon, with its version."""
 POWER = 0.8  # where no plan says how surely an effect is to be found
 SCORE_DIFFERENCE, SCORE_RATIO = "mee_score", "koopman_score"
 
@@ -101,7 +99,7 @@ class _Test(NamedTuple):
     @property
     def labels(self) -> tuple[str, str]:
         """Return the method of the intervals for difference and lift."""
-        return (E_PROCESS if self.pairs.reached is None else PLANNED,) * 2
+        return (self.pairs.method,) * 2
 
 
 def analyse(
@@ -196,9 +194,8 @@ def _method(
     users: int | None,
     settings: MetricSettings,
 ) -> Method:
-    method = E_PROCESS if users is None else PLANNED
     return Method(
-        method=method if settings.kind == CONVERSION else MIXTURE,
+        method=test.pairs.method if settings.kind == CONVERSION else MIXTURE,
         confidence_level=shown.confidence,
         verdict_confidence_level=deciding.confidence,
         correction="holm" if len(test.p_values) > 1 else "none",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stats import horizon
 from stats.contrasts import tables_of
-from stats.evidence import E_PROCESS
 from stats.means import always_valid_means, difference, lift
 from stats.numerics import np
 from stats.rates import rate_difference, rate_lift
@@ -58,21 +57,18 @@ def course(
     pairs = horizon.pairs_of(tables, planned, reached, centre, level.comparisons)
     differences, ratios = horizon.limits(pairs, level.alpha)
     found = iter(zip(sides, *differences, *ratios, strict=True))
-    return [[_point(level.each, *next(found)) for _ in arms[1:]] for arms in days]
+    label = level.each, pairs.method
+    return [[_point(label, *next(found)) for _ in arms[1:]] for arms in days]
 
 
-def _point(
-    level: float,
-    pair: tuple[Arm, Arm],
-    *ends: float,
-) -> Point:
+def _point(label: tuple[float, str], pair: tuple[Arm, Arm], *ends: float) -> Point:
     """Return the point of a pair of rates; the last two ends are of their ratio."""
     low, high, least, most = ends
     return Point(
         rate_difference(*pair),
         rate_lift(*pair),
-        interval(low, high, level, E_PROCESS),
-        interval(least - 1, most - 1, level, E_PROCESS),
+        interval(low, high, *label),
+        interval(least - 1, most - 1, *label),
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stats.contrasts import Limits, Tables, pooled_score, score_limits
 from stats.evidence import (
+    E_PROCESS,
     always_valid_limits,
     always_valid_p_value,
     critical_score,
@@ -30,6 +31,9 @@ from stats.numerics import crossing, normal_quantile, np, special
 
 if TYPE_CHECKING:
     from stats.numerics import Flags, Floats, Indices
+
+#: The method of an experiment with a horizon, with its version.
+PLANNED = "planned_horizon_1"
 
 #: The part of alpha that is spent on the boundary, and the part of the e-process.
 ON_BOUNDARY, ON_EVIDENCE = 0.9, 0.1
@@ -55,6 +59,11 @@ class Pairs(NamedTuple):
     reached: Floats | None
     centre: float
     nuisance: float
+
+    @property
+    def method(self) -> str:
+        """Return the name of the test and of its intervals."""
+        return E_PROCESS if self.reached is None else PLANNED
 
     def rows(self, index: Indices) -> Pairs:
         """Return the pairs at these places, in this order."""

@@ -54,6 +54,7 @@ def test_each_day_has_the_figures_that_a_look_at_its_end_would_have_shown(
     assert treatment["lift"] == compared["lift"]
     for name in ("differenceInterval", "liftInterval"):
         shown, sure = treatment[name], compared["sequential"][name]
+        assert (shown["method"], shown["level"]) == (sure["method"], sure["level"])
         assert shown["lower"] == pytest.approx(sure["lower"], abs=1e-6)
         assert shown["upper"] == pytest.approx(sure["upper"], abs=1e-6)
     assert (control["difference"], control["differenceInterval"]) == (None, None)
