@@ -5,11 +5,13 @@ import gc
 import importlib
 import os
 import re
+import signal
 import stat
 import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import peewee
@@ -87,6 +89,29 @@ def on_starting(server):
     # prometheus_client reads the folder's variable when it is imported.
     importlib.import_module("app")
     gc.freeze()  # what is never collected is never touched, so it stays shared
+    let_new_workers_end()
+
+
+def let_new_workers_end():
+    """Let a signal end a worker that has not yet set its own handlers.
+
+    Until then it has the master's, which put the signal into a queue that nobody
+    reads in the worker: an orderly stop would wait for it for graceful_timeout.
+    """
+    ends = {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT}
+    hold, deliver = (
+        partial(signal.pthread_sigmask, how, ends)
+        for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK)
+    )
+
+    def forget_the_masters():
+        for end in ends:
+            signal.signal(end, signal.SIG_DFL)
+        deliver()
+
+    os.register_at_fork(
+        before=hold, after_in_parent=deliver, after_in_child=forget_the_masters
+    )
 
 
 def remove_left_over(memory):

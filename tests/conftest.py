@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
@@ -81,6 +82,31 @@ def leave_out(reason: str) -> None:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--rounds") or (20 if "CI" in os.environ else 1)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all processes of this run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(autouse=True)
+def turn(request: pytest.FixtureRequest, shared_folder: Path) -> Iterator[None]:
+    """Let a test that is marked `alone` run while the other processes wait.
+
+    It asserts how long the service takes, and a second test would take its processor.
+    Whoever waits for the room holds the gate, so that nobody is overtaken for ever.
+    """
+    alone = request.node.get_closest_marker("alone")
+    with (
+        (shared_folder / "gate").open("w") as gate,
+        (shared_folder / "room").open("w") as room,
+    ):
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture

@@ -25,13 +25,20 @@ exec(sys.argv[1])' "$2"
 """
 
 
+def terminal(environment, **settings):
+    """Return an environment as a terminal has it, also where `make test` runs this."""
+    inherited = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+    kept = {name: environment[name] for name in environment.keys() - inherited}
+    return {**kept, **settings}
+
+
 def made(place, *words, tree=real.ROOT, **settings):
     """Start `make run`, as if .venv were there: with the programs of this Python."""
     programs = f"BIN={Path(sys.executable).parent}"
     return subprocess.Popen(
         ["make", "--no-print-directory", "-o", ".venv/ready", programs, "run", *words],
         cwd=tree,
-        env={**real.environment(place), **settings},
+        env=terminal(real.environment(place), **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -53,7 +60,7 @@ def test_a_python_that_is_too_old_is_refused_before_it_makes_anything(tmp_path, 
     told = subprocess.run(
         ["make", "run"],
         cwd=tree,
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        env=terminal(os.environ, PATH=f"{programs}:{os.environ['PATH']}"),
         capture_output=True,
         text=True,
         check=False,

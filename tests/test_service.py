@@ -8,6 +8,7 @@ import resource
 import runpy
 import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -348,6 +349,40 @@ def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
             found = service("GET", f"{path}/assignments/{user_id}")[0]
             assert found == (200 if status == 201 else 404)
         assert service.flask("check").returncode == 0
+
+
+GRACE = 30  # gunicorn.conf.py's graceful_timeout
+
+STOPPED_TOO_EARLY = """
+import os, signal
+
+exec(compile(open("gunicorn.conf.py").read(), "gunicorn.conf.py", "exec"))
+
+def post_fork(server, worker):
+    os.kill(os.getppid(), signal.SIGTERM)  # the service is stopped
+    signal.pause()  # until the master passes it on
+"""
+
+
+@pytest.mark.one_engine
+def test_a_service_that_is_stopped_while_its_workers_start_ends_at_once(tmp_path):
+    settings = tmp_path / "early.py"
+    settings.write_text(STOPPED_TOO_EARLY)
+    instance, _ = real.made_ready(real.ROOT)
+
+    began = time.monotonic()
+    ended = subprocess.run(
+        [*real.GUNICORN, "--config", settings, "--bind", "127.0.0.1:0"],
+        cwd=real.ROOT,
+        env=real.environment(instance),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    assert "Booting worker" in ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - began < GRACE
 
 
 @pytest.mark.one_engine

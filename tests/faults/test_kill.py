@@ -79,6 +79,7 @@ def report(figure, fault, rounds, traffic, **figures):
     )
 
 
+@pytest.mark.alone
 def test_f1_nothing_acknowledged_is_lost_when_all_are_killed(traffic, rounds, figure):
     def fault(service):
         service.kill()
@@ -102,6 +103,7 @@ def test_f2_when_a_worker_is_killed_the_others_answer(traffic, rounds, figure):
     assert not [status for status in traffic.statuses if status >= 500]
 
 
+@pytest.mark.alone
 def test_f3_when_the_master_is_killed_no_orphan_holds_the_port(traffic, rounds, figure):
     def fault(service):
         os.kill(service.process.pid, signal.SIGKILL)

@@ -48,6 +48,7 @@ def percentile(spent, share):
     return sorted(spent)[min(len(spent) - 1, int(share * len(spent)))]
 
 
+@pytest.mark.alone
 def test_f6_a_lock_that_another_holds_for_3_seconds_is_waited_for(tmp_path, figure):
     with real.served(tmp_path / "instance") as service:
         traffic, health = under_lock(service, 3)
@@ -66,6 +67,7 @@ def test_f6_a_lock_that_another_holds_for_3_seconds_is_waited_for(tmp_path, figu
     )
 
 
+@pytest.mark.alone
 def test_f7_a_lock_that_another_holds_for_10_seconds_is_503(tmp_path, thorough, figure):
     with real.served(tmp_path / "instance") as service:
         traffic, health = under_lock(service, 10)
@@ -109,6 +111,7 @@ def fill(ballast):
                 continue
 
 
+@pytest.mark.alone
 def test_f8_a_full_disk_is_503_until_there_is_room(disk, rounds, figure):
     seconds = 5 if rounds >= 20 else 2
     with real.served(disk) as service:
@@ -336,6 +339,7 @@ def overlapping_readers(service, path):
             reader.result()
 
 
+@pytest.mark.alone
 def test_f14_readers_that_overlap_grow_no_log_and_stop_no_writer(
     tmp_path, thorough, figure
 ):
