@@ -29,10 +29,7 @@ def document(app: Flask, apis: Iterable[Blueprint], version: str) -> None:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
     )
-    described = Api(
-        app,
-        spec_kwargs={"security": [{"token": []}]},
-    )
+    described = Api(app, spec_kwargs={"security": [{"token": []}]})
     for api in apis:
         described.register_blueprint(api)
     config = {
