@@ -66,7 +66,7 @@ VERSION = "0.1.0"
 # Experiments
 # ----------------------------------------------------------------------------
 
-api = Blueprint("abacus", __name__, url_prefix="/api", description="Experiments")
+api = Blueprint("abacus", __name__, url_prefix="/api")
 
 EXPERIMENT = schemas.ExperimentSchema()
 WARNED = schemas.WarnedExperimentSchema()
@@ -221,7 +221,7 @@ def complete_experiment(body, id):
 @api.response(201, WARNED)
 @requires("write")
 def duplicate_experiment(body, id):
-    """Create a draft like this one."""
+    """Create a draft with the same settings."""
     return lifecycle.duplicate(find(Experiment, id), auth.subject())
 
 
@@ -233,7 +233,7 @@ def duplicate_experiment(body, id):
 @api.post("/experiments/<id>/assignments")
 @api.arguments(schemas.UserSchema())
 @api.response(201, DECISION)
-@api.alt_response(200, schema=DECISION, description="Nobody new")
+@api.alt_response(200, schema=DECISION, description="The user is not new")
 @requires("assign")
 def enrol(body, id):
     """Enrol a user, or say why not: 201 where the user is new, 200 otherwise."""
@@ -267,7 +267,7 @@ def enrolled(id: str, users: Sequence[User]) -> list[Decision]:
 @api.response(200, Listed(DECISION))
 @requires("read")
 def list_assignments(query, id):
-    """List who is enrolled, newest first."""
+    """List the enrolled users, newest first."""
     return page(enrolment.assignments_page(find(Experiment, id), **query))
 
 
@@ -276,7 +276,7 @@ def list_assignments(query, id):
 @api.response(200, schemas.ExplainedSchema())
 @requires("read")
 def get_assignment(query, id, user_id):
-    """Return what a user is given already, or explain what they are and why.
+    """Return the variant of a user, or explain the decision for any user.
 
     Enrols nobody. The receipt is for everyone, also for those who are not enrolled.
     """
@@ -324,14 +324,14 @@ def erase_user(user_id):
 @api.response(200, Listed(OVERRIDE))
 @requires("read")
 def list_overrides(query, id):
-    """List whose variants are forced, newest first."""
+    """List the forced variants, newest first."""
     return page(Override.page(find(Experiment, id), **query))
 
 
 @api.put("/experiments/<id>/overrides/<path:user_id>")
 @api.arguments(OVERRIDE)
 @api.response(200, OVERRIDE)
-@api.alt_response(201, schema=OVERRIDE, description="Not forced before")
+@api.alt_response(201, schema=OVERRIDE, description="The user had no override")
 @requires("write")
 def set_override(body, id, user_id):
     """Force a variant for a user, in any state and outside every count."""
@@ -346,7 +346,7 @@ def set_override(body, id, user_id):
 @api.response(200, OVERRIDE)
 @requires("write")
 def remove_override(id, user_id):
-    """Let the hash decide for a user again."""
+    """Remove a forced variant: the hash decides for the user again."""
     override = lifecycle.remove_override(find(Experiment, id), user_id, auth.subject())
     if override is None:
         raise NotFound("No variant is forced for the user.")
@@ -409,7 +409,7 @@ def get_audience(audience_id):
 @api.alt_response(201, schema=AUDIENCE, description="Created")
 @requires("write")
 def define_audience(body, audience_id):
-    """Write an audience whole, under your own id."""
+    """Create or replace an audience under your own id."""
     audience, is_new = Audience.define(audience_id, **body)
     return audience, 201 if is_new else 200
 
@@ -441,7 +441,7 @@ def remove_audience(audience_id):
 @api.response(200, schemas.TrialResultSchema())
 @requires("read")
 def try_audience(body, audience_id):
-    """Say whether somebody is meant, with the truth of each rule."""
+    """Test the rules on a user, and show the truth of each rule."""
     return find(Audience, audience_id).tried(**body)
 
 
@@ -453,11 +453,11 @@ def try_audience(body, audience_id):
 @api.post("/experiments/<id>/conversions")
 @api.arguments(EVENT)
 @api.response(201, RECEIPT)
-@api.alt_response(200, schema=RECEIPT, description="Counted already")
+@api.alt_response(200, schema=RECEIPT, description="A duplicate")
 @api.alt_response(409, "CONFLICT")
 @requires("assign")
 def convert(body, id):
-    """Book a conversion: 201 where it counts, 200 where it was there already."""
+    """Report a conversion: 201 if it is counted, 200 if it is a duplicate."""
     booked = conversions.record(find(Experiment, id), [conversions.Event(**body)])
     (receipt,) = metrics.converted(booked)
     conversions.refuse_rejected(receipt)
@@ -470,7 +470,7 @@ def convert(body, id):
 @api.alt_response(409, "CONFLICT")
 @requires("assign")
 def convert_batch(body, id):
-    """Book up to 10,000 conversions in one transaction; good rows are kept."""
+    """Report up to 10,000 conversions in one transaction; good rows are kept."""
     events = [conversions.Event(**row) for row in body["conversions"]]
     receipts = conversions.record(find(Experiment, id), events)
     return streamed_list(receipt_texts(metrics.converted(receipts)))
@@ -481,7 +481,7 @@ def convert_batch(body, id):
 @api.response(200, RECEIPTS)
 @requires("assign")
 def record_event(body):
-    """Book an event in every experiment that its user is in."""
+    """Report an event to every experiment of its user."""
     return metrics.converted(conversions.credit([conversions.Event(**body)])[0])
 
 
@@ -490,7 +490,7 @@ def record_event(body):
 @api.response(200, schemas.BookedSchema())
 @requires("assign")
 def record_events_batch(body):
-    """Book up to 10,000 events; for each, one result an experiment."""
+    """Report up to 10,000 events, each to every experiment of its user."""
     events = [conversions.Event(**row) for row in body["events"]]
     booked = [metrics.converted(receipts) for receipts in conversions.credit(events)]
     return streamed_list(receipt_lists(booked))
@@ -508,7 +508,7 @@ def record_events_batch(body):
 @requires("read")
 @costly(schemas.is_replay)
 def get_results(query, id):
-    """Return what was counted, a row a metric, and what became of all received."""
+    """Return the counts, a row a metric, and what became of all events received."""
     experiment, metric = find(Experiment, id), query["metric"]
     if schemas.is_replay(query):
         counts = replayed(experiment, query["as_of"])

@@ -51,9 +51,7 @@ class FlagBlueprint(Blueprint):
 FAILURE_BODY = FailureSchema()
 EVALUATION = EvaluationSchema()
 
-flags = FlagBlueprint(
-    "openfeature", __name__, url_prefix=PREFIX, description="OpenFeature (OFREP)"
-)
+flags = FlagBlueprint("openfeature", __name__, url_prefix=PREFIX)
 
 
 @flags.before_request

@@ -159,7 +159,7 @@ class PlanSchema(Wire):
     """The effect that the experiment is planned to detect."""
 
     baseline_rate = PlannedRate(required=True)
-    minimum_effect = PlannedRate(required=True, metadata={"description": "absolute"})
+    minimum_effect = PlannedRate(required=True)
     power = Power()
     confidence_level = ConfidenceLevel()
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports from the floors below its own, never from its own or above.
 FLOORS = [
-    {"stats", "storage", "targeting"},
+    {"reference", "stats", "storage", "targeting"},
     {"models"},
     {"lifecycle", "listing"},
     {"ledger", "web"},
@@ -28,6 +28,7 @@ PACKAGES = {
         {"bookings", "history"},
         {"audiences"},
     ],
+    "reference": [{"examples", "subjects", "words"}],
     "storage": [
         {"columns", "files", "migrations", "scratch", "traffic"},
         {"engine"},
@@ -52,7 +53,7 @@ PACKAGES = {
         {"published"},
     ],
     "web": [
-        {"csv", "json", "keys", "settings"},
+        {"completion", "csv", "json", "keys", "settings"},
         {"metrics"},
         {"auth", "fields", "logging"},
         {"flags", "html", "slots"},

@@ -50,17 +50,9 @@ class DefinitionSchema(Answer):
     variants = fields.List(fields.Nested(DefinedVariantSchema()))
     traffic = fields.Integer()
     rules = fields.Raw(metadata={"type": ["object", "null"]})
-    ranges = fields.List(
-        fields.List(fields.Integer()),
-        allow_none=True,
-        metadata={"description": "The buckets of an exclusion group; null without one"},
-    )
+    ranges = fields.List(fields.List(fields.Integer()), allow_none=True)
     winner = fields.String(allow_none=True)
-    overrides = fields.Dict(
-        keys=fields.String(),
-        values=fields.String(),
-        metadata={"description": "The forced variants by the hashes of their users"},
-    )
+    overrides = fields.Dict(keys=fields.String(), values=fields.String())
 
 
 class DefinitionsSchema(Answer):

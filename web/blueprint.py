@@ -18,7 +18,7 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMe
 from werkzeug.routing import PathConverter
 
 from storage.paging import Listing
-from web.fields import Answer, Batch
+from web.fields import Answer, Batch, camel_case
 from web.json import dumps, loads
 
 MEBIBYTE = 1024 * 1024
@@ -112,11 +112,16 @@ class Blueprint(SmorestBlueprint):
     def add_url_rule(
         self, rule: str, endpoint: Any = None, view_func: Any = None, **options: Any
     ) -> None:
-        """Note what a handler reads, and document the refusals that follow from it."""
+        """Note what a handler reads, and document its name, scope and refusals."""
         parameters = view_func._apidoc.get("arguments", {}).get("parameters", [])
         view_func.reads = {each["in"] for each in parameters}
         documented = view_func._apidoc["response"]["responses"]
         documented |= self.refusals(rule, view_func)
+        view_func._apidoc["manual_doc"] = {
+            **view_func._apidoc.get("manual_doc", {}),
+            "operationId": camel_case(view_func.__name__),
+            "security": [{"token": [view_func.scope]}],
+        }
         if "<id>" in rule:
             options["parameters"] = [dict(EXPERIMENT_ID)]
         super().add_url_rule(rule, endpoint, view_func, **options)

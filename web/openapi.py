@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable
+from functools import cached_property
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +18,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from web.blueprint import Blueprint, Opaque
 from web.errors import REFUSALS, Error
 from web.fields import AN_ID, RULE_TREE, JsonText
+from web.json import dumps
 
 
 def document(app: Flask, apis: Iterable[Blueprint], version: str) -> None:
@@ -26,19 +29,16 @@ def document(app: Flask, apis: Iterable[Blueprint], version: str) -> None:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/",
     )
-    described = Api(
-        app,
-        spec_kwargs={
-            "info": {"description": "A/B tests whose counts are right."},
-            "security": [{"token": []}],
-        },
-    )
+    described = Api(app, spec_kwargs={"security": [{"token": []}]})
     for api in apis:
         described.register_blueprint(api)
     config = {
         # A fixed address, or else the page would repeat the Host header in its script.
         "oauth2RedirectUrl": "/docs/oauth2-redirect.html",
         "validatorUrl": None,  # another host, which would learn about this one
+        "defaultModelsExpandDepth": 0,  # the schemas are below, and closed
+        "defaultModelExpandDepth": 3,
+        "tryItOutEnabled": True,
     }
     docs = get_swaggerui_blueprint("/docs", "/openapi.json", config=config)
     docs.after_request(_guard_page)
@@ -64,6 +64,16 @@ class Api(SmorestApi):
     """flask-smorest's Api, with our errors and our fields in the document."""
 
     DEFAULT_ERROR_RESPONSE_NAME = None  # each status is listed by itself
+
+    def _openapi_json(self) -> Response:
+        return Response(self._text, mimetype="application/json")
+
+    @cached_property
+    def _text(self) -> str:
+        """The document as JSON, made when somebody asks for it first."""
+        from web.completion import completed  # only here: a worker starts without
+
+        return dumps(completed(json.loads(dumps(self.spec.to_dict()))))
 
     def _init_spec(self, **options: Any) -> None:
         super()._init_spec(**options)
