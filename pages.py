@@ -12,16 +12,19 @@ from werkzeug.exceptions import BadRequest, NotFound
 
 import listing
 import schemas
-from ledger.counts import counted
-from looks import LEVEL, look
+from ledger.counts import Counts, counted, replayed
+from looks import LEVEL, look_at
 from models import Change, Experiment
 from storage import engine
 from storage.paging import Page
 from targeting.decision import STATUSES
-from views import figures, screens
+from views import screens
+from views.course import points_of
+from views.figures import Computed, with_days
 from web import auth, html
 from web.auth import requires
 from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
+from web.slots import costly
 
 STYLE = (Path(__file__).parent / "static" / "abacus.css").read_bytes()
 
@@ -32,6 +35,10 @@ LONGEST_TOKEN = 3_800  # browsers ignore a cookie of more than 4,096 bytes
 LONGEST_COOKIE = 400 * 24 * 3600  # seconds; browsers keep none for longer
 
 ENTRIES = 10  # of the history, on the page of an experiment
+
+# What the page of an experiment does without asking, in about 0.3 seconds at most.
+FEW_ROWS = 5_000  # users and events, which are read and counted day by day
+FEW_POINTS = 50  # intervals
 
 QUERY = schemas.ExperimentsQuery()
 
@@ -149,14 +156,39 @@ def list_experiments() -> Response:
 @pages.get("/experiments/<id>")
 @requires("read")
 def show_experiment(id: str) -> Response:
-    """Show one experiment: what its figures say, and the figures."""
+    """Show one experiment: what its figures say, and the figures.
+
+    Its days need every row, and an interval each, so they are here if there are few.
+    """
+    counts = counted(find(id))
+    if counts.rows <= FEW_ROWS:
+        counts = replayed(counts.experiment)
+    computed = look_at(counts, None, LEVEL)
+    if 0 < points_of(counts) <= FEW_POINTS:
+        computed = with_days(computed, counts, LEVEL)
+    return shown(computed, counts)
+
+
+@pages.get("/experiments/<id>/days")
+@requires("read")
+@costly()
+def show_days(id: str) -> Response:
+    """Show one experiment with its days, however many there are."""
+    counts = replayed(find(id))
+    computed = look_at(counts, None, LEVEL)
+    return shown(with_days(computed, counts, LEVEL), counts)
+
+
+def find(id: str) -> Experiment:
+    """Return the experiment with this id or key, or answer 404."""
     experiment = Experiment.named(id)
     if experiment is None:
         raise NotFound(f"There is no experiment {id!r}.")
-    shown = screens.experiment(
-        experiment,
-        look(experiment, None, None, LEVEL),
-        figures.results(counted(experiment), None),
-        Change.page(experiment, Page(1, ENTRIES)),
-    )
-    return html.page("experiment.html", screen=shown)
+    return experiment
+
+
+def shown(computed: Computed, counts: Counts) -> Response:
+    """Return the page of an experiment."""
+    history = Change.page(counts.experiment, Page(1, ENTRIES))
+    screen = screens.experiment(computed, counts, history)
+    return html.page("experiment.html", screen=screen)
