@@ -14,11 +14,11 @@ import listing
 import schemas
 from ledger.counts import Counts, counted, replayed
 from looks import LEVEL, look_at
-from models import Change, Experiment
+from models import Audience, Change, Experiment
 from storage import engine
 from storage.paging import Page
 from targeting.decision import STATUSES
-from views import screens
+from views import audiences, planner, screens
 from views.course import points_of
 from views.figures import Computed, with_days
 from web import auth, html
@@ -41,6 +41,8 @@ FEW_ROWS = 5_000  # users and events, which are read and counted day by day
 FEW_POINTS = 50  # intervals
 
 QUERY = schemas.ExperimentsQuery()
+
+AUDIENCES = schemas.AudiencesQuery()
 
 # What a page must be signed in for, and what leads there. Two blueprints, so that a
 # new page is behind the sign-in unless somebody moves it out.
@@ -141,13 +143,17 @@ def start() -> Response:
     return make_response(redirect(html.FIRST))
 
 
+def filled_in() -> dict[str, str]:
+    """Return the query; a form sends what is not filled in as an empty text."""
+    return {name: value for name, value in request.args.items() if value}
+
+
 @pages.get("/")
 @requires("read")
 def list_experiments() -> Response:
     """List the experiments, newest first, by the filters of the API."""
     refuse_unknown_query({"query"})
-    # A form sends a filter that is not set as an empty text.
-    asked = {name: value for name, value in request.args.items() if value}
+    asked = filled_in()
     query = QUERY.load(asked)
     shown = screens.listed(listing.experiments_page(**query), asked)
     return html.page("experiments.html", screen=shown, asked=asked, statuses=STATUSES)
@@ -192,3 +198,37 @@ def shown(computed: Computed, counts: Counts) -> Response:
     history = Change.page(counts.experiment, Page(1, ENTRIES))
     screen = screens.experiment(computed, counts, history)
     return html.page("experiment.html", screen=screen)
+
+
+@pages.get("/audiences")
+@requires("read")
+def list_audiences() -> Response:
+    """List the audiences, newest first, by the search of the API."""
+    refuse_unknown_query({"query"})
+    asked = filled_in()
+    found = Audience.page(**AUDIENCES.load(asked))
+    screen = audiences.listed(found, asked)
+    return html.page("audiences.html", screen=screen, asked=asked)
+
+
+@pages.get("/audiences/<path:audience_id>")
+@requires("read")
+def show_audience(audience_id: str) -> Response:
+    """Show an audience, and whether somebody is in it."""
+    refuse_unknown_query({"query"})
+    audience = Audience.get_or_none(id=audience_id)
+    if audience is None:
+        raise NotFound(f"There is no audience {audience_id!r}.")
+    screen = audiences.audience(audience, filled_in())
+    return html.page("audience.html", 400 if screen.problems else 200, screen=screen)
+
+
+@pages.get("/planner")
+@requires("read")
+def show_planner() -> Response:
+    """Say how many users and days a plan needs; the address holds the plan."""
+    refuse_unknown_query({"query"})
+    screen = planner.screen(filled_in())
+    is_wrong = screen.others or any(one.problem for one in screen.fields)
+    values = {"screen": screen, "credentials": screens.CREDENTIALS}
+    return html.page("planner.html", 400 if is_wrong else 200, **values)

@@ -127,13 +127,6 @@ class ListScreen(NamedTuple):
 def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
     """Return the screen of a page of experiments; *asked* are its parameters."""
 
-    def way(number: int) -> str | None:
-        if not 1 <= number <= listing.pages or "cursor" in asked:
-            return None
-        return f"?{urlencode({**asked, 'page': number})}"
-
-    # Past the end, the way back is to the last page.
-    before = min(listing.number - 1, listing.pages)
     return ListScreen(
         [
             Line(
@@ -150,9 +143,20 @@ def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
         f"{listing.total:,}",
         listing.number,
         listing.pages,
-        way(before),
-        way(listing.number + 1),
+        *ways(listing, asked),
     )
+
+
+def ways(listing: Listing, asked: dict[str, str]) -> tuple[str | None, str | None]:
+    """Return the queries of the pages before and after this one."""
+
+    def way(number: int) -> str | None:
+        if not 1 <= number <= listing.pages or "cursor" in asked:
+            return None
+        return f"?{urlencode({**asked, 'page': number})}"
+
+    # Past the end, the way back is to the last page.
+    return way(min(listing.number - 1, listing.pages)), way(listing.number + 1)
 
 
 # ----------------------------------------------------------------------------
