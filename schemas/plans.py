@@ -27,8 +27,10 @@ class Typed(fields.Field[Decimal]):
         if not NUMBER.fullmatch(text):
             raise ValidationError("Write a number with a point, such as 12.5.")
         number = Decimal(text.replace(",", ""))
-        if not self.low <= number <= self.high:
-            raise ValidationError(f"It must be from {self.low:,f} to {self.high:,f}.")
+        if number < self.low:
+            raise ValidationError(f"It must be at least {self.low:,f}.")
+        if number > self.high:
+            raise ValidationError(f"It must be at most {self.high:,f}.")
         return number
 
 

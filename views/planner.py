@@ -101,8 +101,7 @@ def screen(asked: Mapping[str, str]) -> Screen:
     """Return the planner; *asked* are the fields that were filled in, as text."""
     kind = "mean" if asked.get("kind") == "mean" else "rate"
     problems, answer = dict[str, Any](), None
-    is_filled = bool(asked.keys() - {"kind"}) or asked.get("kind", kind) != kind
-    if is_filled:
+    if asked.keys() - {"kind"} or asked.get("kind", kind) != kind:
         problems = FORMS[kind].validate(asked)
         if not problems:
             problems, answer = _answer(kind, FORMS[kind].load(asked))
@@ -111,7 +110,7 @@ def screen(asked: Mapping[str, str]) -> Screen:
             name,
             label,
             help,
-            asked.get(name, "" if is_filled else DEFAULTS.get(name, "")),
+            asked.get(name, DEFAULTS.get(name, "")),
             " ".join(problems.pop(name, ())),
         )
         for name, label, help in (*LABELS[kind], *MORE)
