@@ -37,17 +37,16 @@ def look(
     """
     has_days = granularity is not None
     counts = replayed(experiment, as_of) if has_days else at(experiment, as_of, metric)
-    computed = _looked(counts, as_of, metric, confidence_level)
+    computed = look_at(counts, metric, confidence_level)
     return with_days(computed, counts, confidence_level) if has_days else computed
 
 
-def _looked(
-    counts: Counts,
-    as_of: datetime | None,
-    metric: str | None,
-    confidence_level: Decimal,
-) -> Computed:
-    current = counts.experiment
+def look_at(counts: Counts, metric: str | None, confidence_level: Decimal) -> Computed:
+    """Return the figures of a metric in counts that were read already.
+
+    They are all counts, or those of this metric, as `at` returns them.
+    """
+    current, as_of = counts.experiment, counts.as_of
     if not current.horizon or metric not in (None, current.primary_metric):
         return computed_results(counts, metric, confidence_level, {})
     crossings = Crossing.of(current, as_of)

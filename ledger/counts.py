@@ -67,6 +67,11 @@ class Counts(NamedTuple):
         return sum(self.participants.values())
 
     @property
+    def rows(self) -> int:
+        """The rows that a replay reads: a user each, and a counted event each."""
+        return self.users + sum(tally.events for tally in self.tallies.values())
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics that have conversions, the primary one first."""
         primary = self.experiment.primary_metric

@@ -87,6 +87,12 @@ class Audience(Table):
         trace = audience.trace(self.rule_tree, user_id, attributes)
         return {"matches": trace["result"], "trace": trace}
 
+    def experiments(self, page: Page) -> Listing:
+        """Return a page of the experiments that have this audience, newest first."""
+        rows = Experiment.select().where(Experiment.audience_id == self.id)
+        order = (Experiment.created_at, Experiment.id)
+        return page.of(lambda _: rows, order, ("audience", self.id), Change.fence)
+
     def remove(self) -> None:
         """Delete the audience; raise Conflict while an experiment uses it."""
         with database.atomic():

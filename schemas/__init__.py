@@ -4,6 +4,7 @@ from schemas.audiences import (
     AudienceChangeSchema,
     AudienceSchema,
     AudiencesQuery,
+    TrialQuery,
     TrialResultSchema,
     TrialSchema,
 )
@@ -26,6 +27,7 @@ from schemas.experiments import (
     WarnedExperimentSchema,
     whole_variants,
 )
+from schemas.plans import MeanPlanForm, RatePlanForm
 from schemas.results import (
     AnalysisQuery,
     AnalysisSchema,
@@ -71,15 +73,18 @@ __all__ = [
     "ExplainedSchema",
     "ExportQuery",
     "ImportLineSchema",
+    "MeanPlanForm",
     "MeanSizeSchema",
     "MembershipSchema",
     "Nothing",
     "OverrideSchema",
     "PageQuery",
+    "RatePlanForm",
     "ReceiptSchema",
     "RehearsalSchema",
     "ResultsQuery",
     "SizeSchema",
+    "TrialQuery",
     "TrialResultSchema",
     "TrialSchema",
     "UserSchema",

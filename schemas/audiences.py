@@ -11,6 +11,7 @@ from schemas.experiments import PageQuery
 from web.fields import (
     Answer,
     Id,
+    JsonText,
     Moment,
     Name,
     RuleTree,
@@ -53,6 +54,13 @@ class TrialSchema(Wire):
 
     user_id = Id(load_default=None)
     attributes = fields.Dict(load_default=dict)
+
+
+class TrialQuery(Wire):
+    """The same in a query string."""
+
+    user_id = Id(load_default=None)
+    attributes = JsonText(load_default=dict)
 
 
 class TrialResultSchema(Answer):

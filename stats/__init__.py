@@ -19,6 +19,7 @@ from stats.planning import (
     planned_centre,
     planned_horizon,
     planned_total,
+    smallest_planned_effect,
 )
 from stats.results import (
     CONVERSION,
@@ -96,5 +97,6 @@ __all__ = [
     "sample_ratio_mismatch",
     "score",
     "simulate",
+    "smallest_planned_effect",
     "welch",
 ]

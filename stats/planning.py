@@ -234,6 +234,25 @@ def planned_horizon(plan: Plan, splits: Sequence[Number]) -> int:
     return ceil(planned_total(plan, splits) * factor - 1e-9)
 
 
+def smallest_planned_effect(
+    baseline_rate: Number,
+    users: Number,
+    *,
+    power: Number = 0.8,
+    confidence_level: Number = 0.95,
+    variants: int = 2,
+) -> float | None:
+    """Return the smallest absolute rise whose horizon is so many users; None if none.
+
+    The users are split evenly. It is the inverse of `planned_horizon`.
+    """
+    alpha = (1 - check_level(confidence_level)) / (variants - 1)
+    once = float(users) / horizon_factor(alpha, float(power))
+    return minimum_detectable_effect(
+        float(baseline_rate), once / variants, alpha, float(power)
+    )
+
+
 def sample_size(
     baseline_rate: float,
     target_rate: float,

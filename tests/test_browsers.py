@@ -22,7 +22,9 @@ RUNTIME = {
 }
 OPEN = {"/", "/docs", "/docs/", "/healthz", "/readyz", "/metrics", "/openapi.json"}
 OPEN |= {"/ui/sign-in", "/ui/abacus.css"}
-PAGES = {"/ui", "/ui/", "/ui/experiments/<id>", "/ui/sign-out"}
+PAGES = {"/ui", "/ui/", "/ui/sign-out"}
+PAGES |= {"/ui/experiments/<id>", "/ui/experiments/<id>/days", "/ui/planner"}
+PAGES |= {"/ui/audiences", "/ui/audiences/<path:audience_id>"}
 NAMES = {
     "<id>": "checkout",
     "<path:user_id>": "other-user",
@@ -98,9 +100,9 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
     assert allowed == RUNTIME
     assert {rule for _, rule in public} - {"/docs/<path:path>"} == OPEN
     assert (len(allowed), len(refused), len(public)) == (11, 45, 20)
-    assert len(pages) == 8
+    assert len(pages) == 16
     tries = sum(len(rule.methods - {"OPTIONS"}) for rule in app.url_map.iter_rules())
-    assert tries == 84
+    assert tries == 92
     assert state() == before
 
 
@@ -258,7 +260,7 @@ def test_no_other_route_is_open_to_an_origin_that_is_listed(app, tmp_path):
         assert cross_origin(client.options(path, headers=asked)) == {}, path
         with client.get(path, headers={"Origin": SHOP}) as answer:
             assert cross_origin(answer) == {}, path
-    assert len(closed) == 35
+    assert len(closed) == 39
 
 
 @pytest.mark.one_engine

@@ -37,7 +37,7 @@ PACKAGES = {
         {"postgres"},
         {"factory"},
     ],
-    "schemas": [{"experiments"}, {"audiences", "events", "results", "users"}],
+    "schemas": [{"experiments"}, {"audiences", "events", "plans", "results", "users"}],
     "targeting": [
         {"assignment", "orders"},
         {"audience"},
@@ -66,8 +66,10 @@ PACKAGES = {
         {"course"},
         {"figures"},
         {"export", "planning", "tables"},
-        {"pictures"},
+        {"charts", "pictures", "planner"},
+        {"days"},
         {"screens"},
+        {"audiences"},
     ],
     "operations": [
         {"backups", "problems", "reader"},
@@ -234,8 +236,8 @@ def test_every_page_but_these_leads_to_the_sign_in(app, anonymous):
         rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ui")
     }
 
-    assert open_paths < pages and len(pages) == 6
+    assert open_paths < pages and len(pages) == 10
     for path in pages - open_paths:
-        response = anonymous.get(path.replace("<id>", "exp_1"))
+        response = anonymous.get(re.sub("<.*>", "exp_1", path))
         assert response.status_code == 303, path
         assert response.headers["Location"].startswith("/ui/sign-in?next="), path

@@ -17,7 +17,7 @@ OURS = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 TURNED = "safe\u202eevil"
 VOID = {"meta", "link", "input", "img", "br", "hr"}
-SVG = {"line", "rect", "circle", "text", "title", "desc", "svg"}
+SVG = {"line", "rect", "circle", "text", "title", "desc", "svg", "polygon", "polyline"}
 
 
 class Checked(HTMLParser):
@@ -406,7 +406,7 @@ def test_guardrails_history_and_the_curl_line_are_there(api, busy):
     assert "tester: start (" in page.text
     assert f'"$ABACUS/api/{busy}/compute-results"' in page.text
     assert "Nothing speaks against the planned split" in page.text
-    assert page.number_of("svg") == 2
+    assert page.number_of("svg") == 4
 
 
 @pytest.mark.one_engine

@@ -16,6 +16,8 @@ from views.arms import Course, days_of
 DAYS = 366
 """The most days of a course: the last ones."""
 
+BROKEN_DAY = "SRM_ON_A_DAY"
+
 LEAST = 0.001  # the p-value, corrected for all days, of a day whose split is broken
 
 
@@ -59,6 +61,11 @@ def course(
     ]
 
 
+def points_of(counts: Counts) -> int:
+    """Return how many intervals the course has; 0 if the days were not counted."""
+    return len(days_of(counts)[-DAYS:]) * (len(counts.variants) - 1)
+
+
 def _variants(
     arms: Sequence[stats.Arm],
     settings: stats.MetricSettings,
@@ -98,7 +105,7 @@ def broken_day(counts: Counts) -> stats.Caution | None:
         return None
     day = days[tests.index(worst)]
     return stats.Caution(
-        "SRM_ON_A_DAY",
+        BROKEN_DAY,
         f"The users of {wording.day(day.isoformat())} did not fall as the split says "
         f"({wording.p_value(p_value)}): find out what was different on that day.",
     )

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+from ledger.counts import Counts
 from models import Change, Experiment
 from stats.results import (
     CONVERSION,
-    RATIO,
     Comparison,
     Interval,
     MetricComparison,
@@ -19,25 +19,32 @@ from stats.results import (
     VariantFigures,
 )
 from stats.wording import (
-    amounts,
     change,
     decimals,
     decimals_apart,
     p_value,
     percent_decimals,
-    points,
 )
 from storage.paging import Listing
 from targeting.decision import COMPLETED, DRAFT, STOPPED
+from views.course import BROKEN_DAY
+from views.days import (
+    MOST_DECIMALS,
+    UNKNOWN,
+    Days,
+    days,
+    difference_text,
+    name_of,
+    number_text,
+)
 from views.figures import Computed, Results
+from views.figures import results as raw_results
 from views.pictures import Estimate, Picture, picture, scale
 from views.tables import quality_sentence, visible
 from web.fields import camel_case
 from web.json import moment
 
-UNKNOWN = "not known"
-
-MOST_DECIMALS = 6
+MOST_METRICS = 50  # on a page, of up to 1,000
 
 VERDICTS = {
     "variant_wins": "A variant is better",
@@ -120,13 +127,6 @@ class ListScreen(NamedTuple):
 def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
     """Return the screen of a page of experiments; *asked* are its parameters."""
 
-    def way(number: int) -> str | None:
-        if not 1 <= number <= listing.pages or "cursor" in asked:
-            return None
-        return f"?{urlencode({**asked, 'page': number})}"
-
-    # Past the end, the way back is to the last page.
-    before = min(listing.number - 1, listing.pages)
     return ListScreen(
         [
             Line(
@@ -143,9 +143,20 @@ def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
         f"{listing.total:,}",
         listing.number,
         listing.pages,
-        way(before),
-        way(listing.number + 1),
+        *ways(listing, asked),
     )
+
+
+def ways(listing: Listing, asked: dict[str, str]) -> tuple[str | None, str | None]:
+    """Return the queries of the pages before and after this one."""
+
+    def way(number: int) -> str | None:
+        if not 1 <= number <= listing.pages or "cursor" in asked:
+            return None
+        return f"?{urlencode({**asked, 'page': number})}"
+
+    # Past the end, the way back is to the last page.
+    return way(min(listing.number - 1, listing.pages)), way(listing.number + 1)
 
 
 # ----------------------------------------------------------------------------
@@ -236,23 +247,26 @@ class Screen(NamedTuple):
     estimates: Picture
     lifts: list[Lift]
     lift_picture: Picture | None
+    days: Days | None
+    """None if the days were not counted."""
     others: list[Other]
     shares: list[Share]
     split: str
     warnings: list[str]
     advance: Advance | None
     raw: list[Raw]
+    more_metrics: int
+    """How many metrics have no row: the API has them."""
     quality: str
     entries: list[Entry]
     more_entries: int
     credentials: str
 
 
-def experiment(
-    row: Experiment, computed: Computed, results: Results, history: Listing
-) -> Screen:
-    """Return the screen of one experiment."""
-    analysis = computed.analysis
+def experiment(computed: Computed, counts: Counts, history: Listing) -> Screen:
+    """Return the screen of one experiment, with its days if they were counted."""
+    row, analysis = counts.experiment, computed.analysis
+    results = raw_results(counts, None)
     kind, state = analysis.analysis.kind, row.state_or_archived
     figures = [_estimate(one, kind) for one in analysis.variants]
     lifts = [_lift(one, kind) for one in analysis.variants[1:]]
@@ -266,18 +280,20 @@ def experiment(
         advice=_advice(row, status),
         empty=_emptiness(row, results, analysis.metric),
         metric=analysis.metric,
-        estimate_name=_name_of(kind),
+        estimate_name=name_of(kind),
         level=f"{100 * analysis.analysis.confidence_level:.4g} %",
         figures=_figures(analysis.variants, figures, kind),
-        estimates=_picture(f"{_name_of(kind)} of each variant", figures, kind),
+        estimates=_picture(f"{name_of(kind)} of each variant", figures, kind),
         lifts=[_lift_in_words(one, estimate, kind) for one, estimate in lifts],
         lift_picture=_lift_picture([estimate for _, estimate in lifts]),
+        days=days(computed, counts),
         others=[line for one in analysis.metrics or [] for line in _others(one)],
         shares=_shares(results),
         split=_split(computed, results),
         warnings=[caution.message for caution in analysis.warnings],
         advance=_advance(computed, results),
-        raw=_raw(results),
+        raw=_raw(results, counts.metrics[:MOST_METRICS]),
+        more_metrics=len(counts.metrics[MOST_METRICS:]),
         quality=quality_sentence(results.quality),
         entries=[_entry(one) for one in history.rows],
         more_entries=history.total - len(history.rows),
@@ -323,12 +339,6 @@ def _emptiness(row: Experiment, results: Results, metric: str) -> str:
     return ""
 
 
-def _name_of(kind: str) -> str:
-    if kind == CONVERSION:
-        return "Conversion rate"
-    return "Mean of an event" if kind == RATIO else "Mean of a user"
-
-
 def _estimate(one: VariantFigures, kind: str) -> Estimate:
     """Return a variant's own figure with its interval; its text comes later."""
     if kind == CONVERSION:
@@ -353,15 +363,6 @@ def _places(estimates: Sequence[Estimate], kind: str) -> int:
     return min(max(places, decimals_apart(values)), MOST_DECIMALS)
 
 
-def _text(number: float | None, kind: str, places: int) -> str:
-    """Return a rate in percent, or a mean."""
-    if number is None:
-        return UNKNOWN
-    if kind == CONVERSION:
-        return f"{100 * number:,.{places}f} %"
-    return f"{number:,.{places}f}"
-
-
 def _figures(
     variants: Sequence[VariantFigures], estimates: Sequence[Estimate], kind: str
 ) -> list[Figure]:
@@ -380,8 +381,8 @@ def _figures(
 
 def _estimate_texts(one: Estimate, kind: str, places: int) -> tuple[str, str]:
     """Return a figure, and its interval, as text."""
-    lower, upper = (_text(end, kind, places) for end in (one.lower, one.upper))
-    return _text(one.value, kind, places), _span(one, lower, upper)
+    lower, upper = (number_text(end, kind, places) for end in (one.lower, one.upper))
+    return number_text(one.value, kind, places), _span(one, lower, upper)
 
 
 def _span(one: Estimate, lower: str, upper: str) -> str:
@@ -398,7 +399,7 @@ def _picture(title: str, estimates: Sequence[Estimate], kind: str) -> Picture:
     for one in estimates:
         value, span = _estimate_texts(one, kind, places)
         drawn.append(one._replace(text=f"{value} ({span})"))
-    low, high = (_text(end, kind, places) for end in scale(drawn))
+    low, high = (number_text(end, kind, places) for end in scale(drawn))
     return picture(title, drawn, (low, high), "0")
 
 
@@ -452,22 +453,12 @@ def _others(metric: MetricFigures) -> list[Other]:
             metric.metric,
             metric.role,
             variant.variant_name,
-            _difference(metric, variant.comparison),
+            difference_text(variant.comparison.difference_interval, metric.kind),
             _status(metric, variant.comparison),
         )
         for variant in metric.variants
         if variant.comparison
     ]
-
-
-def _difference(metric: MetricFigures, one: MetricComparison) -> str:
-    """Return a difference at any look: of rates in percentage points."""
-    ends = one.difference_interval
-    if ends.lower is None or ends.upper is None:
-        return UNKNOWN
-    wording = points if metric.kind == CONVERSION else amounts
-    unit = " points" if metric.kind == CONVERSION else ""
-    return " to ".join(wording([ends.lower, ends.upper])) + unit
 
 
 def _status(metric: MetricFigures, one: MetricComparison) -> str:
@@ -500,6 +491,8 @@ def _split(computed: Computed, results: Results) -> str:
     tested = f"{p_value(mismatch.p_value)} at any look"
     if mismatch.detected:
         return f"The users are not split as planned ({tested})."
+    if any(one.code == BROKEN_DAY for one in computed.analysis.warnings):
+        return f"All users together are split as planned ({tested}), but a day is not."
     return f"Nothing speaks against the planned split ({tested})."
 
 
@@ -519,8 +512,9 @@ def _advance(computed: Computed, results: Results) -> Advance | None:
     return Advance(min(users, horizon.users), horizon.users, sentence)
 
 
-def _raw(results: Results) -> list[Raw]:
-    return [
+def _raw(results: Results, metrics: Sequence[str]) -> list[Raw]:
+    """Return what was counted, with the variants of a metric below each other."""
+    rows = [
         Raw(
             one.metric,
             variant.variant_name,
@@ -530,7 +524,9 @@ def _raw(results: Results) -> list[Raw]:
         )
         for variant in results.variants
         for one in variant.results
+        if one.metric in metrics
     ]
+    return sorted(rows, key=lambda row: metrics.index(row.metric))
 
 
 def _entry(entry: Change) -> Entry:
