@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from flask import Blueprint, Flask, Response, make_response, redirect, request
+from marshmallow import Schema
 from werkzeug.exceptions import BadRequest, NotFound
 
+import lifecycle
 import listing
 import schemas
 from ledger.counts import counted
 from looks import LEVEL, look
-from models import Change, Experiment
+from models import CONCLUSIONS, Change, Experiment
 from storage import engine
 from storage.paging import Page
 from targeting.decision import STATUSES
-from views import figures, screens
+from views import figures, moves, screens
 from web import auth, html
 from web.auth import requires
 from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
@@ -26,6 +29,8 @@ from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_que
 STYLE = (Path(__file__).parent / "static" / "abacus.css").read_bytes()
 
 LARGEST_FORM = 16 * 1024
+
+LARGEST_MOVE = 160 * 1024  # a note of 10,000 characters, each percent-encoded
 
 LONGEST_TOKEN = 3_800  # browsers ignore a cookie of more than 4,096 bytes
 
@@ -60,8 +65,7 @@ def guard() -> None:
 
     The API never reads the cookie, which browsers send to the pages only.
     """
-    cookie = f"Bearer {request.cookies.get(html.COOKIE, '')}"
-    auth.authenticate(request.headers.get("Authorization", cookie))
+    auth.authenticate(html.credential())
     refuse_undecodable_path()
     engine.connect()
 
@@ -99,9 +103,15 @@ def sign_in() -> Response:
 
 def pasted_token() -> str:
     """Return the token of the form, without what is often copied with it."""
-    text = read_body(LARGEST_FORM).decode(errors="replace")
-    token = dict(parse_qsl(text)).get("token", "").strip()
+    token = form(LARGEST_FORM).get("token", "").strip()
     return token.removeprefix("Bearer ").strip()
+
+
+def form(largest: int) -> dict[str, str]:
+    """Return the fields of the form that are filled in; 413 above *largest* bytes."""
+    text = read_body(largest).decode(errors="replace")
+    # A browser sends each line's end as two characters.
+    return {name: value.replace("\r\n", "\n") for name, value in parse_qsl(text)}
 
 
 @door.post("/sign-out")
@@ -150,13 +160,74 @@ def list_experiments() -> Response:
 @requires("read")
 def show_experiment(id: str) -> Response:
     """Show one experiment: what its figures say, and the figures."""
-    experiment = Experiment.named(id)
-    if experiment is None:
-        raise NotFound(f"There is no experiment {id!r}.")
+    experiment = named(id)
     shown = screens.experiment(
         experiment,
         look(experiment, None, None, LEVEL),
         figures.results(counted(experiment), None),
         Change.page(experiment, Page(1, ENTRIES)),
     )
-    return html.page("experiment.html", screen=shown)
+    may_act = auth.has_scope("write")
+    possible = moves.possible(experiment) if may_act else []
+    return html.page("experiment.html", screen=shown, moves=possible)
+
+
+def named(id: str) -> Experiment:
+    """Return the experiment with this id or key, or answer 404."""
+    experiment = Experiment.named(id)
+    if experiment is None:
+        raise NotFound(f"There is no experiment {id!r}.")
+    return experiment
+
+
+# ----------------------------------------------------------------------------
+# Moves
+# ----------------------------------------------------------------------------
+
+ACTS: dict[str, tuple[Callable[..., None], Schema]] = {
+    "start": (lifecycle.start, schemas.Nothing()),
+    "stop": (lifecycle.stop, schemas.Nothing()),
+    "resume": (lifecycle.resume, schemas.Nothing()),
+    "complete": (lifecycle.complete, schemas.ConclusionSchema()),
+    "archive": (lifecycle.archive, schemas.Nothing()),
+    "unarchive": (lifecycle.unarchive, schemas.Nothing()),
+}
+"""What does each move, as in the API, and what it reads."""
+
+
+@pages.get("/experiments/<id>/<move>")
+@requires("write")
+def ask_to_move(id: str, move: str) -> Response:
+    """Say what a move will do, before it is made."""
+    experiment = named(id)
+    refuse_unknown(move)
+    lifecycle.refuse_impossible(experiment, move)
+    return html.page(
+        "move.html",
+        experiment=experiment,
+        move=move,
+        effects=moves.effects(experiment, move),
+        warnings=moves.warnings(experiment, move),
+        conclusions=CONCLUSIONS,
+        secret=html.form_secret(f"{move} {experiment.id}"),
+    )
+
+
+@pages.post("/experiments/<id>/<move>")
+@requires("write")
+def make_move(id: str, move: str) -> Response:
+    """Make a move, and lead back to the experiment."""
+    experiment = named(id)
+    refuse_unknown(move)
+    fields = form(LARGEST_MOVE)
+    html.refuse_forged_form(f"{move} {experiment.id}", fields.pop("secret", ""))
+    act, schema = ACTS[move]
+    act(experiment, by=auth.subject(), **schema.load(fields))
+    where = f"{html.PREFIX}/experiments/{experiment.id}"
+    return make_response(redirect(where, HTTPStatus.SEE_OTHER))
+
+
+def refuse_unknown(move: str) -> None:
+    """Answer 404 to a move that there is not."""
+    if move not in ACTS:
+        raise NotFound(f"There is no move {move!r}.")

@@ -67,6 +67,7 @@ PACKAGES = {
         {"export", "planning", "tables"},
         {"pictures"},
         {"screens"},
+        {"moves"},
     ],
     "operations": [
         {"backups", "problems", "reader"},
@@ -233,7 +234,7 @@ def test_every_page_but_these_leads_to_the_sign_in(app, anonymous):
         rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ui")
     }
 
-    assert open_paths < pages and len(pages) == 6
+    assert open_paths < pages and len(pages) == 7
     for path in pages - open_paths:
         response = anonymous.get(path.replace("<id>", "exp_1"))
         assert response.status_code == 303, path
