@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Blueprint, Flask, Response, make_response, redirect, request
@@ -19,10 +21,11 @@ from ledger.counts import counted
 from looks import LEVEL, look
 from models import CONCLUSIONS, Change, Experiment
 from storage import engine
+from storage.columns import utcnow
 from storage.paging import Page
 from targeting.decision import STATUSES
 from views import figures, moves, screens
-from web import auth, html
+from web import auth, html, links
 from web.auth import requires
 from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
 
@@ -81,20 +84,53 @@ def sign_in_page() -> Response:
 def sign_in() -> Response:
     """Verify a token as the API does, and keep it in a cookie until it ends."""
     html.refuse_foreign_form()
-    token = pasted_token()
+    return signed_in(pasted_token(), html.where_to_return(), html.scheme())
+
+
+@door.get("/sign-in/<link>")
+@requires("read")
+def open_sign_in_link(link: str) -> Response:
+    """Sign in whoever opened a link by hand; ask whoever was led to it."""
+    claims = links.opened(links.SIGN_IN, link)
+    if html.is_opened_by_hand():
+        return signed_in_by(claims)
+    response = html.page("sign_in_link.html", link=link, subject=claims["sub"])
+    response.headers["Referrer-Policy"] = "origin"  # without the path
+    return response
+
+
+@door.post("/sign-in/<link>")
+@requires("read")
+def sign_in_by_link(link: str) -> Response:
+    """Sign in whoever was asked."""
+    html.refuse_foreign_form()
+    return signed_in_by(links.opened(links.SIGN_IN, link))
+
+
+def signed_in_by(claims: dict[str, Any]) -> Response:
+    """Sign the browser in with a new token, as the claims of a link say."""
+    left = timedelta(seconds=claims["until"] - time.time())
+    token = auth.new_token(claims["sub"], claims["scope"], left)
+    # If only the proxy speaks https, the address of the link says so.
+    scheme = "https" if "https" in (html.scheme(), claims["scheme"]) else "http"
+    return signed_in(token, html.FIRST, scheme)
+
+
+def signed_in(token: str, to: str, scheme: str) -> Response:
+    """Verify a token, keep it in a cookie until it ends, and lead to a page."""
     auth.authenticate(f"Bearer {token}")
     if len(token) > LONGEST_TOKEN:
         raise BadRequest(
             f"A token of more than {LONGEST_TOKEN:,} characters fits in no cookie."
         )
     _, ends = auth.claims(token)
-    response = make_response(redirect(html.where_to_return(), HTTPStatus.SEE_OTHER))
+    response = make_response(redirect(to, HTTPStatus.SEE_OTHER))
     response.set_cookie(
         html.COOKIE,
         token,
         max_age=min(max(ends - int(time.time()), 0), LONGEST_COOKIE),
         path=html.PREFIX,
-        secure=html.is_secure(),
+        secure=scheme == "https",
         httponly=True,
         samesite="Strict",
     )
@@ -161,15 +197,25 @@ def list_experiments() -> Response:
 def show_experiment(id: str) -> Response:
     """Show one experiment: what its figures say, and the figures."""
     experiment = named(id)
-    shown = screens.experiment(
+    may_act = auth.has_scope("write")
+    may_share = may_act and links.are_possible()
+    return html.page(
+        "experiment.html",
+        screen=screen_of(experiment),
+        moves=moves.possible(experiment) if may_act else [],
+        most_days=schemas.MOST_DAYS,
+        share=html.form_secret(f"share {experiment.id}") if may_share else None,
+    )
+
+
+def screen_of(experiment: Experiment) -> screens.Screen:
+    """Return what is shown of an experiment; it is a look, as one by the API."""
+    return screens.experiment(
         experiment,
         look(experiment, None, None, LEVEL),
         figures.results(counted(experiment), None),
         Change.page(experiment, Page(1, ENTRIES)),
     )
-    may_act = auth.has_scope("write")
-    possible = moves.possible(experiment) if may_act else []
-    return html.page("experiment.html", screen=shown, moves=possible)
 
 
 def named(id: str) -> Experiment:
@@ -231,3 +277,38 @@ def refuse_unknown(move: str) -> None:
     """Answer 404 to a move that there is not."""
     if move not in ACTS:
         raise NotFound(f"There is no move {move!r}.")
+
+
+# ----------------------------------------------------------------------------
+# Shared results
+# ----------------------------------------------------------------------------
+
+SHARE = schemas.ShareSchema()
+
+
+@pages.post("/experiments/<id>/share")
+@requires("write")
+def share(id: str) -> Response:
+    """Make a link that shows the results of one experiment without a sign-in."""
+    experiment = named(id)
+    if not links.are_possible():
+        raise NotFound("No link can be signed here, because tokens are made elsewhere.")
+    fields = form(LARGEST_FORM)
+    html.refuse_forged_form(f"share {experiment.id}", fields.pop("secret", ""))
+    lasts = timedelta(days=SHARE.load(fields)["days"])
+    link = links.signed(links.SHARE, lasts, sub=experiment.id)
+    address = f"{html.scheme()}://{request.host}{html.PREFIX}/shared/{link}"
+    ends = utcnow() + lasts
+    return html.page("link.html", experiment=experiment, address=address, ends=ends)
+
+
+@door.get("/shared/<link>")
+def show_shared(link: str) -> Response:
+    """Show the results of the experiment that a link shares, and nobody's name."""
+    claims = links.opened(links.SHARE, link)
+    engine.connect()
+    screen = screen_of(named(claims["sub"]))
+    ends = datetime.fromtimestamp(claims["exp"], timezone.utc)
+    response = html.page("shared.html", screen=screen, ends=ends)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

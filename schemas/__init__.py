@@ -16,6 +16,7 @@ from schemas.events import (
     ReceiptSchema,
 )
 from schemas.experiments import (
+    MOST_DAYS,
     ChangeSchema,
     ConclusionSchema,
     ExperimentChangeSchema,
@@ -23,6 +24,7 @@ from schemas.experiments import (
     ExperimentsQuery,
     Nothing,
     PageQuery,
+    ShareSchema,
     WarnedExperimentSchema,
     whole_variants,
 )
@@ -50,6 +52,7 @@ from schemas.users import (
 )
 
 __all__ = [
+    "MOST_DAYS",
     "AnalysisQuery",
     "AnalysisSchema",
     "AudienceChangeSchema",
@@ -79,6 +82,7 @@ __all__ = [
     "ReceiptSchema",
     "RehearsalSchema",
     "ResultsQuery",
+    "ShareSchema",
     "SizeSchema",
     "TrialResultSchema",
     "TrialSchema",

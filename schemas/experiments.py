@@ -314,6 +314,15 @@ class ConclusionSchema(Wire):
     note = Text(10_000, load_default=None)
 
 
+MOST_DAYS = 90  # of a link that shares results
+
+
+class ShareSchema(Wire):
+    """For how many days a link shares the results of an experiment."""
+
+    days = Whole(required=True, validate=validate.Range(1, MOST_DAYS))
+
+
 class ChangeSchema(Answer):
     """One entry of an experiment's history."""
 

@@ -53,7 +53,7 @@ PACKAGES = {
     ],
     "web": [
         {"csv", "json", "keys", "settings"},
-        {"metrics"},
+        {"links", "metrics"},
         {"auth", "fields", "logging"},
         {"flags", "html", "slots"},
         {"errors"},
@@ -230,11 +230,12 @@ def test_what_needs_no_token_is_listed(app):
 
 def test_every_page_but_these_leads_to_the_sign_in(app, anonymous):
     open_paths = {"/ui/sign-in", "/ui/sign-out", "/ui/abacus.css"}
+    open_paths |= {"/ui/sign-in/<link>", "/ui/shared/<link>"}
     pages = {
         rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ui")
     }
 
-    assert open_paths < pages and len(pages) == 7
+    assert open_paths < pages and len(pages) == 10
     for path in pages - open_paths:
         response = anonymous.get(path.replace("<id>", "exp_1"))
         assert response.status_code == 303, path

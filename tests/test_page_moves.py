@@ -11,14 +11,6 @@ from test_pages import HOSTILE, OURS, read, sign_in
 MOVES = ("start", "stop", "resume", "complete", "archive", "unarchive")
 
 
-@pytest.fixture
-def browser(app, token):
-    """Return a browser that is signed in with all scopes, as maria."""
-    client, answer = sign_in(app, token("maria"))
-    assert answer.status_code == 303
-    return client
-
-
 def secret_of(page):
     (secret,) = [one["value"] for _, one in page.tags if one.get("name") == "secret"]
     return secret

@@ -39,6 +39,7 @@ TITLES = {
     404: "There is nothing here",
     405: "This page does not take that",
     409: "This cannot be done now",
+    410: "This has ended",
     413: "That is too much",
     429: "Too many requests",
     500: "Something went wrong",
@@ -149,7 +150,19 @@ def refuse_forged_form(act: str, secret: str) -> None:
         )
 
 
-def is_secure() -> bool:
-    """Tell whether the browser uses https, also if only the proxy speaks it."""
+def is_opened_by_hand() -> bool:
+    """Tell whether a person entered this address, and no page led to it.
+
+    So a browser says of what is typed, pasted, bookmarked or opened from another
+    program, and no page can make it say so. Older browsers, and all on plain HTTP (but
+    for localhost), say nothing.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    mode = request.headers.get("Sec-Fetch-Mode")
+    return request.method == "GET" and (site, mode) == ("none", "navigate")
+
+
+def scheme() -> str:
+    """Return the scheme that the browser uses, also if only the proxy speaks https."""
     origin = request.headers.get("Origin", "")
-    return request.is_secure or origin.startswith("https://")
+    return "https" if request.is_secure or origin.startswith("https://") else "http"
