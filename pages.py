@@ -241,12 +241,10 @@ ACTS: dict[str, tuple[Callable[..., None], Schema]] = {
 """What does each move, as in the API, and what it reads."""
 
 
-@pages.get("/experiments/<id>/<move>")
 @requires("write")
 def ask_to_move(id: str, move: str) -> Response:
     """Say what a move will do, before it is made."""
     experiment = named(id)
-    refuse_unknown(move)
     lifecycle.refuse_impossible(experiment, move)
     return html.page(
         "move.html",
@@ -259,12 +257,10 @@ def ask_to_move(id: str, move: str) -> Response:
     )
 
 
-@pages.post("/experiments/<id>/<move>")
 @requires("write")
 def make_move(id: str, move: str) -> Response:
     """Make a move, and lead back to the experiment."""
     experiment = named(id)
-    refuse_unknown(move)
     fields = form(LARGEST_MOVE)
     html.refuse_forged_form(f"{move} {experiment.id}", fields.pop("secret", ""))
     act, schema = ACTS[move]
@@ -273,10 +269,12 @@ def make_move(id: str, move: str) -> Response:
     return make_response(redirect(where, HTTPStatus.SEE_OTHER))
 
 
-def refuse_unknown(move: str) -> None:
-    """Answer 404 to a move that there is not."""
-    if move not in ACTS:
-        raise NotFound(f"There is no move {move!r}.")
+for move in ACTS:
+    path, told = f"/experiments/<id>/{move}", {"move": move}
+    pages.add_url_rule(path, f"ask_to_{move}", ask_to_move, defaults=told)
+    pages.add_url_rule(
+        path, f"{move}_experiment", make_move, defaults=told, methods=["POST"]
+    )
 
 
 # ----------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from web.fields import (
     PlannedRate,
     Power,
     Quick,
+    Search,
     Text,
     Whole,
     Wire,
@@ -82,6 +83,7 @@ class ExperimentsQuery(PageQuery):
         load_default=None, allow_none=False, validate=validate.OneOf(STATUSES)
     )
     archived = Flag(load_default=False)
+    search = Search()
 
 
 def is_small(config: dict[str, Any]) -> None:
