@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -14,7 +16,6 @@ from pathlib import Path
 import click
 import peewee
 from flask import Blueprint, current_app
-from flask_jwt_extended import create_access_token
 
 import listing
 import looks
@@ -29,7 +30,7 @@ from storage import engine, factory, files, schema
 from storage.engine import database
 from targeting.decision import STATUSES
 from views import figures, tables
-from web import auth, keys
+from web import auth, html, keys, links
 
 EXPECTED = (
     engine.NotReady,
@@ -40,6 +41,8 @@ EXPECTED = (
     importer.NotReadable,
 )
 MOST_DAYS = 36_500  # a hundred years
+LINK_LASTS = timedelta(minutes=10)
+ADDRESS = re.compile(r"https?://[^\s/?#]+/?")
 commands = Blueprint("commands", __name__, cli_group=None)
 
 
@@ -105,7 +108,13 @@ def _make_secret(file: Path) -> None:
 @click.argument("subject")
 @click.option("--scope", help='Any of "read write assign"; without it, all.')
 @click.option("--days", type=float, default=30.0)
-def token(subject: str, scope: str | None, days: float) -> None:
+@click.option(
+    "--link",
+    metavar="ADDRESS",
+    help="Print a link that signs a browser in at this address, if it is opened within "
+    "10 minutes.",
+)
+def token(subject: str, scope: str | None, days: float, link: str | None) -> None:
     """Print a token for SUBJECT, and nothing else."""
     if unknown := sorted(set((scope or "").split()) - set(auth.SCOPES)):
         named = ", ".join(map(repr, unknown))
@@ -118,12 +127,32 @@ def token(subject: str, scope: str | None, days: float) -> None:
     if not 1 <= len(subject) <= 255 or not subject.isprintable():
         raise click.ClickException("A subject has 1 to 255 printable characters.")
     with errors_in_one_line():
-        made = create_access_token(
-            subject,
-            expires_delta=timedelta(days=days),
-            additional_claims={} if scope is None else {"scope": scope},
-        )
+        if link is None:
+            made = auth.new_token(subject, scope, timedelta(days=days))
+        else:
+            made = _sign_in_link(link, subject, scope, timedelta(days=days))
     click.echo(made)
+
+
+def _sign_in_link(
+    address: str, subject: str, scope: str | None, lasts: timedelta
+) -> str:
+    """Return a link of the service at this address that signs a browser in."""
+    if not ADDRESS.fullmatch(address):
+        raise click.ClickException(
+            "--link takes the address of the service, such as http://127.0.0.1:8000."
+        )
+    if scope is not None and "read" not in scope.split():
+        raise click.ClickException("The pages need the scope 'read'.")
+    signed = links.signed(
+        links.SIGN_IN,
+        min(LINK_LASTS, lasts),
+        sub=subject,
+        scope=scope,
+        until=int(time.time() + lasts.total_seconds()),
+        scheme=address.partition(":")[0],
+    )
+    return f"{address.rstrip('/')}{html.SIGN_IN}/{signed}"
 
 
 @commands.cli.command("import")

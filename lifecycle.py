@@ -16,6 +16,7 @@ import peewee
 
 import stats
 from models import (
+    ARCHIVED,
     FULL,
     NOT_IDS,
     SERVICE,
@@ -38,20 +39,30 @@ from targeting.decision import COMPLETED, DRAFT, RUNNING, STOPPED
 Items = list[dict[str, Any]]
 """Variants as they are written: a dictionary for each."""
 
+MOVES = {
+    "start": [DRAFT],
+    "stop": [RUNNING],
+    "resume": [STOPPED],
+    "complete": [RUNNING, STOPPED],
+    "archive": [DRAFT, STOPPED, COMPLETED],
+    "unarchive": [ARCHIVED],
+}
+"""The moves, each with the states that allow it."""
+
 
 class NoRoom(Conflict):
     """An exclusion group has less room left than the experiment takes."""
 
     def __init__(self, source: str, wanted: int, left: int) -> None:
         super().__init__(
-            f"Of {source} {_percent(left)} % are left, and the experiment takes "
-            f"{_percent(wanted)} %.",
+            f"Of {source} {percent(left)} % are left, and the experiment takes "
+            f"{percent(wanted)} %.",
             Decimal(wanted) / 100,
             [Decimal(left) / 100],
         )
 
 
-def _percent(hundredths: int) -> str:
+def percent(hundredths: int) -> str:
     """Return hundredths of a percent in percent, as short as possible: 33.3."""
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
 
@@ -265,6 +276,12 @@ def _drop_overrides(experiment: Experiment, by: str) -> None:
         remove_override(experiment, row.user_id, by)
 
 
+def refuse_impossible(experiment: Experiment, move: str) -> None:
+    """Raise InvalidState unless the state of the experiment allows this move."""
+    if experiment.state_or_archived not in MOVES[move]:
+        raise InvalidState(experiment.state_or_archived, MOVES[move])
+
+
 def start(experiment: Experiment, by: str) -> None:
     """Open enrolment, with the audience's rules frozen as they are now.
 
@@ -284,17 +301,17 @@ def start(experiment: Experiment, by: str) -> None:
         _move(
             experiment,
             now,
-            [DRAFT],
+            MOVES["start"],
             status=RUNNING,
             start_date=now,
             audience_rules=audience and audience.rule_tree,
             audience_snapshot_at=now if audience else None,
-            horizon=_horizon(experiment),
+            horizon=planned_users(experiment),
         )
         _take_share(experiment)
 
 
-def _horizon(experiment: Experiment) -> int | None:
+def planned_users(experiment: Experiment) -> int | None:
     """Return for how many users its test is planned; None without a plan."""
     plan = experiment.directed_plan
     if plan is None:
@@ -331,7 +348,7 @@ def stop(experiment: Experiment, by: str) -> None:
     """Close enrolment; participants keep their variants and still convert."""
     with _recorded(experiment, "stop", by) as now:
         end = _end(experiment, now)
-        _move(experiment, now, [RUNNING], status=STOPPED, end_date=end)
+        _move(experiment, now, MOVES["stop"], status=STOPPED, end_date=end)
 
 
 def resume(experiment: Experiment, by: str) -> None:
@@ -340,7 +357,7 @@ def resume(experiment: Experiment, by: str) -> None:
     Raise NoRoom if its share of the group was taken while it was archived.
     """
     with _recorded(experiment, "resume", by) as now:
-        _move(experiment, now, [STOPPED], status=RUNNING, end_date=None)
+        _move(experiment, now, MOVES["resume"], status=RUNNING, end_date=None)
         _take_share(experiment)
 
 
@@ -361,7 +378,7 @@ def complete(
         _move(
             experiment,
             now,
-            [RUNNING, STOPPED],
+            MOVES["complete"],
             status=COMPLETED,
             end_date=end,
             completed_at=now,
@@ -377,7 +394,7 @@ def archive(experiment: Experiment, by: str) -> None:
     with _recorded(experiment, "archive", by) as now:
         if experiment.archived_at:  # the second of two at once is no error
             return
-        _move(experiment, now, [DRAFT, STOPPED, COMPLETED], archived_at=now)
+        _move(experiment, now, MOVES["archive"], archived_at=now)
         GroupShare.free(experiment)
 
 
@@ -511,6 +528,18 @@ class ExperimentWarning(NamedTuple):
 
 def warnings(experiment: Experiment) -> Iterator[ExperimentWarning]:
     """Yield what whoever creates or starts the experiment should know."""
+    yield from _about_audience(experiment)
+    if experiment.state == RUNNING:
+        yield from _about_flows(experiment)
+
+
+def warnings_of_start(experiment: Experiment) -> Iterator[ExperimentWarning]:
+    """Yield the warnings that the draft would have if it were started now."""
+    yield from _about_audience(experiment)
+    yield from _about_flows(experiment)
+
+
+def _about_audience(experiment: Experiment) -> Iterator[ExperimentWarning]:
     id, rules = experiment.audience_id, _rules(experiment)
     if id is not None and rules is None:
         yield ExperimentWarning(
@@ -518,8 +547,9 @@ def warnings(experiment: Experiment) -> Iterator[ExperimentWarning]:
             f"The audience {id!r} is not defined here: the caller decides who is in.",
         )
     yield from _never_true(rules)
-    if experiment.state != RUNNING:
-        return
+
+
+def _about_flows(experiment: Experiment) -> Iterator[ExperimentWarning]:
     flows = [variant.flow_id for variant in experiment.variants if variant.flow_id]
     for flow in dict.fromkeys(flows):
         if flows.count(flow) > 1:

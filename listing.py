@@ -25,22 +25,25 @@ LONGEST_PAGE = 100
 TIME = Utc()
 
 
-def experiments_page(page: Page, status: str | None, archived: bool) -> Listing:
+def experiments_page(
+    page: Page, status: str | None, archived: bool, search: str | None = None
+) -> Listing:
     """Return a page of experiments, newest first.
+
+    A search matches a part of the key or the name, in any case.
 
     A walk by cursor shows the experiments that matched the filters when the walk
     began, each with its present values.
     """
 
+    @cache
+    def found(fence: Fence | None) -> list[str]:
+        return _found(search or "", fence)
+
     def query(fence: Fence | None) -> Any:
-        rows = Experiment.select()
-        if fence:
-            rows = rows.where(~_was_made_after(fence))
-        if status:
-            rows = rows.where(_status_as_of(fence) == status)
-        if not archived:
-            archived_at = _column_as_of(fence, Experiment.archived_at)
-            rows = rows.where(archived_at.is_null())
+        rows = _matching(fence, status, archived)
+        if search:
+            rows = rows.where(database.obj.among(Experiment.id, found(fence)))
         return rows
 
     now = utcnow()
@@ -54,15 +57,50 @@ def experiments_page(page: Page, status: str | None, archived: bool) -> Listing:
         return listed.rows(Experiment, *state, most, offset)
 
     order = (Experiment.created_at, Experiment.id)
-    filters = ("experiments", status, archived)
-    listing = page.of(query, order, filters, Change.fence, number, first)
-    variants: dict[str, list[Variant]] = {row.id: [] for row in listing.rows}
+    filters = ("experiments", status, archived, search)
+    # What is composed once knows no search.
+    quick = (None, None) if search else (number, first)
+    listing = page.of(query, order, filters, Change.fence, *quick)
+    _read_variants(listing.rows)
+    return listing
+
+
+def _matching(fence: Fence | None, status: str | None, archived: bool) -> Any:
+    """Return the query of the experiments that the filters let through at a fence."""
+    rows = Experiment.select()
+    if fence:
+        rows = rows.where(~_was_made_after(fence))
+    if status:
+        rows = rows.where(_status_as_of(fence) == status)
+    if not archived:
+        archived_at = _column_as_of(fence, Experiment.archived_at)
+        rows = rows.where(archived_at.is_null())
+    return rows
+
+
+def _read_variants(experiments: list[Any]) -> None:
+    """Give the experiments their variants, in one statement for all of them."""
+    variants: dict[str, list[Variant]] = {row.id: [] for row in experiments}
     rows: list[Any] = _variants_of(len(variants)).rows(Variant, *variants)
     for variant in rows:
         variants[variant.experiment_id].append(variant)
-    for row in listing.rows:
+    for row in experiments:
         row._variants = variants[row.id]
-    return listing
+
+
+def _found(search: str, fence: Fence | None) -> list[str]:
+    """Return the ids of the experiments that a search matched at the fence, or now.
+
+    Python compares, because neither engine folds the case of all letters by itself.
+    """
+    wanted = search.casefold()
+    columns = Experiment.key, Experiment.name
+    rows: Any = Experiment.select(
+        Experiment.id, *(_column_as_of(fence, column) for column in columns)
+    ).tuples()
+    if fence:  # what was made later had no name then
+        rows = rows.where(~_was_made_after(fence))
+    return [row[0] for row in rows if any(wanted in one.casefold() for one in row[1:])]
 
 
 def all_of(status: str | None, archived: bool) -> Iterator[Experiment]:

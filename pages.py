@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Blueprint, Flask, Response, make_response, redirect, request
+from marshmallow import Schema
 from werkzeug.exceptions import BadRequest, NotFound
 
+import lifecycle
 import listing
 import schemas
 from ledger.counts import Counts, counted, replayed
 from looks import LEVEL, look_at
-from models import Audience, Change, Experiment
+from models import CONCLUSIONS, Audience, Change, Experiment
 from storage import engine
+from storage.columns import utcnow
 from storage.paging import Page
 from targeting.decision import STATUSES
-from views import audiences, planner, screens
+from views import audiences, moves, planner, screens
 from views.course import points_of
 from views.figures import Computed, with_days
-from web import auth, html
+from web import auth, html, links
 from web.auth import requires
 from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
 from web.slots import costly
@@ -29,6 +35,8 @@ from web.slots import costly
 STYLE = (Path(__file__).parent / "static" / "abacus.css").read_bytes()
 
 LARGEST_FORM = 16 * 1024
+
+LARGEST_MOVE = 160 * 1024  # a note of 10,000 characters, each percent-encoded
 
 LONGEST_TOKEN = 3_800  # browsers ignore a cookie of more than 4,096 bytes
 
@@ -69,8 +77,7 @@ def guard() -> None:
 
     The API never reads the cookie, which browsers send to the pages only.
     """
-    cookie = f"Bearer {request.cookies.get(html.COOKIE, '')}"
-    auth.authenticate(request.headers.get("Authorization", cookie))
+    auth.authenticate(html.credential())
     refuse_undecodable_path()
     engine.connect()
 
@@ -86,20 +93,53 @@ def sign_in_page() -> Response:
 def sign_in() -> Response:
     """Verify a token as the API does, and keep it in a cookie until it ends."""
     html.refuse_foreign_form()
-    token = pasted_token()
+    return signed_in(pasted_token(), html.where_to_return(), html.scheme())
+
+
+@door.get("/sign-in/<link>")
+@requires("read")
+def open_sign_in_link(link: str) -> Response:
+    """Sign in whoever opened a link by hand; ask whoever was led to it."""
+    claims = links.opened(links.SIGN_IN, link)
+    if html.is_opened_by_hand():
+        return signed_in_by(claims)
+    response = html.page("sign_in_link.html", link=link, subject=claims["sub"])
+    response.headers["Referrer-Policy"] = "origin"  # without the path
+    return response
+
+
+@door.post("/sign-in/<link>")
+@requires("read")
+def sign_in_by_link(link: str) -> Response:
+    """Sign in whoever was asked."""
+    html.refuse_foreign_form()
+    return signed_in_by(links.opened(links.SIGN_IN, link))
+
+
+def signed_in_by(claims: dict[str, Any]) -> Response:
+    """Sign the browser in with a new token, as the claims of a link say."""
+    left = timedelta(seconds=claims["until"] - time.time())
+    token = auth.new_token(claims["sub"], claims["scope"], left)
+    # If only the proxy speaks https, the address of the link says so.
+    scheme = "https" if "https" in (html.scheme(), claims["scheme"]) else "http"
+    return signed_in(token, html.FIRST, scheme)
+
+
+def signed_in(token: str, to: str, scheme: str) -> Response:
+    """Verify a token, keep it in a cookie until it ends, and lead to a page."""
     auth.authenticate(f"Bearer {token}")
     if len(token) > LONGEST_TOKEN:
         raise BadRequest(
             f"A token of more than {LONGEST_TOKEN:,} characters fits in no cookie."
         )
     _, ends = auth.claims(token)
-    response = make_response(redirect(html.where_to_return(), HTTPStatus.SEE_OTHER))
+    response = make_response(redirect(to, HTTPStatus.SEE_OTHER))
     response.set_cookie(
         html.COOKIE,
         token,
         max_age=min(max(ends - int(time.time()), 0), LONGEST_COOKIE),
         path=html.PREFIX,
-        secure=html.is_secure(),
+        secure=scheme == "https",
         httponly=True,
         samesite="Strict",
     )
@@ -108,9 +148,15 @@ def sign_in() -> Response:
 
 def pasted_token() -> str:
     """Return the token of the form, without what is often copied with it."""
-    text = read_body(LARGEST_FORM).decode(errors="replace")
-    token = dict(parse_qsl(text)).get("token", "").strip()
+    token = form(LARGEST_FORM).get("token", "").strip()
     return token.removeprefix("Bearer ").strip()
+
+
+def form(largest: int) -> dict[str, str]:
+    """Return the fields of the form that are filled in; 413 above *largest* bytes."""
+    text = read_body(largest).decode(errors="replace")
+    # A browser sends each line's end as two characters.
+    return {name: value.replace("\r\n", "\n") for name, value in parse_qsl(text)}
 
 
 @door.post("/sign-out")
@@ -162,17 +208,9 @@ def list_experiments() -> Response:
 @pages.get("/experiments/<id>")
 @requires("read")
 def show_experiment(id: str) -> Response:
-    """Show one experiment: what its figures say, and the figures.
-
-    Its days need every row, and an interval each, so they are here if there are few.
-    """
-    counts = counted(find(id))
-    if counts.rows <= FEW_ROWS:
-        counts = replayed(counts.experiment)
-    computed = look_at(counts, None, LEVEL)
-    if 0 < points_of(counts) <= FEW_POINTS:
-        computed = with_days(computed, counts, LEVEL)
-    return shown(computed, counts)
+    """Show one experiment: what its figures say, and the figures."""
+    experiment = named(id)
+    return shown(experiment, screen_of(experiment))
 
 
 @pages.get("/experiments/<id>/days")
@@ -180,12 +218,13 @@ def show_experiment(id: str) -> Response:
 @costly()
 def show_days(id: str) -> Response:
     """Show one experiment with its days, however many there are."""
-    counts = replayed(find(id))
-    computed = look_at(counts, None, LEVEL)
-    return shown(with_days(computed, counts, LEVEL), counts)
+    experiment = named(id)
+    counts = replayed(experiment)
+    computed = with_days(look_at(counts, None, LEVEL), counts, LEVEL)
+    return shown(experiment, screen_with(computed, counts))
 
 
-def find(id: str) -> Experiment:
+def named(id: str) -> Experiment:
     """Return the experiment with this id or key, or answer 404."""
     experiment = Experiment.named(id)
     if experiment is None:
@@ -193,11 +232,37 @@ def find(id: str) -> Experiment:
     return experiment
 
 
-def shown(computed: Computed, counts: Counts) -> Response:
-    """Return the page of an experiment."""
+def screen_of(experiment: Experiment) -> screens.Screen:
+    """Return what is shown of an experiment; it is a look, as one by the API.
+
+    Its days need every row, and an interval each, so they are here if there are few.
+    """
+    counts = counted(experiment)
+    if counts.rows <= FEW_ROWS:
+        counts = replayed(experiment)
+    computed = look_at(counts, None, LEVEL)
+    if 0 < points_of(counts) <= FEW_POINTS:
+        computed = with_days(computed, counts, LEVEL)
+    return screen_with(computed, counts)
+
+
+def screen_with(computed: Computed, counts: Counts) -> screens.Screen:
+    """Return what is shown of an experiment with these figures."""
     history = Change.page(counts.experiment, Page(1, ENTRIES))
-    screen = screens.experiment(computed, counts, history)
-    return html.page("experiment.html", screen=screen)
+    return screens.experiment(computed, counts, history)
+
+
+def shown(experiment: Experiment, screen: screens.Screen) -> Response:
+    """Return the page of an experiment, with what its reader may do."""
+    may_act = auth.has_scope("write")
+    may_share = may_act and links.are_possible()
+    return html.page(
+        "experiment.html",
+        screen=screen,
+        moves=moves.possible(experiment) if may_act else [],
+        most_days=schemas.MOST_DAYS,
+        share=html.form_secret(f"share {experiment.id}") if may_share else None,
+    )
 
 
 @pages.get("/audiences")
@@ -232,3 +297,89 @@ def show_planner() -> Response:
     is_wrong = screen.others or any(one.problem for one in screen.fields)
     values = {"screen": screen, "credentials": screens.CREDENTIALS}
     return html.page("planner.html", 400 if is_wrong else 200, **values)
+
+
+# ----------------------------------------------------------------------------
+# Moves
+# ----------------------------------------------------------------------------
+
+ACTS: dict[str, tuple[Callable[..., None], Schema]] = {
+    "start": (lifecycle.start, schemas.Nothing()),
+    "stop": (lifecycle.stop, schemas.Nothing()),
+    "resume": (lifecycle.resume, schemas.Nothing()),
+    "complete": (lifecycle.complete, schemas.ConclusionSchema()),
+    "archive": (lifecycle.archive, schemas.Nothing()),
+    "unarchive": (lifecycle.unarchive, schemas.Nothing()),
+}
+"""What does each move, as in the API, and what it reads."""
+
+
+@requires("write")
+def ask_to_move(id: str, move: str) -> Response:
+    """Say what a move will do, before it is made."""
+    experiment = named(id)
+    lifecycle.refuse_impossible(experiment, move)
+    return html.page(
+        "move.html",
+        experiment=experiment,
+        move=move,
+        effects=moves.effects(experiment, move),
+        warnings=moves.warnings(experiment, move),
+        conclusions=CONCLUSIONS,
+        secret=html.form_secret(f"{move} {experiment.id}"),
+    )
+
+
+@requires("write")
+def make_move(id: str, move: str) -> Response:
+    """Make a move, and lead back to the experiment."""
+    experiment = named(id)
+    fields = form(LARGEST_MOVE)
+    html.refuse_forged_form(f"{move} {experiment.id}", fields.pop("secret", ""))
+    act, schema = ACTS[move]
+    act(experiment, by=auth.subject(), **schema.load(fields))
+    where = f"{html.PREFIX}/experiments/{experiment.id}"
+    return make_response(redirect(where, HTTPStatus.SEE_OTHER))
+
+
+for move in ACTS:
+    path, told = f"/experiments/<id>/{move}", {"move": move}
+    pages.add_url_rule(path, f"ask_to_{move}", ask_to_move, defaults=told)
+    pages.add_url_rule(
+        path, f"{move}_experiment", make_move, defaults=told, methods=["POST"]
+    )
+
+
+# ----------------------------------------------------------------------------
+# Shared results
+# ----------------------------------------------------------------------------
+
+SHARE = schemas.ShareSchema()
+
+
+@pages.post("/experiments/<id>/share")
+@requires("write")
+def share(id: str) -> Response:
+    """Make a link that shows the results of one experiment without a sign-in."""
+    experiment = named(id)
+    if not links.are_possible():
+        raise NotFound("No link can be signed here, because tokens are made elsewhere.")
+    fields = form(LARGEST_FORM)
+    html.refuse_forged_form(f"share {experiment.id}", fields.pop("secret", ""))
+    lasts = timedelta(days=SHARE.load(fields)["days"])
+    link = links.signed(links.SHARE, lasts, sub=experiment.id)
+    address = f"{html.scheme()}://{request.host}{html.PREFIX}/shared/{link}"
+    ends = utcnow() + lasts
+    return html.page("link.html", experiment=experiment, address=address, ends=ends)
+
+
+@door.get("/shared/<link>")
+def show_shared(link: str) -> Response:
+    """Show the results of the experiment that a link shares, and nobody's name."""
+    claims = links.opened(links.SHARE, link)
+    engine.connect()
+    screen = screen_of(named(claims["sub"]))
+    ends = datetime.fromtimestamp(claims["exp"], timezone.utc)
+    response = html.page("shared.html", screen=screen, ends=ends)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

@@ -16,7 +16,7 @@ from models.bookings import (
     Sums,
     Tally,
 )
-from models.errors import Conflict, Invalid, InvalidState
+from models.errors import ARCHIVED, Conflict, Invalid, InvalidState
 from models.experiments import (
     CONCLUSIONS,
     FULL,
@@ -33,6 +33,7 @@ from models.history import SERVICE, Change
 from storage.schema import Identity
 
 __all__ = [
+    "ARCHIVED",
     "CONCLUSIONS",
     "FULL",
     "ID_PREFIX",

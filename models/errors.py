@@ -7,6 +7,8 @@ from typing import Any
 
 from targeting.decision import STATUSES
 
+ARCHIVED = "archived"  # in the place of the state, which stays beneath it
+
 
 class Conflict(Exception):
     """The request contradicts what is stored.
@@ -29,7 +31,7 @@ class InvalidState(Conflict):
     code = "INVALID_STATE"
 
     def __init__(self, current: str, allowed: Iterable[str]) -> None:
-        wanted = sorted(allowed, key=STATUSES.index)
+        wanted = sorted(allowed, key=(*STATUSES, ARCHIVED).index)
         message = f"The experiment is {current}; it must be {' or '.join(wanted)}."
         super().__init__(message, current, wanted)
 

@@ -18,6 +18,7 @@ from peewee import (
     fn,
 )
 
+from models.errors import ARCHIVED
 from stats import PRIMARY, MetricSettings, Plan
 from storage.columns import MICROSECOND, Json, Utc, new_id, utcnow
 from storage.paging import Listing, Page
@@ -93,7 +94,7 @@ class Experiment(Table):
     @property
     def state_or_archived(self) -> str:
         """The state, or "archived", which refuses every move but one."""
-        return "archived" if self.archived_at else self.state
+        return ARCHIVED if self.archived_at else self.state
 
     def is_open_at(self, now: datetime) -> bool:
         """Tell whether new users are enrolled at this moment."""

@@ -17,6 +17,7 @@ from schemas.events import (
     ReceiptSchema,
 )
 from schemas.experiments import (
+    MOST_DAYS,
     ChangeSchema,
     ConclusionSchema,
     ExperimentChangeSchema,
@@ -24,6 +25,7 @@ from schemas.experiments import (
     ExperimentsQuery,
     Nothing,
     PageQuery,
+    ShareSchema,
     WarnedExperimentSchema,
     whole_variants,
 )
@@ -52,6 +54,7 @@ from schemas.users import (
 )
 
 __all__ = [
+    "MOST_DAYS",
     "AnalysisQuery",
     "AnalysisSchema",
     "AudienceChangeSchema",
@@ -83,6 +86,7 @@ __all__ = [
     "ReceiptSchema",
     "RehearsalSchema",
     "ResultsQuery",
+    "ShareSchema",
     "SizeSchema",
     "TrialQuery",
     "TrialResultSchema",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from marshmallow import (
     fields,
-    validate,
 )
 
 from schemas.experiments import PageQuery
@@ -15,9 +14,9 @@ from web.fields import (
     Moment,
     Name,
     RuleTree,
+    Search,
     Text,
     Wire,
-    is_storable,
 )
 
 
@@ -42,11 +41,7 @@ class AudienceChangeSchema(AudienceSchema):
 class AudiencesQuery(PageQuery):
     """A page of the audiences, and a search."""
 
-    search = fields.String(
-        load_default=None,
-        allow_none=False,
-        validate=[validate.Length(max=200), is_storable],
-    )
+    search = Search()
 
 
 class TrialSchema(Wire):

@@ -40,6 +40,7 @@ from web.fields import (
     PlannedRate,
     Power,
     Quick,
+    Search,
     Text,
     Whole,
     Wire,
@@ -82,6 +83,7 @@ class ExperimentsQuery(PageQuery):
         load_default=None, allow_none=False, validate=validate.OneOf(STATUSES)
     )
     archived = Flag(load_default=False)
+    search = Search()
 
 
 def is_small(config: dict[str, Any]) -> None:
@@ -312,6 +314,15 @@ class ConclusionSchema(Wire):
     conclusion = fields.String(required=True, validate=validate.OneOf(CONCLUSIONS))
     winner_variant_id = Id(load_default=None, allow_none=True)
     note = Text(10_000, load_default=None)
+
+
+MOST_DAYS = 90  # of a link that shares results
+
+
+class ShareSchema(Wire):
+    """For how many days a link shares the results of an experiment."""
+
+    days = Whole(required=True, validate=validate.Range(1, MOST_DAYS))
 
 
 class ChangeSchema(Answer):

@@ -269,6 +269,10 @@ class Engine(peewee.Database, ABC):
         """Return the condition that a column contains a text, case-sensitively."""
 
     @abstractmethod
+    def among(self, column: peewee.Field, texts: Sequence[str]) -> Any:
+        """Return the condition that a column has one of any number of texts."""
+
+    @abstractmethod
     def plus(self, left: Any, right: Any) -> Any:
         """Return the exact sum of two columns of decimals; null if one is null."""
 

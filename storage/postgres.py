@@ -23,8 +23,8 @@ from typing import Any
 
 import peewee
 import psycopg
+from peewee import SQL, fn
 from peewee import __exception_wrapper__ as translating
-from peewee import fn
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -466,6 +466,9 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
 
     def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
         return fn.STRPOS(column, text) > 0
+
+    def among(self, column: peewee.Field, texts: Sequence[str]) -> Any:
+        return peewee.NodeList((column, SQL("= ANY(%s)", [texts])))
 
     def plus(self, left: Any, right: Any) -> Any:
         return peewee.Expression(left, peewee.OP.ADD, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import peewee
-from peewee import fn
+from peewee import SQL, fn
 
 from storage import migrations
 from storage.columns import EXACT, utcnow
@@ -387,6 +388,10 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def contains(self, column: peewee.Field, text: str) -> peewee.Expression:
         return fn.INSTR(column, text) > 0
+
+    def among(self, column: peewee.Field, texts: Sequence[str]) -> Any:
+        listed = SQL("IN (SELECT value FROM json_each(?))", [json.dumps(texts)])
+        return peewee.NodeList((column, listed))
 
     def plus(self, left: Any, right: Any) -> Any:
         return fn.exact_sum(left, right)

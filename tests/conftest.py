@@ -29,6 +29,7 @@ import models
 from app import create_app
 from shortcut import Shortcut
 from storage import columns, engine, factory, schema, sqlite
+from web import html
 from web.auth import Tokens
 from web.slots import Slots
 
@@ -395,6 +396,14 @@ def api(app: Flask, token: Callable[..., str]) -> Caller:
 @pytest.fixture
 def anonymous(app: Flask) -> Caller:
     return Caller(app, None)
+
+
+@pytest.fixture
+def browser(app: Flask, token: Callable[..., str]) -> FlaskClient:
+    """Return a browser that is signed in with all scopes, as maria."""
+    client = app.test_client()
+    client.set_cookie(html.COOKIE, token("maria"), path=html.PREFIX)
+    return client
 
 
 def two_variants() -> list[dict[str, Any]]:

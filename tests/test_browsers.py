@@ -22,9 +22,11 @@ RUNTIME = {
 }
 OPEN = {"/", "/docs", "/docs/", "/healthz", "/readyz", "/metrics", "/openapi.json"}
 OPEN |= {"/ui/sign-in", "/ui/abacus.css"}
+MOVES = ("start", "stop", "resume", "complete", "archive", "unarchive", "share")
 PAGES = {"/ui", "/ui/", "/ui/sign-out"}
 PAGES |= {"/ui/experiments/<id>", "/ui/experiments/<id>/days", "/ui/planner"}
 PAGES |= {"/ui/audiences", "/ui/audiences/<path:audience_id>"}
+PAGES |= {f"/ui/experiments/<id>/{move}" for move in MOVES}
 NAMES = {
     "<id>": "checkout",
     "<path:user_id>": "other-user",
@@ -77,6 +79,7 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
         return [api.get(path).json for path in (*paths, "experiments?archived=true")]
 
     before, allowed, refused, public, pages = state(), set(), set(), set(), set()
+    linked = set()
     for rule in app.url_map.iter_rules():
         for method in rule.methods - {"OPTIONS"}:
             tried = method, rule.rule
@@ -86,6 +89,9 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
                 pages.add(tried)  # without the scope, or without a form of ours
                 assert answer.status_code == 403, tried
                 assert answer.mimetype == "text/html"
+            elif "<link>" in rule.rule:  # which is no link
+                linked.add(tried)
+                assert answer.status_code == (403 if method == "POST" else 404), tried
             elif not rule.rule.startswith(("/api", "/ofrep")):
                 public.add(tried)
                 assert answer.status_code in (200, 302, 308), tried
@@ -100,9 +106,9 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
     assert allowed == RUNTIME
     assert {rule for _, rule in public} - {"/docs/<path:path>"} == OPEN
     assert (len(allowed), len(refused), len(public)) == (11, 45, 20)
-    assert len(pages) == 16
+    assert (len(pages), len(linked)) == (35, 5)
     tries = sum(len(rule.methods - {"OPTIONS"}) for rule in app.url_map.iter_rules())
-    assert tries == 92
+    assert tries == 116
     assert state() == before
 
 
@@ -260,7 +266,7 @@ def test_no_other_route_is_open_to_an_origin_that_is_listed(app, tmp_path):
         assert cross_origin(client.options(path, headers=asked)) == {}, path
         with client.get(path, headers={"Origin": SHOP}) as answer:
             assert cross_origin(answer) == {}, path
-    assert len(closed) == 39
+    assert len(closed) == 48
 
 
 @pytest.mark.one_engine

@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import assert_error, paths, two_variants
+from markupsafe import escape
 
 LIFE = {
     "draft": [],
@@ -503,3 +504,98 @@ def test_a_patch_of_what_no_client_may_set_changes_nothing(api, draft, fields):
 
     assert paths(assert_error(response, 400, "VALIDATION_ERROR")) == set(fields)
     assert api.get(path).json["data"] == before
+
+
+# ---------------------------------------------------------------------------
+# Search
+
+NAMED = {
+    "percent": "100% off",
+    "under-score": "snake_case",
+    "plain": "snakeXcase and 100 off",
+    "sharp": "STRASSE, \u00c4rger",
+    "turkish": "\u0130stanbul",
+    "quoted": """It's "quoted" \\ back""",
+    "sql": "x') OR 1=1 --",
+    "markup": "<b>bold</b>",
+    "emoji": "\U0001f9ee Abacus",
+}
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("%", ["percent"]),
+        ("100% OFF", ["percent"]),
+        ("_", ["under-score"]),
+        ("E_C", ["under-score"]),
+        ("snake", ["plain", "under-score"]),
+        ("er-sc", ["under-score"]),
+        ("stra\u00dfe", ["sharp"]),
+        ("\u00e4RGER", ["sharp"]),
+        ("\u0130STAN", ["turkish"]),
+        ("'", ["quoted", "sql"]),
+        ('"', ["quoted"]),
+        ("\\", ["quoted"]),
+        ("') OR 1=1 --", ["sql"]),
+        ("<B>", ["markup"]),
+        ("\U0001f9ee a", ["emoji"]),
+        ("exp_", []),
+        ("", sorted(NAMED)),
+        ("*", []),
+        ("[a-z]", []),
+        ("percent100", []),
+    ],
+)
+def test_a_search_finds_a_part_of_the_name_or_the_key_in_any_case_and_no_pattern(
+    api, draft, search, found
+):
+    for key, name in NAMED.items():
+        draft(key=key, name=name)
+
+    answer = api.get("experiments", query_string={"search": search})
+    page = api.get("/ui/", query_string={"search": search})
+
+    rows = answer.json["data"]
+    assert sorted(row["key"] for row in rows) == found
+    assert answer.json["meta"]["total"] == len(found)
+    assert page.status_code == 200
+    for row in rows:
+        assert f'href="/ui/experiments/{row["id"]}"' in page.text
+    assert page.text.count('href="/ui/experiments/') == len(found)
+    assert f'type="search" maxlength="200" value="{escape(search)}"' in page.text
+
+
+def test_a_search_keeps_the_other_filters(api, draft, running):
+    draft(name="Price one")
+    hidden, shown = draft(name="Price two"), running(name="Price three")
+    running(name="Colour")
+    assert api.delete(hidden).status_code == 200
+
+    def names(query):
+        rows = api.get(f"experiments?search=price{query}").json
+        assert rows["meta"]["total"] == len(rows["data"])
+        return [row["name"] for row in rows["data"]]
+
+    assert names("") == ["Price three", "Price one"]
+    assert names("&status=running") == ["Price three"]
+    assert names("&archived=true") == ["Price three", "Price two", "Price one"]
+    assert names("&archived=true&status=stopped") == []
+    assert api.post(f"{shown}/stop").status_code == 200
+    assert names("&status=stopped") == ["Price three"]
+    page = api.get("/ui/?search=price&limit=1").text
+    assert 'href="/ui/?search=price&amp;limit=1&amp;page=2"' in page
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("search", ["a%00", "x" * 201, "a&search=b"])
+def test_a_search_for_what_no_name_has_is_refused(api, draft, search):
+    draft()
+
+    error = assert_error(
+        api.get(f"experiments?search={search}"), 400, "VALIDATION_ERROR"
+    )
+
+    assert paths(error) == {"search"}
+    assert api.get(f"/ui/?search={search}").status_code == 400
+    assert "No experiment has this" in api.get("/ui/?search=nothing").text

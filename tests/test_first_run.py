@@ -90,6 +90,10 @@ def test_make_run_serves_on_the_port_that_it_is_given(tmp_path, where):
         assert line.endswith(f" http://127.0.0.1:{port}/api/experiments\n")
         command = line.replace("curl ", "curl -sS --retry-connrefused --retry 20 ")
         answer = subprocess.check_output(["sh", "-c", command], text=True)
+        words, link = next(running.stdout).rstrip().split(": ")
+        page = f"curl -sS -D - -o /dev/null -H 'Sec-Fetch-Site: none' {link}"
+        page = f"{page} -H 'Sec-Fetch-Mode: navigate'"
+        signed_in = subprocess.check_output(["sh", "-c", page], text=True)
         again = made(tmp_path, PORT=port)
         told, errors = again.communicate(timeout=60)
     finally:
@@ -97,6 +101,11 @@ def test_make_run_serves_on_the_port_that_it_is_given(tmp_path, where):
         running.communicate(timeout=60)
 
     assert answer.startswith('{"data": []')
+    assert words == "Or open this page"
+    assert link.startswith(f"http://127.0.0.1:{port}/ui/sign-in/")
+    assert signed_in.startswith("HTTP/1.1 303 ")
+    assert "\nLocation: /ui/\n" in signed_in
+    assert "\nSet-Cookie: abacus_token=" in signed_in
     assert again.returncode != 0 and told == ""
     said, of_make = errors.splitlines()
     assert said.startswith(f"Port {port} cannot be used, perhaps because Abacus runs")

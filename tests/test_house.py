@@ -54,7 +54,7 @@ PACKAGES = {
     ],
     "web": [
         {"completion", "csv", "json", "keys", "settings"},
-        {"metrics"},
+        {"links", "metrics"},
         {"auth", "fields", "logging"},
         {"flags", "html", "slots"},
         {"errors"},
@@ -69,7 +69,7 @@ PACKAGES = {
         {"charts", "pictures", "planner"},
         {"days"},
         {"screens"},
-        {"audiences"},
+        {"audiences", "moves"},
     ],
     "operations": [
         {"backups", "problems", "reader"},
@@ -232,12 +232,19 @@ def test_what_needs_no_token_is_listed(app):
 
 def test_every_page_but_these_leads_to_the_sign_in(app, anonymous):
     open_paths = {"/ui/sign-in", "/ui/sign-out", "/ui/abacus.css"}
+    open_paths |= {"/ui/sign-in/<link>", "/ui/shared/<link>"}
     pages = {
-        rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ui")
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+        if rule.rule.startswith("/ui")
     }
+    paths = {path for _, path in pages}
 
-    assert open_paths < pages and len(pages) == 10
-    for path in pages - open_paths:
-        response = anonymous.get(re.sub("<.*>", "exp_1", path))
-        assert response.status_code == 303, path
+    assert open_paths < paths and len(paths) == 19
+    for method, path in pages:
+        if path in open_paths:
+            continue
+        response = anonymous(method, re.sub("<.*>", "exp_1", path))
+        assert response.status_code == 303, (method, path)
         assert response.headers["Location"].startswith("/ui/sign-in?next="), path

@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime, timezone
 
 import pytest
-from conftest import assert_error, database_steps, paths, two_variants
+from conftest import assert_error, database_steps, numbers, paths, two_variants
 
 import listing
 import models
@@ -232,6 +232,25 @@ def test_a_walk_of_a_search_shows_an_audience_that_is_renamed_meanwhile(api, aud
     assert {meta["total"] for meta in metas} == {6}
 
 
+def test_a_walk_of_a_search_shows_the_experiments_that_it_had_at_the_beginning(
+    api, draft
+):
+    """Unlike an audience, an experiment has a history of its names."""
+    found = [draft(name=f"Poland {number}") for number in range(6)]
+    other = draft(name="Spain", key="spain")
+
+    def meanwhile():
+        assert api.patch(found[0], {"name": "Germany"}).status_code == 200
+        assert api.patch(found[4], {"key": f"k-{next(numbers)}"}).status_code == 200
+        assert api.patch(other, {"name": "Poland", "key": "poland"}).status_code == 200
+        draft(name="Poland too")
+
+    rows, metas = walk(api, "experiments", "id", meanwhile, search="polAND")
+
+    assert [f"experiments/{id}" for id in rows] == found[::-1]
+    assert {meta["total"] for meta in metas} == {6}
+
+
 def test_rows_of_one_moment_are_told_apart(api, draft, audience):
     made = sorted(draft().removeprefix("experiments/") for _ in range(7))
     found = sorted(audience(f"aud-{number}", "Any") for number in range(7))
@@ -311,6 +330,7 @@ def test_a_cursor_of_another_list_or_of_other_filters_is_refused(
             force(path, f"forced-{number}")
     lists = [
         *("experiments", "experiments?archived=true", "experiments?status=running"),
+        *("experiments?search=onb", "experiments?search=onboarding"),
         *("audiences", "audiences?search=any"),
         *(f"{path}/assignments" for path in (one, two)),
         *(f"{path}/overrides" for path in (one, two)),
@@ -354,6 +374,7 @@ WALKS = [
     ("experiments", "id", {"status": "draft"}),
     ("experiments", "id", {"status": "running"}),
     ("experiments", "id", {"status": "stopped", "archived": "true"}),
+    ("experiments", "id", {"search": "onboarding"}),
     ("audiences", "id", {}),
     ("audiences", "id", {"search": "any"}),
     ("HOME/assignments", "userId", {}),

@@ -7,10 +7,11 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from flask import Flask, current_app, g, request
-from flask_jwt_extended import JWTManager, decode_token
+from flask_jwt_extended import JWTManager, create_access_token, decode_token
 from flask_jwt_extended.exceptions import JWTExtendedException
 from flask_jwt_extended.internal_utils import verify_token_type
 from jwt import InvalidSignatureError, PyJWTError
@@ -105,7 +106,7 @@ def authenticate(header: str | None = None) -> None:
     tokens: Tokens = current_app.extensions["abacus_tokens"]
     g.claims = tokens.get(header) or _verify(header, tokens)
     handler: Any = current_app.view_functions[str(request.endpoint)]
-    if g.claims.scopes is not None and handler.scope not in g.claims.scopes:
+    if not has_scope(handler.scope):
         raise Forbidden(f"The token has no {handler.scope!r} scope.")
 
 
@@ -166,6 +167,20 @@ def _scopes(decoded: dict[str, Any]) -> frozenset[str] | None:
 def subject() -> str:
     """Return the subject of the request's token."""
     return str(g.claims.subject)
+
+
+def has_scope(scope: str) -> bool:
+    """Tell whether the request's token has this scope; one that names none has all."""
+    return g.claims.scopes is None or scope in g.claims.scopes
+
+
+def new_token(subject: str, scope: str | None, lasts: timedelta) -> str:
+    """Return a new token for a subject, with these scopes; None means all of them."""
+    claims = {} if scope is None else {"scope": scope}
+    made: str = create_access_token(
+        subject, expires_delta=lasts, additional_claims=claims
+    )
+    return made
 
 
 def _unauthorized(message: str) -> Unauthorized:

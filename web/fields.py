@@ -301,6 +301,15 @@ class Flag(Documented):
         return bool(value == "true")
 
 
+def Search() -> fields.String:
+    """Return a field for a text to search for, in a query string."""
+    return fields.String(
+        load_default=None,
+        allow_none=False,
+        validate=[validate.Length(max=200), is_storable],
+    )
+
+
 class JsonText(Documented):
     """A JSON object in a query string."""
 

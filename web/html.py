@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import re
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -36,6 +38,8 @@ TITLES = {
     403: "This is not allowed",
     404: "There is nothing here",
     405: "This page does not take that",
+    409: "This cannot be done now",
+    410: "This has ended",
     413: "That is too much",
     429: "Too many requests",
     500: "Something went wrong",
@@ -70,7 +74,9 @@ def failure(status: int, message: str) -> Response:
     title = TITLES.get(status, HTTPStatus(status).phrase)
     request_id = g.get("request_id", "")
     values = {"title": title, "message": message, "request_id": request_id}
-    return page("error.html", status, number=status, **values)
+    # What cannot be done to an experiment now leaves its reader with the experiment.
+    id = (request.view_args or {}).get("id") if status == HTTPStatus.CONFLICT else None
+    return page("error.html", status, number=status, experiment=id, **values)
 
 
 def sign_in_page(status: int = 200, problem: str = "") -> Response:
@@ -118,7 +124,45 @@ def refuse_foreign_form() -> None:
         raise Forbidden("This form was not sent by a page of Abacus.")
 
 
-def is_secure() -> bool:
-    """Tell whether the browser uses https, also if only the proxy speaks it."""
+def credential() -> str:
+    """Return the header that signs this request in; a browser has it in the cookie."""
+    cookie = f"Bearer {request.cookies.get(COOKIE, '')}"
+    return request.headers.get("Authorization", cookie)
+
+
+def form_secret(act: str) -> str:
+    """Return what a form must send back to do this act, in this session alone.
+
+    It is derived from the token that is signed in, which no other site knows. So
+    nothing is stored, and no key of the service is needed, which has none if tokens are
+    made elsewhere.
+    """
+    return hmac.new(credential().encode(), act.encode(), sha256).hexdigest()
+
+
+def refuse_forged_form(act: str, secret: str) -> None:
+    """Answer 403 to a form that was not made for this act, or in another session."""
+    refuse_foreign_form()
+    if not hmac.compare_digest(secret.encode(), form_secret(act).encode()):
+        raise Forbidden(
+            "This form is not of your present sign-in. Open its page again, and send "
+            "it from there."
+        )
+
+
+def is_opened_by_hand() -> bool:
+    """Tell whether a person entered this address, and no page led to it.
+
+    So a browser says of what is typed, pasted, bookmarked or opened from another
+    program, and no page can make it say so. Older browsers, and all on plain HTTP (but
+    for localhost), say nothing.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    mode = request.headers.get("Sec-Fetch-Mode")
+    return request.method == "GET" and (site, mode) == ("none", "navigate")
+
+
+def scheme() -> str:
+    """Return the scheme that the browser uses, also if only the proxy speaks https."""
     origin = request.headers.get("Origin", "")
-    return request.is_secure or origin.startswith("https://")
+    return "https" if request.is_secure or origin.startswith("https://") else "http"
