@@ -21,8 +21,7 @@ CALLED = "$feature_flag_called"
 def main() -> None:
     flag, *wanted = sys.argv[1:]
     properties = dict(one.partition(":")[::2] for one in wanted)
-    # A batch may have been exported twice, so that a uuid is read once.
-    events = {event["uuid"]: event for event in map(json.loads, sys.stdin)}.values()
+    events = list(map(json.loads, sys.stdin))
     variants, enrolled = exposures(events, flag)
     mixed = {user for user, seen in variants.items() if len(seen) > 1}
     users = {user: at for user, at in enrolled.items() if user not in mixed}
