@@ -204,6 +204,9 @@ def test_the_counts_of_sixpack_are_kept_for_each_day_and_each_alternative(counts
     variants = counts(lines, ".ndjson", "red", "blue")
 
     assert beside == ""
+    red = [line for line in map(json.loads, lines.splitlines()) if "-red-" in str(line)]
+    came = Counter(line["timestamp"][:10] for line in red if "converted_at" in line)
+    assert came == {"2024-03-01": 40, "2024-03-05": 12}  # who came first
     for name, (participants, conversions) in TOTALS.items():
         variant = variants[name]
         assert users_of(variant) == participants

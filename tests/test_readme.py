@@ -55,11 +55,14 @@ def pasted(name, service, folder):
     """
     over = folder / "over"
     blocks = (f"\n{block.text}echo >> $OVER\n" for block in documents.pasted(name))
-    script = adapted("".join(blocks), service, folder)
+    written = "".join(blocks)
+    script = adapted(written, service, folder)
+    # A document that names the instance itself must not find it by chance.
+    instance = folder / "none" if "INSTANCE=/var" in written else service.instance
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=real.ROOT,
-        env={**real.environment(service.instance), "OVER": str(over)},
+        env={**real.environment(instance), "OVER": str(over)},
         capture_output=True,
         text=True,
         check=False,
