@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -50,11 +51,14 @@ class Proxy(NamedTuple):
             time.sleep(0.02)
 
 
-def configured(folder, port, upstream):
-    """Write the shipped configuration for these ports and folder; return the file."""
+def configured(folder, port, upstream, listen):
+    """Write the shipped configuration for these ports and folder; return the file.
+
+    *listen* are the lines in the place of `listen 8080;`.
+    """
     shipped = (real.ROOT / "deploy" / "nginx.conf").read_text()
     for theirs, ours in (
-        ("listen 8080;", f"listen 127.0.0.1:{port};"),
+        ("listen 8080;", listen.replace("PORT", f"127.0.0.1:{port}")),
         ("server 127.0.0.1:8000;", f"server 127.0.0.1:{upstream};"),
         ("/var/log/nginx/", f"{folder}/"),
     ):
@@ -76,13 +80,13 @@ def configured(folder, port, upstream):
 
 
 @contextmanager
-def proxied(folder, upstream):
+def proxied(folder, upstream, listen="listen PORT;"):
     """Yield nginx with the shipped configuration, in front of this port."""
     if shutil.which("nginx") is None:
         leave_out("nginx is not installed; .ci/run installs it")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    file, log = configured(folder, port, upstream), folder / "error.log"
+    file, log = configured(folder, port, upstream, listen), folder / "error.log"
     nginx = subprocess.Popen(["nginx", "-e", str(log), "-c", str(file)])
     try:
         deadline = time.monotonic() + 10
@@ -195,6 +199,44 @@ def test_only_a_batch_may_be_larger_than_a_mebibyte(service, port):
     ):
         refused = answered(port, "PUT", path, large, service.token)
         assert_shape(refused, 413, "PAYLOAD_TOO_LARGE")
+
+
+DEPLOYING = (real.ROOT / "docs" / "deploying.md").read_text()
+
+
+def test_the_documented_request_through_the_proxy_is_answered(service, port):
+    (line,) = re.findall(r"^curl .*abacus\.example:8080/.*$", DEPLOYING, re.MULTILINE)
+    line = line.replace("abacus.example:8080", f"127.0.0.1:{port}")
+    told = subprocess.check_output(
+        ["bash", "-c", line], env={**os.environ, "TOKEN": service.token}, text=True
+    )
+
+    assert list(json.loads(told)) == ["data", "meta"]
+
+
+def test_with_the_documented_lines_the_proxy_speaks_tls(service, tmp_path):
+    (lines,) = re.findall(r"```nginx\n(.*?)```", DEPLOYING, re.DOTALL)
+    theirs = "/etc/letsencrypt/live/abacus.example/"
+    assert lines.count(theirs) == 2 and lines.count("listen 443 ssl;") == 1
+    lines = lines.replace(theirs, f"{tmp_path}/")
+    certificate, key = tmp_path / "fullchain.pem", tmp_path / "privkey.pem"
+    made = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=abacus.example "
+        f"-addext subjectAltName=DNS:abacus.example -out {certificate} -keyout {key}"
+    )
+    subprocess.run(made.split(), check=True, capture_output=True)
+    listen = lines.replace("listen 443 ssl;", "listen PORT ssl;")
+    with proxied(tmp_path, service.port, listen) as proxy:
+        host = f"abacus.example:{proxy.port}"
+        request = (
+            f"curl --fail --silent --show-error --include --cacert {certificate} "
+            f"--resolve {host}:127.0.0.1 https://{host}/readyz"
+        )
+        answer = subprocess.check_output(request.split(), text=True)
+
+    assert answer.startswith("HTTP/1.1 200")
+    assert "Strict-Transport-Security: max-age=63072000" in answer
+    assert '{"status": "ok"}' in answer
 
 
 def test_the_page_of_the_api_stays_at_its_host_and_port(port):
