@@ -56,7 +56,7 @@ class SplitSchema(Wire):
         return {**size, "splits": size["splits"] or [1] * variants}
 
 
-def one_of(size: dict[str, Any]) -> str:
+def wanted_change(size: dict[str, Any]) -> str:
     """Return which of the three describes what is wanted; raise unless one does."""
     names = {
         "minimum_effect": "minimumEffect",
@@ -82,7 +82,7 @@ class SizeSchema(SplitSchema):
 
     @validates_schema(skip_on_field_errors=True)
     def _one_change(self, size: dict[str, Any], **_: Any) -> None:
-        name, rate = one_of(size), size["baseline_rate"]
+        name, rate = wanted_change(size), size["baseline_rate"]
         change = size["margin"] or size["minimum_effect"]
         change = change or rate * size["relative_effect"]
         # A margin is a change for the worse.
@@ -110,7 +110,7 @@ class MeanSizeSchema(SplitSchema):
 
     @validates_schema(skip_on_field_errors=True)
     def _one_change(self, size: dict[str, Any], **_: Any) -> None:
-        name = one_of(size)
+        name = wanted_change(size)
         if name == "relativeEffect" and not size["baseline_mean"]:
             raise ValidationError("A mean of 0 has no relative effect.", "baselineMean")
         change = size["margin"] or size["minimum_effect"]
