@@ -1,8 +1,9 @@
 """A planned experiment, looked at after every 1 % of its horizon, in full.
 
 Experiments by seeded chance, without an effect and with the planned one. Beside the
-production test are the e-process alone and ten looks of O'Brien and Fleming. Sizes are
-in multiples of N, the users that a single look needs. Takes some minutes.
+production test are the e-process alone, GrowthBook's engine, and ten looks of O'Brien
+and Fleming. Sizes are in multiples of N, the users that a single look needs. Takes some
+minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import growthbook
 import numpy as np
 from peeking import looks_of, percent, raveled
 
@@ -76,8 +78,58 @@ TROUBLES = {
 }
 
 
-def false_alarms(draw: np.random.Generator, one: Trouble, runs: int) -> np.ndarray:
-    """Return at which looks each run is significant, up to its horizon."""
+class Found(NamedTuple):
+    """At which looks each test is significant: (runs, looks)."""
+
+    planned: np.ndarray
+    alone: np.ndarray
+    growthbook: np.ndarray
+    ten: np.ndarray
+
+
+def found(
+    tables: stats.Tables,
+    plan: stats.Plan,
+    share: float,
+    users: int,
+    last: float,
+) -> Found:
+    """Return what the tests find in tables of (runs, looks).
+
+    *users* are those of the horizon, and *last* those of the last of ten looks.
+    """
+    flat, shape = raveled(tables), tables.control_size.shape
+    total = flat.control_size + flat.treatment_size
+    reached = horizon.reached(flat, total, users, share * (1 - share))
+    centre = stats.planned_centre(plan)
+    pairs = horizon.pairs_of(flat, np.full(len(total), share), reached, centre, 1)
+    p_values = (
+        horizon.p_values(pairs, horizon.log_e(pairs)),
+        stats.always_valid_p_value(stats.log_e_values(flat, share, centre)),
+        growthbook.p_values(*growthbook.groups(flat)),
+    )
+    z = np.abs(horizon.pooled_score(flat)).reshape(shape)
+    return Found(
+        *((each < 0.05).reshape(shape) for each in p_values),
+        ten_looks(z, total.reshape(shape)[0], last),
+    )
+
+
+def ten_looks(z: np.ndarray, ends: np.ndarray, last: float) -> np.ndarray:
+    """Return at which looks O'Brien and Fleming's test is significant."""
+    steps = np.searchsorted(ends, last * np.arange(1, 11) / 10 - 1e-9)
+    hits = np.zeros(z.shape, bool)
+    hits[:, steps] = z[:, steps] >= TEN_LOOKS * np.sqrt(
+        last / ends[steps].clip(max=last)
+    )
+    return hits
+
+
+def troubled(draw: np.random.Generator, one: Trouble, runs: int) -> list[np.ndarray]:
+    """Return at which looks each test gives a false alarm, up to the horizon.
+
+    GrowthBook's is there twice: by itself, and where it shows a result.
+    """
     ends = np.linspace(one.first, one.users, one.looks).astype(int)
     new = np.diff(ends, prepend=0)
     rates = one.rate * one.drift ** (ends / one.users)
@@ -93,16 +145,13 @@ def false_alarms(draw: np.random.Generator, one: Trouble, runs: int) -> np.ndarr
         sizes[arm] = gained.cumsum(axis=1)
     counts = converted.cumsum(axis=2)
     tables = stats.Tables(
-        *(one.ravel() for pair in zip(sizes, counts, strict=True) for one in pair)
+        *(each for pair in zip(sizes, counts, strict=True) for each in pair)
     )
     splits = (1 - one.planned_share, one.planned_share)
-    centre = stats.planned_centre(stats.Plan(one.rate, effect_of(one, splits)))
-    total = tables.control_size + tables.treatment_size
-    reached = horizon.reached(tables, total, one.users, splits[0] * splits[1])
-    share = np.full(len(total), one.planned_share)
-    pairs = horizon.pairs_of(tables, share, reached, centre, 1)
-    p_values = horizon.p_values(pairs, horizon.log_e(pairs))
-    return (p_values < 0.05).reshape(runs, one.looks)
+    plan = stats.Plan(one.rate, effect_of(one, splits))
+    each = found(tables, plan, one.planned_share, one.users, one.users)
+    shown = each.growthbook & growthbook.is_shown(tables)
+    return [each.planned, each.alone, each.growthbook, shown, each.ten]
 
 
 def effect_of(one: Trouble, splits: tuple[float, float]) -> float:
@@ -115,18 +164,16 @@ def effect_of(one: Trouble, splits: tuple[float, float]) -> float:
     return high
 
 
-class Found(NamedTuple):
-    """At which looks each test is significant, and the users at the looks, in N."""
+class Measured(NamedTuple):
+    """What the tests find, and the users at the looks, in multiples of N."""
 
-    planned: np.ndarray
-    alone: np.ndarray
-    ten: np.ndarray
+    found: Found
     users: np.ndarray
 
 
 def measured(
     draw: np.random.Generator, scenario: Scenario, has_effect: bool, runs: int
-) -> Found:
+) -> Measured:
     """Return the looks of so many runs, up to twice the horizon."""
     plan = stats.Plan(scenario.baseline, scenario.target - scenario.baseline)
     splits = (1 - scenario.share, scenario.share)
@@ -136,32 +183,22 @@ def measured(
     )
     rates = scenario.baseline, scenario.target if has_effect else scenario.baseline
     tables = looks_of(draw, rates, 2 * users, scenario.share, runs, 2 * LOOKS)
-    flat, shape = raveled(tables), tables.control_size.shape
-    total = flat.control_size + flat.treatment_size
-    share = np.full(len(total), scenario.share)
-    centre = stats.planned_centre(plan)
-    reached = horizon.reached(flat, total, users, splits[0] * splits[1])
-    pairs = horizon.pairs_of(flat, share, reached, centre, 1)
-    alone = stats.always_valid_p_value(stats.log_e_values(flat, scenario.share, centre))
-    z = np.abs(horizon.pooled_score(flat)).reshape(shape)
-    ends = total.reshape(shape)[0]
-    last = INFLATION * single
-    steps = np.searchsorted(ends, last * np.arange(1, 11) / 10 - 1e-9)
-    ten = np.zeros(shape, bool)
-    ten[:, steps] = z[:, steps] >= TEN_LOOKS * np.sqrt(
-        last / ends[steps].clip(max=last)
-    )
-    planned = horizon.p_values(pairs, horizon.log_e(pairs)) < 0.05
-    return Found(
-        planned.reshape(shape), (alone < 0.05).reshape(shape), ten, ends / single
+    ends = (tables.control_size + tables.treatment_size)[0]
+    return Measured(
+        found(tables, plan, scenario.share, users, INFLATION * single), ends / single
     )
 
 
-def mean_stop(hits: np.ndarray, users: np.ndarray, until: int) -> str:
-    """Return the users at the first significant of so many looks, or at the last."""
-    seen = hits[:, :until]
-    first = np.where(seen.any(axis=1), seen.argmax(axis=1), until - 1)
-    return f"{users[first].mean():.2f}"
+def beside(none: np.ndarray, real: np.ndarray, users: np.ndarray, until: int) -> str:
+    """Return a test's false alarms, what it finds, and where it stops on average.
+
+    It stops at the first significant of so many looks, or at the last of them.
+    """
+    none, real = none[:, :until], real[:, :until]
+    first = np.where(real.any(axis=1), real.argmax(axis=1), until - 1)
+    return (
+        f"{percent(none.any(1))}, {percent(real.any(1))}, {users[first].mean():.2f} N"
+    )
 
 
 def main() -> None:
@@ -169,31 +206,31 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=4_000)
     runs = options.parse_args().runs
     draw = np.random.default_rng(SEED)
-    print(f"{runs:,} runs, a look at every 1 % of the horizon, seed {SEED}.\n")
-    print(
-        "| plan | false alarms | beyond too | found | mean stop | "
-        "e-process alone: found, stop | ten looks: false, found, stop |"
-    )
-    print("|:--|--:|--:|--:|--:|:--|:--|")
+    print(f"{runs:,} runs, a look at every 1 % of the horizon, seed {SEED}.")
+    print(growthbook.compared(np.random.default_rng(SEED)))
+    print("\nUp to the horizon: false alarms, found with the effect, mean stop.\n")
+    print("| plan | planned | e-process alone | GrowthBook | ten looks | beyond too |")
+    print("|:--|:--|:--|:--|:--|--:|")
     for name, scenario in SCENARIOS.items():
         none, real = (measured(draw, scenario, has, runs) for has in (False, True))
-        ten = np.flatnonzero(none.ten.any(axis=0)).max(initial=LOOKS - 1) + 1
-        print(
-            f"| {name} | {percent(none.planned[:, :LOOKS].any(1))} "
-            f"| {percent(none.planned.any(1))} "
-            f"| {percent(real.planned[:, :LOOKS].any(1))} "
-            f"| {mean_stop(real.planned, real.users, LOOKS)} N "
-            f"| {percent(real.alone[:, :LOOKS].any(1))}, "
-            f"{mean_stop(real.alone, real.users, LOOKS)} N "
-            f"| {percent(none.ten.any(1))}, {percent(real.ten.any(1))}, "
-            f"{mean_stop(real.ten, real.users, ten)} N |",
-            flush=True,
-        )
-    print("\nFalse alarms at any look up to the horizon, where something is unusual:\n")
-    print("| experiment | false alarms |\n|:--|--:|")
+        last = int(np.searchsorted(real.users, INFLATION - 1e-9)) + 1
+        cells = [
+            beside(*pair, real.users, until)
+            for *pair, until in zip(
+                none.found, real.found, (LOOKS, LOOKS, LOOKS, last), strict=True
+            )
+        ]
+        cells.append(percent(none.found.planned.any(1)))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print("\nFalse alarms at any look up to the horizon, where something is unusual.")
+    print(f"GrowthBook's app shows a result from {growthbook.GATE} conversions on.\n")
+    print(
+        "| experiment | planned | e-process alone | GrowthBook | as shown | ten looks |"
+    )
+    print("|:--|--:|--:|--:|--:|--:|")
     for name, trouble in TROUBLES.items():
-        hits = false_alarms(draw, trouble, runs)
-        print(f"| {name} | {percent(hits.any(1))} |", flush=True)
+        hits = [percent(each.any(1)) for each in troubled(draw, trouble, runs)]
+        print(f"| {name} | {' | '.join(hits)} |", flush=True)
 
 
 if __name__ == "__main__":

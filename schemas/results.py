@@ -13,6 +13,7 @@ from marshmallow import (
     validates_schema,
 )
 
+import stats
 from schemas.experiments import splits_sum_to_100
 from web.fields import (
     LARGEST_RATE,
@@ -55,52 +56,70 @@ class SplitSchema(Wire):
         return {**size, "splits": size["splits"] or [1] * variants}
 
 
+def wanted_change(size: dict[str, Any]) -> str:
+    """Return which of the three describes what is wanted; raise unless one does."""
+    names = {
+        "minimum_effect": "minimumEffect",
+        "relative_effect": "relativeEffect",
+        "margin": "margin",
+    }
+    given = [wire for name, wire in names.items() if size[name] is not None]
+    if len(given) != 1:
+        raise ValidationError(f"Give one of {', '.join(names.values())}.")
+    return given[0]
+
+
 class SizeSchema(SplitSchema):
-    """The effect that an experiment should detect, absolute or relative."""
+    """The effect on a rate that should be detected, or the margin of a guardrail."""
 
     baseline_rate = PlannedRate(required=True)
     minimum_effect = PlannedRate(load_default=None)
     relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
+    margin = PlannedRate(load_default=None)
+    direction = fields.String(
+        load_default=stats.INCREASE, validate=validate.OneOf(stats.DIRECTIONS)
+    )
 
     @validates_schema(skip_on_field_errors=True)
-    def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
-        absolute, relative = size["minimum_effect"], size["relative_effect"]
-        if (absolute is None) == (relative is None):
-            raise ValidationError("Give either minimumEffect or relativeEffect.")
-        name = "minimumEffect" if relative is None else "relativeEffect"
-        effect = absolute or size["baseline_rate"] * relative
-        room = Decimal(LARGEST_RATE) - size["baseline_rate"]
-        if not Decimal(SMALLEST_RATE) <= effect <= room:
+    def _one_change(self, size: dict[str, Any], **_: Any) -> None:
+        name, rate = wanted_change(size), size["baseline_rate"]
+        change = size["margin"] or size["minimum_effect"]
+        change = change or rate * size["relative_effect"]
+        # A margin is a change for the worse.
+        is_rise = (size["direction"] == stats.INCREASE) != (name == "margin")
+        room = (
+            Decimal(LARGEST_RATE) - rate if is_rise else rate - Decimal(SMALLEST_RATE)
+        )
+        if not Decimal(SMALLEST_RATE) <= change <= room:
             raise ValidationError(
-                f"The effect must be at least {SMALLEST_RATE}, and no rate above "
-                f"{LARGEST_RATE}.",
+                f"The change must be at least {SMALLEST_RATE}, and the changed rate "
+                f"from {SMALLEST_RATE} to {LARGEST_RATE}.",
                 name,
             )
 
 
 class MeanSizeSchema(SplitSchema):
-    """The effect on a mean that an experiment should detect."""
+    """The effect on a mean that should be detected, or the margin of a guardrail."""
 
     baseline_mean = Between(f"-{LARGEST_VALUE}", LARGEST_VALUE, required=True)
     standard_deviation = Between(SMALLEST_RATE, LARGEST_VALUE, required=True)
     minimum_effect = Between(SMALLEST_RATE, LARGEST_VALUE, load_default=None)
     relative_effect = Between(SMALLEST_RATE, "1000000", load_default=None)
+    margin = Between(SMALLEST_RATE, LARGEST_VALUE, load_default=None)
     covariate_correlation = Between("0", "0.99", load_default=Decimal(0))
 
     @validates_schema(skip_on_field_errors=True)
-    def _one_effect(self, size: dict[str, Any], **_: Any) -> None:
-        absolute, relative = size["minimum_effect"], size["relative_effect"]
-        if (absolute is None) == (relative is None):
-            raise ValidationError("Give either minimumEffect or relativeEffect.")
-        if absolute is None and not size["baseline_mean"]:
+    def _one_change(self, size: dict[str, Any], **_: Any) -> None:
+        name = wanted_change(size)
+        if name == "relativeEffect" and not size["baseline_mean"]:
             raise ValidationError("A mean of 0 has no relative effect.", "baselineMean")
-        effect = absolute or abs(size["baseline_mean"]) * relative
+        change = size["margin"] or size["minimum_effect"]
+        change = change or abs(size["baseline_mean"]) * size["relative_effect"]
         least = size["standard_deviation"] / 10_000
-        if not least <= effect <= size["standard_deviation"] * 10_000:
+        if not least <= change <= size["standard_deviation"] * 10_000:
             raise ValidationError(
-                "The effect must be within a factor of 10,000 of the standard "
-                "deviation.",
-                "minimumEffect" if relative is None else "relativeEffect",
+                f"{name} must be within a factor of 10,000 of the standard deviation.",
+                name,
             )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, exp, inf, isfinite, log, sqrt
 from typing import NamedTuple
 
-from stats.evidence import CENTRE, critical_score, nuisance_level
+from stats.contrasts import project
+from stats.evidence import AROUND_NULL, CENTRE, critical_score, nuisance_level
 from stats.horizon import horizon_factor
 from stats.means import bet_scale
-from stats.numerics import crossing, normal_quantile, special
+from stats.numerics import crossing, normal_quantile, np, special
 from stats.results import Number, Plan, check_level
 from stats.splits import shares
 
@@ -28,13 +30,13 @@ class PlannedSize(NamedTuple):
     *horizon* is for any look of an experiment that stores its plan, and
     *always_valid* for one without. The latter is None if the effect is below half the
     finest bet, 0.25 % of the odds: that test does not detect it with any number of
-    users.
+    users. A guardrail has no horizon.
     """
 
     baseline_rate: float
     target_rate: float
     fixed_horizon: Size
-    horizon: Size
+    horizon: Size | None
     always_valid: Size | None
 
 
@@ -71,26 +73,44 @@ def plan_mean_sample_size(
     users_per_day: Number | None = None,
 ) -> PlannedMeanSize:
     """Return the users and days that a plan for a mean needs."""
+    return _mean_sizes(plan, float(plan.minimum_effect), splits, users_per_day)
+
+
+def plan_harmless_mean(
+    plan: MeanPlan,
+    splits: Sequence[Number] = (50, 50),
+    users_per_day: Number | None = None,
+) -> PlannedMeanSize:
+    """Return the users and days until a mean that does not change is shown harmless.
+
+    The effect of the plan is the margin of the guardrail: an interval must leave it
+    out, which is the test of a difference from the other side.
+    """
+    return _mean_sizes(plan, 0.0, splits, users_per_day)
+
+
+def _mean_sizes(
+    plan: MeanPlan,
+    change: float,
+    splits: Sequence[Number],
+    users_per_day: Number | None,
+) -> PlannedMeanSize:
+    """Return the sizes that a plan needs for a mean that changes by so much."""
     baseline, effect = float(plan.baseline_mean), float(plan.minimum_effect)
     spread = float(plan.standard_deviation) * sqrt(1 - float(plan.correlation) ** 2)
-    parts = shares(splits)
-    alpha = (1 - check_level(plan.confidence_level)) / max(len(parts) - 1, 1)
-    power = float(plan.power)
-    once = [
-        mean_sample_size(effect, spread, alpha, power, part / parts[0]) / parts[0]
-        for part in parts[1:]
-    ]
-    always = max(
-        _always_valid_mean(
-            (baseline, effect, spread), alpha, power, part / parts[0], least * parts[0]
-        )
-        / parts[0]
-        for part, least in zip(parts[1:], once, strict=True)
-    )
+    control, *treatments = shares(splits)
+    alpha = (1 - check_level(plan.confidence_level)) / max(len(treatments), 1)
+    power, once, always = float(plan.power), 0.0, 0.0
+    for part in treatments:
+        ratio = part / control
+        least = mean_sample_size(effect, spread, alpha, power, ratio)
+        scale = bet_scale(baseline + change * part / (part + control), spread**2)
+        most = _always_valid_mean(effect / spread, scale, alpha, power, ratio, least)
+        once, always = max(once, least / control), max(always, most / control)
     return PlannedMeanSize(
         baseline,
-        baseline + effect,
-        _size(max(once), splits, users_per_day),
+        baseline + change,
+        _size(once, splits, users_per_day),
         _size(always, splits, users_per_day) if isfinite(always) else None,
     )
 
@@ -129,7 +149,8 @@ def mean_sample_size(
 
 
 def _always_valid_mean(
-    wanted: tuple[float, float, float],
+    distance: float,
+    scale: float,
     alpha: float,
     power: float,
     ratio: float,
@@ -137,19 +158,16 @@ def _always_valid_mean(
 ) -> float:
     """Return the control users at which the test of a mean at any look has the power.
 
-    *wanted* are the baseline, the effect and the spread. Infinite if no size is enough.
+    *distance* is the effect in standard deviations, and *scale* that of the bets.
+    Infinite if no size is enough.
     """
-    baseline, effect, spread = wanted
-    middle = (baseline + ratio * (baseline + effect)) / (1 + ratio)
-    scale = bet_scale(middle, spread**2)
 
     def needed(users: float) -> float:
-        information = users * ratio / (1 + ratio) * scale
-        critical = critical_score(information, alpha)
+        critical = critical_score(users * ratio / (1 + ratio) * scale, alpha)
         if critical is None:
             return inf
         z = critical + normal_quantile(power)
-        return float((z * spread / effect) ** 2 * (1 + 1 / ratio))
+        return float((z / distance) ** 2 * (1 + 1 / ratio))
 
     return _fixed_point(needed, least)
 
@@ -185,6 +203,84 @@ def plan_sample_size(
         horizon=_size(planned_horizon(plan, splits), splits, users_per_day),
         always_valid=_size(always, splits, users_per_day) if isfinite(always) else None,
     )
+
+
+def plan_harmless_rate(
+    baseline_rate: Number,
+    margin: Number,
+    *,
+    power: Number = 0.8,
+    confidence_level: Number = 0.95,
+    splits: Sequence[Number] = (50, 50),
+    users_per_day: Number | None = None,
+) -> PlannedSize:
+    """Return the users and days until a rate that does not change is shown harmless.
+
+    *margin* is the difference that has to be ruled out: a fall, below 0, where more is
+    better, and a rise where less is. Its size for one look is that of Farrington and
+    Manning's test, with half of alpha on the side that matters.
+    """
+    plan = Plan(baseline_rate, margin, power, confidence_level)
+    baseline, _ = planned_rates(plan)
+    control, *treatments = shares(splits)
+    alpha = (1 - float(confidence_level)) / max(len(treatments), 1)
+    evident = AROUND_NULL * (alpha - nuisance_level(len(treatments)))
+    once, always = 0.0, 0.0
+    for part in treatments:
+        one = _Harmless(baseline, float(margin), float(power), part / control)
+        least = one.users(normal_quantile(1 - alpha / 2))
+        most = _fixed_point(partial(one.always_valid_users, evident), least)
+        once, always = max(once, least / control), max(always, most / control)
+    return PlannedSize(
+        baseline_rate=baseline,
+        target_rate=baseline,
+        fixed_horizon=_size(once, splits, users_per_day),
+        horizon=None,
+        always_valid=_size(always, splits, users_per_day) if isfinite(always) else None,
+    )
+
+
+class _Harmless(NamedTuple):
+    """A rate that is the same in both arms, and a difference that is ruled out."""
+
+    baseline: float
+    margin: float
+    power: float
+    ratio: float
+
+    def users(self, critical: float) -> float:
+        """Return the control users if |z| against the margin must be *critical*.
+
+        Farrington & Manning (1990), Stat. Med. 9, p. 1447-1454, method 3.
+        """
+        control, treatment = self._variances()
+        null = sqrt(control + treatment / self.ratio)
+        real = sqrt(self.baseline * (1 - self.baseline) * (1 + 1 / self.ratio))
+        signal = critical * null + normal_quantile(self.power) * real
+        return (signal / self.margin) ** 2
+
+    def always_valid_users(self, alpha: float, users: float) -> float:
+        """Return them if the |z| is that of any look, with the bets of so many users.
+
+        A bet on the odds ratio has, on the null line, the information of the counts
+        about its logarithm.
+        """
+        control, treatment = self._variances()
+        information = users / (1 / control + 1 / (treatment * self.ratio))
+        critical = critical_score(information, alpha)
+        return inf if critical is None else self.users(critical)
+
+    def _variances(self) -> tuple[float, float]:
+        """Return the arms' variances where the difference is the margin.
+
+        The rates are the most likely ones for what is expected of both arms.
+        """
+        one = np.array([self.baseline])
+        share = np.array([self.ratio / (1 + self.ratio)])
+        shift = np.array([self.margin])
+        control = float(project(one, one, share, np.ones(1), shift)[0])
+        treatment = control + self.margin
+        return control * (1 - control), treatment * (1 - treatment)
 
 
 def planned_rates(plan: Plan) -> tuple[float, float]:

@@ -56,10 +56,12 @@ RULES = {
     "POST /api/experiments/{id}/conversions/batch": [PAST],
     "POST /api/events": [PAST],
     "POST /api/events/batch": [PAST],
-    # One effect and one split of two are given; no rate leaves 0 to 1.
-    "POST /api/sample-size": ["", "minimumEffect", "relativeEffect", "variants"],
+    # One effect or margin and one split are given; no rate leaves 0 to 1.
+    "POST /api/sample-size": [
+        *("", "minimumEffect", "relativeEffect", "margin", "variants"),
+    ],
     "POST /api/sample-size/mean": [
-        *("", "baselineMean", "minimumEffect", "relativeEffect", "variants"),
+        *("", "baselineMean", "minimumEffect", "relativeEffect", "margin", "variants"),
     ],
     "POST /api/experiments/{id}/simulate": ["effect", "looks"],
 }

@@ -1,5 +1,7 @@
 """Metrics with settings: what they measure, and what a verdict makes of them."""
 
+import csv
+import io
 import json
 import random
 from datetime import datetime, timedelta, timezone
@@ -493,6 +495,57 @@ def test_a_metric_without_events_is_told_beside_all_that_was_counted(
         assert f"the metric '{name}'" in caution["message"]
         for counted in ("conversion", "visit", "signup"):
             assert f"'{counted}'" in caution["message"], query
+
+
+def rows_of_csv(api, path):
+    answer = api.get(f"{path}/compute-results", headers={"Accept": "text/csv"})
+    lines = csv.reader(io.StringIO(answer.text, newline=""))
+    header = next(lines)
+    return header, [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def test_the_csv_has_the_guardrails_and_the_secondary_metrics_below_the_variants(
+    api, running, convert, told
+):
+    guardrail = {"name": "=refund", "role": "guardrail", "direction": "decrease"}
+    path = running(
+        metrics=[{**guardrail, "margin": 0.1}, {"name": "spent", "kind": "mean"}]
+    )
+    control, treatment = split(api, path, 60)
+    events = {
+        "conversion": [(one, None) for one in control[:5] + treatment[:9]],
+        "=refund": [(one, None) for one in control[:4] + treatment[:3]],
+        "spent": [(one, 2.5) for one in control[:7] + treatment[:8]],
+    }
+    convert(path, **events)
+    twin = running()
+    convert(twin, conversion=[(split(api, twin, 60)[0][0], None)])
+
+    header, rows = rows_of_csv(api, path)
+
+    bare, variants = rows_of_csv(api, twin)
+    assert (len(variants), header[: len(bare)]) == (2, bare)
+    assert bare[-3:] == ["metric", "direction", "kind"]
+    assert [(row["variantId"], row["metric"], row["role"]) for row in rows] == [
+        *(("v1", "conversion", ""), ("v2", "conversion", "")),
+        *(("v1", "'=refund", "guardrail"), ("v2", "'=refund", "guardrail")),
+        *(("v1", "spent", "secondary"), ("v2", "spent", "secondary")),
+    ]
+    found = told(path)
+    for row, variant in zip(rows, found["variants"], strict=False):
+        assert row["conversionRate"] == str(variant["conversionRate"])
+    for name, row in (("=refund", rows[3]), ("spent", rows[5])):
+        one = other(found, name)
+        ends = one["differenceInterval"]
+        assert row["comparison.difference"] == str(one["difference"])
+        assert row["comparison.differenceInterval.lower"] == str(ends["lower"] or "")
+        assert row["comparison.pValue"] == str(one["pValue"])
+        assert row["comparison.status"] == one["status"] == "not_shown"
+    assert (rows[3]["margin"], rows[3]["conversions"]) == ("0.1", "3")
+    assert (rows[5]["exploratory"], rows[5]["estimate"]) == (
+        "true",
+        str(found["metrics"][1]["variants"][1]["estimate"]),
+    )
 
 
 def test_a_guardrail_on_a_mean_has_a_margin_in_its_own_units(

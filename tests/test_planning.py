@@ -12,6 +12,7 @@ from marshmallow import ValidationError
 
 import schemas
 import stats
+from stats.means import always_valid_means
 from stats.planning import mean_sample_size
 from targeting import assignment
 from views import planning
@@ -77,6 +78,13 @@ def test_more_variants_and_uneven_splits_need_more_users(api):
         ({"minimumEffect": 0.1, "variants": 2, "splits": [50, 50]}, "variants"),
         ({"minimumEffect": 0.1, "usersPerDay": 0}, "usersPerDay"),
         ({"minimumEffect": 0.1, "users": 5}, "users"),
+        ({"minimumEffect": 0.1, "margin": 0.1}, ""),
+        ({"relativeEffect": 0.1, "margin": 0.1}, ""),
+        ({"margin": 0.1}, "margin"),
+        ({"margin": 0}, "margin"),
+        ({"margin": 0.9, "direction": "decrease"}, "margin"),
+        ({"minimumEffect": 0.1, "direction": "decrease"}, "minimumEffect"),
+        ({"minimumEffect": 0.1, "direction": "up"}, "direction"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused(api, fields, path):
@@ -261,10 +269,149 @@ def test_the_size_for_a_mean_at_any_look_has_its_power():
     assert 0.74 <= found / 400 <= 0.86
 
 
+# ----------------------------------------------------------------------------
+# Guardrails
+# ----------------------------------------------------------------------------
+
+
+def test_the_users_that_show_a_guardrail_harmless_are_the_published_ones(api):
+    # Farrington & Manning (1990), table 1, first row: 63 and 42 users for rates of
+    # 10 %, a rise of 20 points to be ruled out, 5 % on that side and 90 % power.
+    body = {"baselineRate": 0.1, "margin": 0.2, "direction": "decrease", "power": 0.9}
+
+    answer = api.post(
+        "sample-size",
+        {**body, "confidenceLevel": 0.9, "splits": [60, 40], "usersPerDay": 10},
+    )
+
+    sizes = answer.json["data"]
+    assert sizes["fixedHorizon"] == {
+        "usersPerVariant": [63, 42],
+        "total": 105,
+        "days": 11,
+    }
+    assert sizes["alwaysValid"]["total"] > 105
+    assert sizes["horizon"] is None
+    assert sizes["baselineRate"] == sizes["targetRate"] == 0.1
+
+
+@pytest.mark.parametrize("power", [0.8, 0.9])
+@pytest.mark.parametrize(
+    ("baseline", "margin", "splits"),
+    [
+        (0.1, -0.01, (50, 50)),
+        (0.1, 0.01, (90, 10)),
+        (0.01, 0.003, (50, 50)),
+        (0.9, -0.02, (30, 70)),
+    ],
+)
+def test_so_many_users_show_a_harmless_rate_as_often_as_planned(
+    baseline, margin, splits, power
+):
+    planned = stats.plan_harmless_rate(baseline, margin, power=power, splits=splits)
+    draw = np.random.default_rng(8)
+
+    def shown(size):
+        users = size.users_per_variant
+        converted = draw.binomial(users, baseline, (4_000, 2)).T.astype(float)
+        rates = [one / n for one, n in zip(converted, users, strict=True)]
+        tables = stats.Tables(
+            *(np.full(4_000, float(users[0])), converted[0]),
+            *(np.full(4_000, float(users[1])), converted[1]),
+        )
+        ones = np.ones(4_000)
+        log_e = stats.null_log_e_values(
+            tables, ones * splits[1] / 100, ones, ones * margin
+        )
+        is_inside = (rates[1] - rates[0] - margin) * margin < 0
+        z = stats.score(tables, ones, ones * margin)
+        return ((log_e > -math.log(0.05 - 1e-4)) & is_inside).mean(), (
+            (np.abs(z) > 1.959964) & is_inside
+        ).mean()
+
+    # A standard error of 0.6 points; the sizes are those of the normal distribution.
+    assert shown(planned.always_valid)[0] == pytest.approx(power, abs=0.03)
+    assert shown(planned.fixed_horizon)[1] == pytest.approx(power, abs=0.03)
+
+
+def test_a_harmless_mean_needs_the_users_of_one_side_of_the_t_test(api):
+    # statsmodels 0.15.0, TTestIndPower().solve_power(1 / 30, alpha=0.025, power=0.9,
+    # alternative="larger"): 18,914.32.
+    body = {"baselineMean": 20, "standardDeviation": 30, "margin": 1, "power": 0.9}
+
+    sizes = api.post("sample-size/mean", body).json["data"]
+
+    assert sizes["fixedHorizon"]["usersPerVariant"] == [18_915] * 2
+    assert sizes["baselineMean"] == sizes["targetMean"] == 20
+    assert sizes["alwaysValid"]["total"] > 2 * sizes["fixedHorizon"]["total"]
+
+
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_so_many_users_show_a_harmless_mean_as_often_as_planned(power):
+    plan = stats.MeanPlan(20, 30, 3, power=power)
+    users = stats.plan_harmless_mean(plan).always_valid.users_per_variant[0]
+    draw = np.random.default_rng(8)
+    shown = 0
+    for _ in range(1_000):
+        arms = [
+            stats.sample(users, float(one.sum()), float((one**2).sum()))
+            for one in draw.normal(20, 30, (2, users))
+        ]
+        shown += always_valid_means(*arms, 0.95).difference_interval.lower > -3
+
+    # The standard error is 1.3 points at most.
+    assert shown / 1_000 == pytest.approx(power, abs=0.04)
+
+
+@settings(max_examples=40)
+@given(
+    baseline=st.decimals("0.000001", "0.999999", places=6),
+    margin=st.decimals("0.000001", "0.999999", places=6),
+    direction=st.sampled_from(stats.DIRECTIONS),
+    power=st.decimals("0.01", "0.999", places=3),
+    level=st.decimals("0.5", "0.99", places=2),
+    variants=st.integers(2, 20),
+)
+def test_every_margin_that_is_taken_has_a_size(
+    baseline, margin, direction, power, level, variants
+):
+    body = {
+        "baselineRate": baseline,
+        "margin": margin,
+        "direction": direction,
+        "power": power,
+        "confidenceLevel": level,
+        "variants": variants,
+    }
+    limit = baseline + margin if direction == stats.DECREASE else baseline - margin
+    if not Decimal("0.000001") <= limit <= Decimal("0.999999"):
+        with pytest.raises(ValidationError):
+            schemas.SizeSchema().load(body)
+        return
+
+    planned = planning.sample_sizes(**schemas.SizeSchema().load(body))
+
+    fixed, always = planned.fixed_horizon, planned.always_valid
+    assert all(users >= 1 for users in fixed.users_per_variant)
+    assert always is None or always.total >= fixed.total
+
+
+def test_a_fall_can_be_planned_where_less_is_better(api):
+    # R: power.prop.test(p1 = .75, p2 = .50, power = .90): n = 76.7.
+    fall = {"baselineRate": 0.75, "minimumEffect": 0.25, "direction": "decrease"}
+
+    sizes = api.post("sample-size", {**fall, "power": 0.9}).json["data"]
+
+    assert sizes["targetRate"] == 0.5
+    assert sizes["fixedHorizon"]["usersPerVariant"] == [77, 77]
+
+
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
         ({"minimumEffect": None}, ""),
+        ({"margin": 1}, ""),
+        ({"minimumEffect": None, "margin": 1e-4}, "margin"),
         ({"relativeEffect": 0.1}, ""),
         ({"standardDeviation": 0}, "standardDeviation"),
         ({"minimumEffect": 0}, "minimumEffect"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from typing import Any
 
 import stats
 from models import Experiment
@@ -23,23 +24,20 @@ def sample_sizes(
     baseline_rate: Decimal,
     minimum_effect: Decimal | None,
     relative_effect: Decimal | None,
-    power: Decimal,
-    confidence_level: Decimal,
-    splits: Sequence[int],
-    users_per_day: int | None,
+    margin: Decimal | None,
+    direction: str,
+    **options: Any,
 ) -> stats.PlannedSize:
-    """Return the users and days that a plan needs, for one look and for any look."""
-    planned = stats.plan_sample_size(
-        baseline_rate,
-        minimum_effect,
-        relative_effect=relative_effect,
-        power=power,
-        confidence_level=confidence_level,
-        splits=splits,
-        users_per_day=users_per_day,
-    )
+    """Return the users and days that a plan needs, for one look and for any look.
+
+    With a margin they are those until a guardrail is shown to be harmless.
+    """
+    sign = stats.MetricSettings("", direction=direction).sign
+    if margin is not None:
+        return stats.plan_harmless_rate(baseline_rate, -sign * margin, **options)
+    effect = sign * (minimum_effect or baseline_rate * (relative_effect or 0))
+    planned = stats.plan_sample_size(baseline_rate, effect, **options)
     # In decimals: 0.1 and 0.02 are 0.12, but with floats 0.12000000000000001.
-    effect = minimum_effect or baseline_rate * (relative_effect or 0)
     return planned._replace(target_rate=float(baseline_rate + effect))
 
 
@@ -48,18 +46,21 @@ def mean_sample_sizes(
     standard_deviation: Decimal,
     minimum_effect: Decimal | None,
     relative_effect: Decimal | None,
+    margin: Decimal | None,
     covariate_correlation: Decimal,
     power: Decimal,
     confidence_level: Decimal,
     splits: Sequence[int],
     users_per_day: int | None,
 ) -> stats.PlannedMeanSize:
-    """Return the users and days that a plan for a mean needs."""
-    effect = minimum_effect or abs(baseline_mean) * (relative_effect or 0)
+    """Return the users and days that a plan for a mean needs, or its guardrail."""
+    effect = margin or minimum_effect or abs(baseline_mean) * (relative_effect or 0)
     plan = stats.MeanPlan(
         *(baseline_mean, standard_deviation, effect, covariate_correlation),
         *(power, confidence_level),
     )
+    if margin is not None:
+        return stats.plan_harmless_mean(plan, splits, users_per_day)
     planned = stats.plan_mean_sample_size(plan, splits, users_per_day)
     return planned._replace(target_mean=float(baseline_mean + effect))
 

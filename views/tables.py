@@ -16,7 +16,14 @@ from flask import Response, request
 from wcwidth import wcswidth, wcwidth
 
 from models import Experiment
-from stats.results import CONVERSION, RATIO, Interval, MetricFigures, VariantFigures
+from stats.results import (
+    CONVERSION,
+    RATIO,
+    Analysis,
+    Interval,
+    MetricFigures,
+    VariantFigures,
+)
 from stats.wording import decimals, decimals_apart, points
 from views.figures import (
     Computed,
@@ -233,7 +240,7 @@ def analysis(name: str, result: Computed) -> Sheet:
         inputs += f", as received by {moment(result.as_of)}"
     notes = [caution.message for caution in result.analysis.warnings]
     notes.append(f"{verdict.status}; metric {result.analysis.metric}; inputs {inputs}")
-    figures = [_flat(variant) for variant in variants]
+    figures = _analysed_figures(result.analysis)
     return Sheet(name, verdict.sentence, grids, notes, figures)
 
 
@@ -335,6 +342,24 @@ def _known(end: float | None) -> float:
     if end is None:
         raise ValueError("An interval of a rate has two ends.")
     return end
+
+
+def _analysed_figures(result: Analysis) -> list[dict[str, Cell]]:
+    """Return the figures of each variant, then those of each in the other metrics.
+
+    What says of which metric a row is stands behind the figures of the variants.
+    """
+    method = result.analysis
+    label = {"metric": result.metric, "direction": method.direction}
+    rows = [_flat(variant) for variant in result.variants]
+    figures: dict[str, Cell] = {name: None for row in rows for name in row}
+    analysed = [figures | row | label | {"kind": method.kind} for row in rows]
+    others = [
+        _flat(metric._replace(variants=[])) | _flat(variant)
+        for metric in result.metrics or []
+        for variant in metric.variants
+    ]
+    return analysed + others
 
 
 def _day_figures(day: Day, variant: VariantsCounts, row: DaysMetric) -> dict[str, Cell]:
