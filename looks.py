@@ -1,9 +1,10 @@
 """A look at an experiment: its figures, and what is stored when one decides.
 
-The first look at which a variant differs significantly is stored as a crossing, and no
-later one withdraws it. Abacus looks when somebody asks for the results, and once at the
-moment at which the users of the horizon were complete, which it replays if nobody asked
-then. The error rate holds for any choice of moments, so it holds for these.
+The first look at which a variant's rate differs significantly is stored as a crossing,
+and no later one withdraws it, with a plan or without. Abacus looks when somebody asks
+for the results, and once at the moment at which the users of a horizon were complete,
+which it replays if nobody asked then. The error rate holds for any choice of moments,
+so it holds for these (by Ville's inequality for an experiment without a plan).
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 import peewee
 
+import stats
 from ledger.counts import Counts, at, replayed
 from models import Assignment, Crossing, Experiment
 from storage.engine import database
 from views.figures import Computed, computed_results, with_days
 
 LEVEL = Decimal("0.95")
-"""The level of the intervals, on which no decision depends."""
+"""The level of the intervals where nobody asks for another."""
 
 
 def look(
@@ -47,16 +49,29 @@ def look_at(counts: Counts, metric: str | None, confidence_level: Decimal) -> Co
     They are all counts, or those of this metric, as `at` returns them.
     """
     current, as_of = counts.experiment, counts.as_of
-    if not current.horizon or metric not in (None, current.primary_metric):
+    if metric not in (None, current.primary_metric) or not _is_rate(current):
         return computed_results(counts, metric, confidence_level, {})
     crossings = Crossing.of(current, as_of)
     if as_of is None and len(crossings) < len(counts.variants) - 1:
-        crossings = _with_new(counts, crossings)
+        crossings = _with_new(counts, crossings, confidence_level)
     return computed_results(counts, metric, confidence_level, crossings)
 
 
-def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Crossing]:
-    """Return the crossings with those of this look, which are stored if possible."""
+def _is_rate(experiment: Experiment) -> bool:
+    """Tell whether the verdict is on a rate: a crossing has no sums of a mean."""
+    name = experiment.primary_metric
+    settings = experiment.metric_settings.get(name, stats.MetricSettings(name))
+    return settings.kind == stats.CONVERSION
+
+
+def _with_new(
+    counts: Counts, crossings: dict[str, Crossing], level: Decimal
+) -> dict[str, Crossing]:
+    """Return the crossings with those of this look, which are stored if possible.
+
+    No decision depends on the level of the intervals. It is the one that is asked for,
+    so that the analysis is remembered for the answer.
+    """
     experiment, now = counts.experiment, database.obj.now()
     rows: list[dict[str, Any]] = []
     reached = experiment.horizon_at or _reached(counts)
@@ -64,9 +79,9 @@ def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Cross
         then = replayed(experiment, reached)
         # The users of a batch come at one moment, so the look is at all of them.
         then.experiment.horizon = max(then.users, experiment.horizon or 0)
-        rows += _decided(then, reached, crossings)
+        rows += _decided(then, reached, crossings, level)
     known = {**crossings, **{row["variant"]: None for row in rows}}
-    rows += _decided(counts, now, known)
+    rows += _decided(counts, now, known, level)
     if rows or reached != experiment.horizon_at:
         _store(experiment, reached, rows)
     new = {row["variant"]: Crossing(**row) for row in rows}
@@ -76,8 +91,8 @@ def _with_new(counts: Counts, crossings: dict[str, Crossing]) -> dict[str, Cross
 def _reached(counts: Counts) -> datetime | None:
     """Return when the users of the horizon were complete; None before that."""
     experiment = counts.experiment
-    horizon = experiment.horizon or 0
-    if counts.users <= horizon:
+    horizon = experiment.horizon
+    if not horizon or counts.users <= horizon:
         return None
     last = (
         Assignment.select(Assignment.received_at)
@@ -90,9 +105,11 @@ def _reached(counts: Counts) -> datetime | None:
     return moment
 
 
-def _decided(counts: Counts, moment: datetime, known: Any) -> Iterator[dict[str, Any]]:
+def _decided(
+    counts: Counts, moment: datetime, known: Any, level: Decimal
+) -> Iterator[dict[str, Any]]:
     """Yield the crossings at these counts of the variants that have none."""
-    analysis = computed_results(counts, None, LEVEL, {}).analysis
+    analysis = computed_results(counts, None, level, {}).analysis
     if not analysis.trustworthy:
         return
     control, *variants = analysis.variants

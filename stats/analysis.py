@@ -22,10 +22,10 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from stats import contrasts, horizon
-from stats.evidence import E_PROCESS
+from stats.evidence import E_PROCESS, always_valid_limits
 from stats.means import MIXTURE, always_valid_means
 from stats.multiplicity import holm
-from stats.numerics import normal_quantile, np
+from stats.numerics import np
 from stats.planning import detectable_effect, planned_centre
 from stats.posterior import Beta, Posterior, pooled_prior, posterior
 from stats.provenance import input_hash
@@ -49,6 +49,7 @@ from stats.results import (
     Interval,
     Level,
     Method,
+    MetricFigures,
     MetricSettings,
     Number,
     Plan,
@@ -62,7 +63,7 @@ from stats.results import (
     interval,
 )
 from stats.samples import Samples, samples
-from stats.scorecard import Measured, scorecard
+from stats.scorecard import Measured, Scorecard
 from stats.splits import pair_share, sample_ratio_mismatch
 from stats.values import value_figures
 from stats.verdict import (
@@ -95,6 +96,8 @@ class _Test(NamedTuple):
     p_values: list[float]
     adjusted: list[float]
     prior: Beta
+    looks: list[horizon.Looks]
+    """The intervals that are shown, and those that decide."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -159,14 +162,14 @@ def figures(
     Equal numbers give equal figures, however they are written (0.1 or 0.10). The time
     and what else was received are added by `analyse`. No caller changes the lists.
     """
-    shown = Level(check_level(confidence_level), len(arms) - 1)
-    deciding = shown._replace(confidence=_verdict_level(plan))
+    shown, deciding = _levels(len(arms) - 1, confidence_level, plan)
     directed = plan and plan.towards(settings)
     split, measured = _split(arms), samples(arms, settings)
-    test = _test(arms, planned_centre(directed), horizon_users)
+    pairs = _pairs(arms, planned_centre(directed), horizon_users)
+    levels = [shown, deciding] if settings.kind == CONVERSION else [shown]
+    test, metrics = _tested(arms, pairs, levels, Scorecard(others, shown, deciding))
     variants = _variants(arms, test, measured, shown, deciding, settings, stored)
     bounds = _bounds(test, variants, measured, shown, deciding, settings)
-    metrics = scorecard(others, shown, deciding)
     contest = contest_of(settings, variants, bounds, metrics)
     decided = verdict(arms, contest, split, directed, horizon_users)
     decided, disagreement = with_values(decided, contest, deciding.alpha)
@@ -297,33 +300,61 @@ def _variants(
     ]
 
 
-def _verdict_level(plan: Plan | None) -> float:
-    """Return the confidence level that decides: the plan's, 0.95 without one."""
-    return 0.95 if plan is None else check_level(plan.confidence_level)
+def _levels(
+    comparisons: int, confidence_level: Number, plan: Plan | None
+) -> tuple[Level, Level]:
+    """Return the level that is shown, and the one that decides.
+
+    The latter is the plan's, and 0.95 without one.
+    """
+    deciding = 0.95 if plan is None else check_level(plan.confidence_level)
+    shown = Level(check_level(confidence_level), comparisons)
+    return shown, shown._replace(confidence=deciding)
 
 
 # ---------------------------------------------------------------------------
 # Rates
 
 
-def _test(arms: Sequence[Arm], centre: float, users: int | None) -> _Test:
-    """Return the test of each variant against the control, valid at any look."""
+def _pairs(arms: Sequence[Arm], centre: float, users: int | None) -> horizon.Pairs:
+    """Return each variant against the control."""
     sides = [(arms[0], arm) for arm in arms[1:]]
     tables = contrasts.tables_of(sides)
     shares = np.array([pair_share(*pair) for pair in sides])
     reached = None if users is None else _reached(arms, tables, users)
-    pairs = horizon.pairs_of(tables, shares, reached, centre, len(sides))
+    return horizon.pairs_of(tables, shares, reached, centre, len(sides))
+
+
+def _tested(
+    arms: Sequence[Arm], pairs: horizon.Pairs, levels: list[Level], card: Scorecard
+) -> tuple[_Test, list[MetricFigures]]:
+    """Return the tests of the variants, and the figures of the other metrics.
+
+    Their intervals are searched together, because many take little longer than one.
+    """
+    alphas = list(dict.fromkeys(level.alpha for level in levels))
+    asked = [horizon.question(pairs, alpha) for alpha in alphas]
+    answers = always_valid_limits(*asked, *card.questions)
+    looks = [
+        horizon.limits(pairs, *each)
+        for each in zip(alphas, answers[: len(asked)], strict=True)
+    ]
+    return _test(arms, pairs, looks), card.figures(answers[len(asked) :])
+
+
+def _test(
+    arms: Sequence[Arm], pairs: horizon.Pairs, looks: list[horizon.Looks]
+) -> _Test:
+    """Return the test of each variant against the control, valid at any look."""
     log_e = horizon.log_e(pairs)
     p_values: list[float] = horizon.p_values(pairs, log_e).tolist()
     prior = pooled_prior([(arm.conversions, arm.sample_size) for arm in arms])
-    return _Test(pairs, log_e.tolist(), p_values, holm(p_values), prior)
+    return _Test(pairs, log_e.tolist(), p_values, holm(p_values), prior, looks)
 
 
 def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
     """Return the share of the horizon's information that each pair has."""
-    control, *others = (float(arm.split_percentage) for arm in arms)
-    whole = control + sum(others)
-    planned = np.array([control * one / (control + one) / whole for one in others])
+    planned = horizon.planned_information([arm.split_percentage for arm in arms])
     total = float(sum(arm.sample_size for arm in arms))
     return horizon.reached(tables, total, users, planned)
 
@@ -338,11 +369,7 @@ def _comparisons(
 ) -> list[Comparison | None]:
     """Return each variant's comparison with the control; None for the control."""
     tables = test.pairs.tables
-    fixed = contrasts.score_limits(tables, normal_quantile(1 - shown.alpha / 2))
-    always = horizon.limits(test.pairs, shown.alpha)
-    # A wider interval is valid too. It is needed only if one arm has very few users and
-    # the other very many, because then the interval of a single look is too wide.
-    always = (always[0].with_all_of(fixed[0]), always[1].with_all_of(fixed[1]))
+    fixed, always = test.looks[0]
     fixed_p_values = contrasts.fixed_horizon_p_value(tables)
     return [None] + [
         Comparison(
@@ -407,7 +434,7 @@ def _bounds(
             if variant.comparison
         ]
     else:
-        limits, _ = horizon.limits(test.pairs, deciding.alpha)
+        limits, _ = test.looks[-1].always
         pairs = zip(limits.lower, limits.upper, strict=True)
         ends = [interval(*each, deciding.each, E_PROCESS) for each in pairs]
     return [Bounds.of(each, settings) for each in ends]

@@ -33,6 +33,11 @@ class Tables(NamedTuple):
     treatment_size: Floats
     treatment_conversions: Floats
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tables]) -> Tables:
+        """Return the tables of all parts, in their order."""
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
     def rows(self, index: Indices) -> Tables:
         """Return the tables at these places, in this order."""
         return Tables(*(column[index] for column in self))
@@ -54,6 +59,11 @@ class Limits(NamedTuple):
 
     lower: Floats
     upper: Floats
+
+    def parts(self, ends: Sequence[int]) -> list[Limits]:
+        """Return the intervals in parts, cut at these places."""
+        lower, upper = (np.split(one, ends) for one in self)
+        return [Limits(*each) for each in zip(lower, upper, strict=True)]
 
     def with_all_of(self, other: Limits) -> Limits:
         """Return the intervals widened to hold the other ones too."""
@@ -85,22 +95,22 @@ def project(
     treatment_rate = np.minimum(np.maximum(treatment_rate, EDGE), 1 - EDGE)
     s = _start(control_rate, treatment_rate, share, ratio, shift)
     s = np.where((s > low) & (s < high), s, (low + high) / 2)
+    is_found = np.zeros(np.shape(s), dtype=bool)
     for _ in range(100):
         step = _newton(s, (control_rate, treatment_rate), share, ratio, shift)
         moved = s + step.length
-        if _is_last(s, moved, step):
-            # Rounding alone can turn a step against its slope.
-            is_uphill = step.length * step.slope >= 0
-            if (is_uphill & (moved >= low) & (moved <= high)).all():
-                return moved
+        is_last = _is_last(s, moved, step)
+        # Rounding alone can turn a step against its slope.
+        is_last &= (step.length * step.slope >= 0) & (moved >= low) & (moved <= high)
+        if (is_found | is_last).all():
+            return np.where(is_found, s, moved)
         rising = step.slope > 0
         low, high = np.where(rising, s, low), np.where(rising, high, s)
         is_safe = (moved >= low) & (moved <= high)
-        moved = np.where(is_safe, moved, (low + high) / 2)
-        is_last = _is_last(s, moved, step)
-        s = moved
-        if is_last or (high - low <= 1e-17).all():
-            break
+        moved = np.where(is_last | is_safe, moved, (low + high) / 2)
+        is_last |= _is_last(s, moved, step) | (high - low <= 1e-17)
+        # A root that is found stays, whatever the others beside it need.
+        s, is_found = np.where(is_found, s, moved), is_found | is_last
     return s
 
 
@@ -115,13 +125,13 @@ class _Step(NamedTuple):
     room: Floats
 
 
-def _is_last(s: Floats, moved: Floats, step: _Step) -> bool:
-    """Tell whether the steps are so small that each is the last one.
+def _is_last(s: Floats, moved: Floats, step: _Step) -> Flags:
+    """Tell which steps are so small that they are the last ones.
 
     Newton converges quadratically.
     """
     enough = np.maximum(1e-9 * step.room, 2e-16 * s)
-    return bool((np.abs(moved - s) <= enough).all())
+    return np.asarray(np.abs(moved - s) <= enough)
 
 
 def _newton(
@@ -270,11 +280,11 @@ def accepted(
     excess: Callable[[Indices, Floats, Floats], Floats],
     critical: Floats | float,
     precision: float,
-    has_ratios: bool = True,
+    has_ratios: Flags | bool = True,
 ) -> tuple[Limits, Limits]:
     """Return all differences and all ratios at which *excess* is negative.
 
-    The ratios are unknown, which takes half the work, unless they are wanted.
+    The ratios of a table are unknown, which takes half the work, unless it has them.
 
     *excess* is called with many nulls at once: the indices of their tables, ratios,
     shifts. The search goes outwards from the estimate in steps of about *critical*
@@ -282,8 +292,7 @@ def accepted(
     """
     count = len(tables.control_size)
     searches = _searches(tables, critical)
-    if not has_ratios:
-        searches.unknown[2 * count :] = True
+    searches.unknown[2 * count :] |= ~np.tile(np.broadcast_to(has_ratios, count), 2)
 
     def at(point: Floats, search: Indices) -> Floats:
         scaled = searches.on_ratio[search]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stats import horizon
 from stats.contrasts import tables_of
+from stats.evidence import always_valid_limits
 from stats.means import always_valid_means, difference, lift
 from stats.numerics import np
 from stats.rates import rate_difference, rate_lift
 from stats.results import CONVERSION, Arm, Interval, Level, MetricSettings, interval
 from stats.samples import samples
-from stats.splits import pair_share, shares
+from stats.splits import pair_share
 
 if TYPE_CHECKING:
     from stats.contrasts import Tables
@@ -55,7 +56,8 @@ def course(
     if horizon_users is not None:
         reached = _reached(days, tables, horizon_users)
     pairs = horizon.pairs_of(tables, planned, reached, centre, level.comparisons)
-    differences, ratios = horizon.limits(pairs, level.alpha)
+    (evident,) = always_valid_limits(horizon.question(pairs, level.alpha))
+    differences, ratios = horizon.limits(pairs, level.alpha, evident).always
     found = iter(zip(sides, *differences, *ratios, strict=True))
     label = level.each, pairs.method
     return [[_point(label, *next(found)) for _ in arms[1:]] for arms in days]
@@ -92,11 +94,11 @@ def _means(arms: Sequence[Arm], settings: MetricSettings, level: Level) -> list[
 
 def _reached(days: Sequence[Sequence[Arm]], tables: Tables, users: int) -> Floats:
     """Return the share of the horizon's information of each pair at each day."""
-    control, *others = shares([arm.split_percentage for arm in days[0]])
-    planned = [control * one / (control + one) for one in others]
-    totals = [
-        float(sum(arm.sample_size for arm in arms)) for arms in days for _ in others
-    ]
+    planned = horizon.planned_information([arm.split_percentage for arm in days[0]])
+    totals = [float(sum(arm.sample_size for arm in arms)) for arms in days]
     return horizon.reached(
-        tables, np.array(totals), users, np.array(planned * len(days))
+        tables,
+        np.repeat(totals, len(planned)),
+        users,
+        np.tile(planned, len(days)),
     )

@@ -7,7 +7,7 @@ and by simulation for large ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,37 +108,58 @@ def null_log_e_values(
     return _null_log_e_values(_pairs(tables, share, centre, nuisance), ratio, shift)
 
 
-def always_valid_limits(
-    tables: Tables,
-    share: Floats,
-    alpha: Floats | float,
-    centre: float = CENTRE,
-    nuisance: float = NUISANCE,
-    has_ratios: bool = True,
-) -> tuple[Limits, Limits]:
-    """Return the always-valid intervals for difference and ratio.
+class Question(NamedTuple):
+    """Some tables whose always-valid intervals are wanted, at these error rates.
 
-    *alpha* is one number, or one for each table. The ratios are unknown unless they
-    are wanted.
+    *alpha* is one number, or one for each table. The ratios are unknown, which takes
+    half the work, unless they are wanted.
+    """
+
+    tables: Tables
+    share: Floats
+    alpha: Floats | float
+    centre: float = CENTRE
+    nuisance: float = NUISANCE
+    has_ratios: bool = True
+
+
+def always_valid_limits(*questions: Question) -> list[tuple[Limits, Limits]]:
+    """Return the always-valid intervals for difference and ratio of each question.
 
     They hold all nulls with ``E < 1 / (alpha - beta)``, and so they exclude "no
-    effect" exactly if the always-valid p-value is below alpha.
+    effect" exactly if the always-valid p-value is below alpha. All are computed
+    together, because many take little longer than one.
     """
-    threshold = np.broadcast_to(-np.log(alpha - nuisance), len(share))
+    sizes = [len(one.share) for one in questions]
+
+    def column(values: Sequence[Floats | float]) -> Floats:
+        pairs = zip(values, sizes, strict=True)
+        return np.concatenate([np.broadcast_to(*each) for each in pairs])
+
+    *columns, has_ratios = (
+        column([getattr(one, name) for one in questions])
+        for name in ("share", "alpha", "centre", "nuisance", "has_ratios")
+    )
+    share, alpha, centre, nuisance = columns
+    tables = Tables.joined([one.tables for one in questions])
+    threshold = -np.log(alpha - nuisance)
     pairs = _pairs(tables, share, centre, nuisance)
 
     def excess(index: Indices, ratio: Floats, shift: Floats) -> Floats:
         values = _null_log_e_values(pairs.rows(index), ratio, shift)
         return np.asarray(values - threshold[index])
 
-    return accepted(tables, excess, 3.3, 1e-8, has_ratios)
+    found = accepted(tables, excess, 3.3, 1e-8, has_ratios.astype(bool))
+    ends = np.cumsum(sizes)[:-1].tolist()
+    differences, ratios = (limits.parts(ends) for limits in found)
+    return list(zip(differences, ratios, strict=True))
 
 
 class _Pairs(NamedTuple):
     """What the e-values of many tables need, whatever the null line is.
 
-    *kept* are the cells of each table's pooled rate, *pooled* is that rate, and
-    *equal* has the bets around equality at each share; *kind* is a table's share.
+    *kept* are the cells of each table's pooled rate, and *pooled* is that rate. A
+    table's *kind* is its share and its centre, and *bets* are those of each kind.
     """
 
     counts: Floats
@@ -146,8 +167,7 @@ class _Pairs(NamedTuple):
     pooled: Floats
     kept: Flags
     kind: Indices
-    equal: Floats
-    centre: float
+    bets: _Bets
 
     def rows(self, index: Indices) -> _Pairs:
         """Return the pairs at these places, in this order."""
@@ -160,19 +180,49 @@ class _Pairs(NamedTuple):
         )
 
 
-def _pairs(tables: Tables, share: Floats, centre: float, nuisance: float) -> _Pairs:
+class _Bets(NamedTuple):
+    """The bets of each kind: odds ratios, log weights, and the rates around equality.
+
+    Most of the weight is on bets around the null's point at the middle of the cell's
+    possible part, and the rest on bets around equality at the middle of the cell.
+    """
+
+    odds: Floats
+    log_weights: Floats
+    equal: Floats
+
+
+@lru_cache(maxsize=64)
+def _bets(kinds: tuple[tuple[float, float], ...]) -> _Bets:
+    """Return the bets of these pairs of a share and a centre."""
+    each = [bets(centre) for _, centre in kinds]
+    weights = [
+        np.concatenate([one + np.log(AROUND_NULL), one + np.log1p(-AROUND_NULL)])
+        for _, one in each
+    ]
+    return _Bets(
+        np.stack([np.exp(sizes) for sizes, _ in each]),
+        np.stack(weights),
+        np.stack([_equal_rates(*kind) for kind in kinds]),
+    )
+
+
+def _pairs(
+    tables: Tables, share: Floats, centre: Floats | float, nuisance: Floats | float
+) -> _Pairs:
     edges = _edges()
     total = tables.control_size + tables.treatment_size
     converted = tables.control_conversions + tables.treatment_conversions
-    shares, kind = np.unique(share, return_inverse=True)
+    centres = np.broadcast_to(centre, len(share))
+    every = list(zip(share.tolist(), centres.tolist(), strict=True))
+    kinds = {kind: place for place, kind in enumerate(dict.fromkeys(every))}
     return _Pairs(
         counts=_counts(tables),
         share=share,
         pooled=converted / np.maximum(total, 1),
         kept=_kept(tables, edges[:-1], edges[1:], nuisance),
-        kind=kind,
-        equal=np.stack([_equal_rates(float(each), centre) for each in shares]),
-        centre=centre,
+        kind=np.array([kinds[kind] for kind in every]),
+        bets=_bets(tuple(kinds)),
     )
 
 
@@ -189,12 +239,12 @@ def _null_log_e_values(pairs: _Pairs, ratio: Floats, shift: Floats) -> Floats:
         kept[none] = _nearest(pairs.pooled[none], *rows)
     row, cell = np.nonzero(kept)
     values = np.full(kept.shape, np.inf)
+    kind, tried = pairs.kind[row], pairs.bets
     values[row, cell] = _null_products(
         pairs.counts[row],
         _middle(lower[row, cell], upper[row, cell]),
-        pairs.equal[pairs.kind[row], :, cell],
+        _Bets(tried.odds[kind], tried.log_weights[kind], tried.equal[kind, :, cell]),
         _Line(pairs.share[row, None], ratio[row, None], shift[row, None]),
-        pairs.centre,
     )
     return np.asarray(values.min(axis=1))
 
@@ -226,7 +276,9 @@ def _middle(lower: Floats, upper: Floats) -> Floats:
     return np.asarray(np.sin(halfway) ** 2)
 
 
-def _kept(tables: Tables, lower: Floats, upper: Floats, nuisance: float) -> Flags:
+def _kept(
+    tables: Tables, lower: Floats, upper: Floats, nuisance: Floats | float
+) -> Flags:
     """Tell which cells overlap the confidence sequence of the pooled rate.
 
     The beta-binomial likelihood ratio is smallest at the observed rate, so a cell
@@ -241,7 +293,7 @@ def _kept(tables: Tables, lower: Floats, upper: Floats, nuisance: float) -> Flag
     ratio = ratio - special.betaln(0.5, 0.5)
     ratio = ratio - special.xlogy(converted, nearest)
     ratio = ratio - special.xlog1py(total - converted, -nearest)
-    return np.asarray(ratio < -np.log(nuisance))
+    return np.asarray(ratio < -np.log(np.reshape(nuisance, (-1, 1))))
 
 
 def _nearest(pooled: Floats, lower: Floats, upper: Floats, possible: Flags) -> Flags:
@@ -327,31 +379,23 @@ class _Line(NamedTuple):
 def _null_products(
     counts: Floats,
     possible_rate: Floats,
-    equal: Floats,
+    tried: _Bets,
     line: _Line,
-    centre: float,
 ) -> Floats:
-    """Return the log of the mixture of products, one for each (table, cell).
-
-    Most of the weight is on bets around the null's point at the middle of the cell's
-    possible part, and the rest on bets around equality at the middle of the cell.
-    """
+    """Return the log of the mixture of products, one for each (table, cell)."""
     share, ratio, shift = line
-    sizes, log_weights = bets(centre)
     control_null = (possible_rate[:, None] - share * shift) / (
         1 - share + share * ratio
     )
     treatment_null = _clipped(ratio * control_null + shift)
     control_null = _clipped(control_null)
     odds = treatment_null * (1 - control_null) / ((1 - treatment_null) * control_null)
-    near = alternatives(possible_rate[:, None], share, odds * np.exp(sizes))
-    control = np.concatenate([near[0], equal[:, 0]], axis=1)
-    treatment = np.concatenate([near[1], equal[:, 1]], axis=1)
+    near = alternatives(possible_rate[:, None], share, odds * tried.odds)
+    control = np.concatenate([near[0], tried.equal[:, 0]], axis=1)
+    treatment = np.concatenate([near[1], tried.equal[:, 1]], axis=1)
     s = project(control, treatment, share, ratio, shift)
     factors = _log_factors(control, s) + _log_factors(treatment, ratio * s + shift)
-    products = np.concatenate(
-        [log_weights + np.log(AROUND_NULL), log_weights + np.log1p(-AROUND_NULL)]
-    )
+    products = tried.log_weights
     for column, factor in enumerate(factors):
         products = products + counts[:, column, None] * factor
     return _log_sum(products)

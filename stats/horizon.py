@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stats.contrasts import Limits, Tables, pooled_score, score_limits
 from stats.evidence import (
     E_PROCESS,
-    always_valid_limits,
+    Question,
     always_valid_p_value,
     critical_score,
     log_e_values,
@@ -30,7 +30,10 @@ from stats.evidence import (
 from stats.numerics import crossing, normal_quantile, np, special
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stats.numerics import Flags, Floats, Indices
+    from stats.results import Number
 
 #: The method of an experiment with a horizon, with its version.
 PLANNED = "planned_horizon_1"
@@ -91,9 +94,9 @@ def reached(
 ) -> Floats:
     """Return the share of the horizon's information that each table has.
 
-    *users* are those of the whole experiment, and *planned* is a pair's information for
-    each user of the horizon: ``s_c s_t / (s_c + s_t)`` for two shares of all users. It
-    is 0 beyond the horizon, and for small counts.
+    *users* are those of the whole experiment, and *planned* is the
+    `planned_information` of each pair: ``s_c s_t / (s_c + s_t)`` for two shares of all
+    users. It is 0 beyond the horizon, and for small counts.
     """
     total = tables.control_size + tables.treatment_size
     converted = tables.control_conversions + tables.treatment_conversions
@@ -103,6 +106,13 @@ def reached(
     share = tables.control_size * tables.treatment_size / size / (horizon * planned)
     applies = (users <= horizon) & (smaller * rarer / size >= LEAST_EXPECTED)
     return np.where(applies, np.minimum(share, 1.0), 0.0)
+
+
+def planned_information(splits: Sequence[Number]) -> Floats:
+    """Return the information of each pair for each user of the horizon."""
+    control, *others = (float(split) for split in splits)
+    whole = control + sum(others)
+    return np.array([control * one / (control + one) / whole for one in others])
 
 
 def log_e(pairs: Pairs) -> Floats:
@@ -133,27 +143,52 @@ def p_values(pairs: Pairs, log_e: Floats) -> Floats:
     return np.asarray(np.minimum(least, 1.0))
 
 
-def limits(pairs: Pairs, alpha: float) -> tuple[Limits, Limits]:
-    """Return the intervals for difference and ratio, valid at every look.
-
-    With a horizon they hold what neither the boundary nor the e-process excludes. They
-    exclude "no effect" exactly if the p-value is below alpha.
-    """
+def question(pairs: Pairs, alpha: Floats | float) -> Question:
+    """Return what `limits` needs to know of the e-process, to be asked with others."""
     part = 1.0 if pairs.reached is None else ON_EVIDENCE
-    evident = always_valid_limits(
+    return Question(
         pairs.tables, pairs.share, part * alpha, pairs.centre, pairs.nuisance
     )
+
+
+class Looks(NamedTuple):
+    """The intervals for difference and ratio: of a single look, and of every look."""
+
+    once: tuple[Limits, Limits]
+    always: tuple[Limits, Limits]
+
+
+def limits(pairs: Pairs, alpha: float, evident: tuple[Limits, Limits]) -> Looks:
+    """Return the intervals at this error rate; *evident* are those of the e-process.
+
+    With a horizon, those that are valid at every look hold what neither the boundary
+    nor the e-process excludes. They exclude "no effect" exactly if the p-value is below
+    alpha, and hold those of a single look. That is valid too, because it is wider. It
+    is needed only if one arm has very few users and the other very many, because then
+    the interval of a single look is too wide.
+    """
+    once = np.full(len(pairs.share), normal_quantile(1 - alpha / 2))
     if pairs.reached is None or not pairs.reached.any():
-        return evident
+        fixed = score_limits(pairs.tables, once)
+        return Looks(fixed, _with_all_of(evident, fixed))
     applies = pairs.reached > 0
     critical = boundary(alpha * ON_BOUNDARY) / np.sqrt(
         np.where(applies, pairs.reached, 1.0)
     )
-    bounded = score_limits(pairs.tables, critical)
+    # Both at once take hardly longer than one.
+    twice = Tables.joined([pairs.tables, pairs.tables])
+    found = score_limits(twice, np.concatenate([once, critical]))
+    fixed, bounded = zip(*(one.parts([len(once)]) for one in found), strict=True)
     difference, ratio = (
         _both(applies, *each) for each in zip(bounded, evident, strict=True)
     )
-    return difference, ratio
+    return Looks(fixed, _with_all_of((difference, ratio), fixed))
+
+
+def _with_all_of(
+    wide: tuple[Limits, Limits], other: tuple[Limits, Limits]
+) -> tuple[Limits, Limits]:
+    return wide[0].with_all_of(other[0]), wide[1].with_all_of(other[1])
 
 
 def critical(pairs: Pairs, alpha: float) -> Floats:

@@ -16,11 +16,11 @@ Stat. Med. 9, p. 1447-1454.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stats import horizon
 from stats.contrasts import tables_of
-from stats.evidence import CENTRE, E_PROCESS, always_valid_limits
+from stats.evidence import CENTRE, E_PROCESS, Question
 from stats.means import always_valid_means, difference, lift
 from stats.multiplicity import holm
 from stats.numerics import np
@@ -40,6 +40,9 @@ from stats.results import (
 )
 from stats.samples import Sample, samples
 from stats.splits import pair_share
+
+if TYPE_CHECKING:
+    from stats.contrasts import Limits
 
 HARMED, HARMLESS, NOT_SHOWN = "harmed", "harmless", "not_shown"
 BETTER, WORSE, NOT_COUNTED = "better", "worse", "not_counted"
@@ -85,21 +88,39 @@ class _Test(NamedTuple):
     harm: Interval
 
 
-def scorecard(
-    measured: Sequence[Measured], shown: Level, deciding: Level
-) -> list[MetricFigures]:
-    """Return the figures of each metric, in order, with what they say of a variant."""
-    if not measured:
-        return []
-    levels = _levels([one.settings for one in measured], shown, deciding)
-    metrics = [_Metric(*one, _samples(one)) for one in measured]
-    tests = _rate_tests([one for one in metrics if one.is_rate], levels)
-    for one in metrics:
-        if not one.is_rate:
-            tests[one.settings.name] = _mean_tests(one, levels[one.settings.role])
-    adjusted = _adjusted(metrics, tests)
-    alpha = 1 - deciding.confidence
-    return [_figures(one, tests, adjusted, alpha) for one in metrics]
+class Scorecard:
+    """The metrics beside the primary one, whose rates are tested together.
+
+    Their intervals are searched with those of the primary metric: *question* asks for
+    them, and `figures` takes the answer.
+    """
+
+    def __init__(
+        self, measured: Sequence[Measured], shown: Level, deciding: Level
+    ) -> None:
+        self._alpha = 1 - deciding.confidence
+        self._levels = _levels([one.settings for one in measured], shown, deciding)
+        self._metrics = [_Metric(*one, _samples(one)) for one in measured]
+        rates = [one for one in self._metrics if one.is_rate]
+        self._rates = _Rates.of(rates, self._levels) if rates else None
+
+    @property
+    def questions(self) -> list[Question]:
+        """Return what has to be asked: one question, or none without a rate."""
+        return [self._rates.question] if self._rates else []
+
+    def figures(self, answers: Sequence[tuple[Limits, Limits]]) -> list[MetricFigures]:
+        """Return the figures of each metric, with what they say of a variant."""
+        tests: dict[str, list[_Test]] = {}
+        if self._rates:
+            ((differences, _),) = answers
+            tests = self._rates.tests(differences)
+        for one in self._metrics:
+            if not one.is_rate:
+                levels = self._levels[one.settings.role]
+                tests[one.settings.name] = _mean_tests(one, levels)
+        adjusted = _adjusted(self._metrics, tests)
+        return [_figures(one, tests, adjusted, self._alpha) for one in self._metrics]
 
 
 def _samples(one: Measured) -> list[Sample | None]:
@@ -136,50 +157,49 @@ def _mean_tests(one: _Metric, levels: _Levels) -> list[_Test]:
     return tests
 
 
-def _rate_tests(
-    metrics: Sequence[_Metric], levels: dict[str, _Levels]
-) -> dict[str, list[_Test]]:
-    """Return the tests of rates, all computed together: that takes hardly longer."""
-    if not metrics:
-        return {}
-    sides = [(one.arms[0], arm) for one in metrics for arm in one.arms[1:]]
-    shares = np.array([pair_share(*pair) for pair in sides])
-    pairs = horizon.pairs_of(tables_of(sides), shares, None, CENTRE, len(sides))
-    p_values = horizon.p_values(pairs, horizon.log_e(pairs)).tolist()
-    alphas = [
-        [levels[one.settings.role][place] for one in metrics for _ in one.arms[1:]]
-        for place in range(len(_Levels._fields))
-    ]
-    ends = _ends(pairs, alphas)
-    rows = iter(
-        _Test(p_value, *(each[row] for each in ends))
-        for row, p_value in enumerate(p_values)
-    )
-    return {one.settings.name: [next(rows) for _ in one.arms[1:]] for one in metrics}
+class _Rates(NamedTuple):
+    """The pairs of some rates, and the error rates of each pair's intervals."""
 
+    metrics: Sequence[_Metric]
+    pairs: horizon.Pairs
+    alphas: list[_Levels]
 
-def _ends(
-    pairs: horizon.Pairs, alphas: Sequence[Sequence[float]]
-) -> list[list[Interval]]:
-    """Return each pair's interval of the difference at each of these error rates."""
-    distinct = sorted(
-        {(row, alpha) for each in alphas for row, alpha in enumerate(each)}
-    )
-    index = np.array([row for row, _ in distinct])
-    many = pairs.rows(index)
-    limits, _ = always_valid_limits(
-        many.tables,
-        many.share,
-        np.array([alpha for _, alpha in distinct]),
-        many.centre,
-        many.nuisance,
-        has_ratios=False,
-    )
-    found = {
-        (row, alpha): interval(lower, upper, 1 - alpha, E_PROCESS)
-        for (row, alpha), lower, upper in zip(distinct, *limits, strict=True)
-    }
-    return [[found[row, alpha] for row, alpha in enumerate(each)] for each in alphas]
+    @classmethod
+    def of(cls, metrics: Sequence[_Metric], levels: dict[str, _Levels]) -> _Rates:
+        sides = [(one.arms[0], arm) for one in metrics for arm in one.arms[1:]]
+        shares = np.array([pair_share(*pair) for pair in sides])
+        pairs = horizon.pairs_of(tables_of(sides), shares, None, CENTRE, len(sides))
+        alphas = [levels[one.settings.role] for one in metrics for _ in one.arms[1:]]
+        return cls(metrics, pairs, alphas)
+
+    @property
+    def _distinct(self) -> list[tuple[int, float]]:
+        """Return the place of a pair, with an error rate, of each interval."""
+        every = enumerate(self.alphas)
+        return sorted({(row, alpha) for row, levels in every for alpha in levels})
+
+    @property
+    def question(self) -> Question:
+        """Return what has to be asked for these intervals."""
+        rows, alphas = zip(*self._distinct, strict=True)
+        many = self.pairs.rows(np.array(rows))
+        return horizon.question(many, np.array(alphas))._replace(has_ratios=False)
+
+    def tests(self, limits: Limits) -> dict[str, list[_Test]]:
+        """Return the tests of each metric, from the answer."""
+        found = {
+            place: interval(lower, upper, 1 - place[1], E_PROCESS)
+            for place, lower, upper in zip(self._distinct, *limits, strict=True)
+        }
+        p_values = horizon.p_values(self.pairs, horizon.log_e(self.pairs)).tolist()
+        rows = iter(
+            _Test(p_values[row], *(found[row, alpha] for alpha in levels))
+            for row, levels in enumerate(self.alphas)
+        )
+        return {
+            one.settings.name: [next(rows) for _ in one.arms[1:]]
+            for one in self.metrics
+        }
 
 
 def _adjusted(

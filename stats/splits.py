@@ -57,6 +57,13 @@ def sample_ratio_mismatch(
 
     Lindon & Malek (2022), NeurIPS 35 (arXiv 2011.03567); Pearson (1900).
     """
+    return _mismatch(tuple(counts), tuple(splits))
+
+
+@lru_cache(maxsize=64)  # two variants are a pair too
+def _mismatch(
+    counts: tuple[int, ...], splits: tuple[Number, ...]
+) -> SampleRatioMismatch:
     planned = np.array(shares(splits))
     observed = np.array([float(count) for count in counts])
     total = float(observed.sum())

@@ -9,8 +9,8 @@ The verdict is the first of these that holds:
 - `harm`: a variant is shown to be worse in a guardrail by more than its margin.
 - `variant_wins`: a variant is significantly better than the control at any
   look (Holm's always-valid p), and each guardrail with a margin is shown to be
-  harmless. Of several, it is the one with the best figure. If an experiment has
-  a horizon, the first such look is stored, and no later one withdraws it. While
+  harmless. Of several, it is the one with the best figure. The first such look at
+  a rate is stored, and no later one withdraws it. While
   a guardrail is not shown to be harmless, the verdict is `keep_running`.
 - `control_wins`: a variant is significantly worse, and no other can still win:
   each is significantly worse too, or its always-valid difference interval

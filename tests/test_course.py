@@ -2,10 +2,12 @@
 
 import random
 from datetime import date, timedelta
+from decimal import Decimal
 
 import pytest
 from conftest import LINE, ago
 
+import stats
 from models import Experiment
 from storage.columns import utcnow
 
@@ -68,6 +70,39 @@ def test_each_day_has_the_figures_that_a_look_at_its_end_would_have_shown(
     sizes = [days[day][0]["sampleSize"] for day in sorted(days)]
     assert sizes == [30, 60, 90, 120, 150, 180]
     assert "days" not in told(path)
+
+
+@pytest.mark.parametrize("users", [None, 2_000])
+@pytest.mark.parametrize(
+    ("control", "treatment"),
+    [((1_000, 500), (1, 1)), ((500, 250), (1, 0)), ((100_000, 2_000), (30, 0))],
+)
+def test_the_last_day_has_the_intervals_of_the_analysis_to_the_last_digit(
+    control, treatment, users
+):
+    # With one user beside 1,000, a single look's interval reaches further than that of
+    # every look, and the latter is widened.
+    sides = [("v1", "99", control), ("v2", "1", treatment)]
+    last = [stats.Arm(one, one, Decimal(split), *n) for one, split, n in sides]
+    earlier = [arm._replace(sample_size=1, conversions=0) for arm in last]
+    plan = stats.Plan(0.5, 0.1) if users else None
+
+    whole = stats.analyse(last, plan=plan, horizon_users=users)
+    days = stats.course(
+        [earlier, last],
+        stats.MetricSettings("conversion"),
+        stats.Level(0.95, 1),
+        whole.analysis.centre,
+        users,
+    )
+
+    compared = whole.variants[1].comparison
+    shown, (point,) = compared.sequential, days[-1]
+    assert point.difference_interval == shown.difference_interval
+    assert point.lift_interval == shown.lift_interval
+    once = compared.fixed_horizon.difference_interval
+    assert shown.difference_interval.lower <= once.lower
+    assert shown.difference_interval.upper >= once.upper
 
 
 def test_the_band_narrows_and_a_novelty_shows(running, load, told):

@@ -105,7 +105,8 @@ def test_no_bet_can_be_expected_to_win_under_the_null():
 def test_the_accepted_differences_and_lifts_are_an_interval(control, treatment):
     counts, threshold = table(control, treatment), -math.log(0.05 - 1e-4)
     share = np.array([treatment[0] / (control[0] + treatment[0])])
-    found = stats.evidence.always_valid_limits(counts, share, 0.05)
+    asked = stats.evidence.Question(counts, share, 0.05)
+    (found,) = stats.evidence.always_valid_limits(asked)
     differences = np.linspace(-0.999, 0.999, 251)
     ratios = np.exp(np.linspace(-6, 6, 251))
 

@@ -272,10 +272,46 @@ def test_an_experiment_keeps_the_method_that_it_started_with(
         told = looked(path)
         assert told["analysis"]["method"] == "always_valid_e_process"
         assert "horizon" not in told["analysis"]
+
+
+def test_a_win_without_a_plan_stays_too(running, grow, looked):
+    path = running()
+    grow(path, "a", 40, {"v1": 0.5, "v2": 0.6})
+    before = looked(path)
+    assert crossing_of(before) is None and Crossing.select().count() == 0
+    grow(path, "b", 160, {"v1": 0.3, "v2": 0.9})
+    other = looked(path, metric="signup")
+    first = looked(path, confidenceLevel="0.9")
+    grow(path, "c", 600, {"v1": 0.75, "v2": 0.6})
+
+    later = looked(path)
+
+    assert crossing_of(other) is None
+    crossing = crossing_of(first)
+    assert (crossing["users"], crossing_of(later)) == (200, crossing)
+    assert crossing["sampleSize"] == first["variants"][1]["sampleSize"]
+    assert first["verdict"]["status"] == later["verdict"]["status"] == "variant_wins"
+    assert later["analysis"]["method"] == "always_valid_e_process"
+    assert later["variants"][1]["comparison"]["sequential"]["pValue"] > 0.05
+    sentence = later["verdict"]["sentence"]
+    assert sentence.startswith("Detailed won on ") and " at 200 users (p " in sentence
+    then, now = (
+        looked(path, asOf=one["analysis"]["computedAt"]) for one in (before, first)
+    )
+    assert (crossing_of(then), crossing_of(now)) == (None, crossing)
+
+
+def test_a_mean_that_decides_is_not_stored_as_a_rate(running, grow, looked):
+    path = running(metrics=[{"name": "spent", "role": "primary", "kind": "mean"}])
+    grow(path, "a", 200, {"v1": 0.1, "v2": 0.9})
+
+    assert crossing_of(looked(path)) is None
     assert Crossing.select().count() == 0
 
 
-def test_a_broken_split_decides_nothing(api, planned, grow, looked):
+@pytest.mark.parametrize("plan", [LARGE, None])
+def test_a_broken_split_decides_nothing(api, running, grow, looked, plan):
+    planned = running(plan=plan)
     grow(planned, "a", 60, {"v1": 0.5, "v2": 0.5})
     extra = {"users": [{"userId": f"x{place}"} for place in range(600)]}
     decided = api.post(f"{planned}/assignments/batch", extra).json["data"]
