@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -587,6 +588,31 @@ def test_50_users_who_leave_a_page_at_once_are_enrolled_and_counted(tmp_path, fi
             real.wait_until(lambda: counted(service, path) == (50, 50), 60)
         assert participants(service, path) == 50
     figure("users who leave a page at once", users=50, enrolled=50, converted=50)
+
+
+def test_one_command_plays_the_page_and_compares_its_counts_with_abacus():
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "clients/python/examples/visits.py",
+            CLIENT / "examples" / "page.js",
+        ],
+        cwd=real.ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
+
+    browsers = 12 if CHROMIUM else 0
+    numbers = re.findall(r"^(visitors|clicks), .* (\d+) +(\d+)$", ended.stdout, re.M)
+    counts = {"visitors": 0, "clicks": 0}
+    for kind, own, counted_there in numbers:
+        assert own == counted_there
+        counts[kind] += int(own)
+    assert counts == {"visitors": 300 + browsers, "clicks": browsers}
+    assert ended.stderr == ""
 
 
 # ---------------------------------------------------------------------------
