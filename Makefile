@@ -4,7 +4,7 @@ BIN = .venv/bin
 # The port on which `make run` serves; PORT=8001 names another one.
 PORT ?= 8000
 
-.PHONY: run test test-clients demo example check faults contract bench requirements
+.PHONY: run test test-clients demo example example-node check faults contract bench requirements
 
 run: .venv/ready
 	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", int("$(PORT)")))' 2>/dev/null || { \
@@ -36,6 +36,10 @@ demo: .venv/ready
 # A shop whose visitors are in an experiment, with Abacus away in between.
 example: .venv/ready-dev
 	@$(BIN)/python clients/python/examples/visits.py
+
+# The same with a page of Node, and with a browser if there is one.
+example-node: .venv/ready-dev $(JAVASCRIPT)/node_modules
+	@$(BIN)/python clients/python/examples/visits.py $(JAVASCRIPT)/examples/page.js
 
 bench: .venv/ready-dev
 	@$(BIN)/python bench/speed.py

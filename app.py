@@ -490,7 +490,9 @@ def record_event(body):
 @api.response(200, schemas.BookedSchema())
 @requires("assign")
 def record_events_batch(body):
-    """Report up to 10,000 events, each to every experiment of its user."""
+    """Enrol users, and report up to 10,000 events to every experiment of theirs."""
+    pairs = [(row.pop("experiment"), User(**row)) for row in body["enrollments"]]
+    metrics.enrolled(enrolment.enrol_pairs(pairs))
     events = [conversions.Event(**row) for row in body["events"]]
     booked = [metrics.converted(receipts) for receipts in conversions.credit(events)]
     return streamed_list(receipt_lists(booked))

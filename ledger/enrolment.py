@@ -86,7 +86,14 @@ def enrol_in(names: Sequence[str], user: User) -> list[Decision]:
 
     An experiment is named by its id or its key. All rows are written, or none.
     """
-    return database.obj.beside(lambda: [enrolled_in(name, user) for name in names])
+    return enrol_pairs([(name, user) for name in names])
+
+
+def enrol_pairs(pairs: Sequence[tuple[str, User]]) -> list[Decision]:
+    """Return the decision of each pair of an experiment and a user, in order."""
+    if not pairs:
+        return []
+    return database.obj.beside(lambda: [enrolled_in(*pair) for pair in pairs])
 
 
 def enrolled_in(name: str, user: User) -> Decision:

@@ -9,6 +9,7 @@ from marshmallow import (
     Schema,
     ValidationError,
     fields,
+    validate,
     validates_schema,
 )
 
@@ -27,6 +28,7 @@ from web.fields import (
     Answer,
     Batch,
     Id,
+    Items,
     MetricValue,
     Moment,
     Rows,
@@ -55,10 +57,26 @@ class ConversionsSchema(Batch):
     conversions = Rows(EventSchema())
 
 
+class EnrollmentSchema(Wire):
+    """A user to enrol, and the id or the key of the experiment."""
+
+    experiment = Id(required=True)
+    user_id = Id(required=True)
+    attributes = fields.Dict(load_default=dict)
+
+
 class EventsSchema(Batch):
-    """Events to book in every experiment that their users are in."""
+    """Events to book in every experiment that their users are in.
+
+    The enrolments come before all events.
+    """
 
     events = Rows(EventSchema())
+    enrollments = Items(
+        fields.Nested(EnrollmentSchema()),
+        load_default=list,
+        validate=validate.Length(max=100),
+    )
 
 
 class ImportLineSchema(Schema):

@@ -3,19 +3,26 @@
 The search is certain and not complete: whatever is found is true for no user, and
 other impossible rules are not found. It compares rules about the same field that must
 hold together: those of an AND group and of the AND groups in it. An OR group can
-never be true if none of its rules can. Patterns count as texts only, and values of
-over 1,000 characters or items are not compared, so that the search stays cheap.
+never be true if none of its rules can. Patterns count as texts only. Values of over
+1,000 characters or items are not compared, and neither is what would take the search of
+one tree over 10,000 steps, so that it stays cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from targeting import orders
 from targeting.audience import DEPTH, OPERATORS, Indexed, joined, numeric, problems
 
 COMPARED = 1_000
+
+STEPS = 10_000
+"""Of one search. A step compares two short values, in a few microseconds."""
+
+STEP_LENGTH = 32  # characters of two texts that count as one step more
 
 TEXTS = frozenset({"text", "version", "moment"})
 """No text is both: each moment has a colon, and no version has one."""
@@ -60,22 +67,38 @@ class Rule(NamedTuple):
     value: Any
 
 
+class Work:
+    """The steps that a search may still take."""
+
+    def __init__(self) -> None:
+        self._left = STEPS
+
+    def allows(self, steps: int) -> bool:
+        """Take these steps, or tell that they are too many."""
+        if steps > self._left:
+            return False
+        self._left -= steps
+        return True
+
+
 def never_true(tree: Any, root: str = "ruleTree") -> list[NeverTrue]:
     """Return the outermost rules and groups that are true for no user with an id."""
-    reason, inside = _examined(root, tree, DEPTH)
+    reason, inside = _examined(root, tree, DEPTH, Work())
     return [NeverTrue(root, reason)] if reason else inside
 
 
-def _examined(path: str, node: Any, room: int) -> tuple[str | None, list[NeverTrue]]:
+def _examined(
+    path: str, node: Any, room: int, work: Work
+) -> tuple[str | None, list[NeverTrue]]:
     """Return why a node is never true, or else which nodes inside it are not."""
     group = joined(node, room)
     if group is None or group[0] is all:
-        return _examined_together(path, node, room)
+        return _examined_together(path, node, room, work)
     inside, reasons = [], []
     _, rules = group
     for place, rule in enumerate(rules):
         own = f"{path}.rules.{place}"
-        reason, deeper = _examined(own, rule, room - 1)
+        reason, deeper = _examined(own, rule, room - 1, work)
         reasons.append(reason)
         inside += [NeverTrue(own, reason)] if reason else deeper
     if all(reasons):
@@ -84,7 +107,7 @@ def _examined(path: str, node: Any, room: int) -> tuple[str | None, list[NeverTr
 
 
 def _examined_together(
-    path: str, node: Any, room: int
+    path: str, node: Any, room: int, work: Work
 ) -> tuple[str | None, list[NeverTrue]]:
     """Return the same for a rule alone, or for all that an AND group asks together."""
     fields: dict[str, list[Rule]] = {}
@@ -95,11 +118,11 @@ def _examined_together(
         elif rule := _rule(own, part):
             fields.setdefault(rule.field, []).append(rule)
     for field, rules in fields.items():
-        if conflict := _conflict(field, rules):
+        if conflict := _conflict(field, rules, work):
             return _sentence(field, conflict), []
     inside: list[NeverTrue] = []
     for choice in choices:
-        reason, deeper = _examined(*choice)
+        reason, deeper = _examined(*choice, work)
         if reason:
             return reason, []
         inside += deeper
@@ -136,7 +159,7 @@ def _sentence(field: str, rules: Sequence[Rule]) -> str:
 # ----------------------------------------------------------------------------
 
 
-def _conflict(field: str, rules: list[Rule]) -> list[Rule]:
+def _conflict(field: str, rules: list[Rule], work: Work) -> list[Rule]:
     """Return rules that no value of the field satisfies together, if any are found."""
     kinds = [(rule, _kinds(rule)) for rule in rules]
     possible = TEXTS if field == "userId" else EVERY
@@ -146,11 +169,11 @@ def _conflict(field: str, rules: list[Rule]) -> list[Rule]:
             return [*others[:1], rule]
         possible &= own
     return (
-        _without_candidates(rules, possible)
+        _without_candidates(rules, possible, work)
         or _out_of_bounds(rules)
         or _apart(rules, "starts_with", str.startswith)
         or _apart(rules, "ends_with", str.endswith)
-        or _contradicted(rules, possible)
+        or _contradicted(rules, possible, work)
     )
 
 
@@ -163,7 +186,9 @@ def _kinds(rule: Rule) -> frozenset[str]:
     return KINDS.get(rule.operator, EVERY)
 
 
-def _without_candidates(rules: list[Rule], possible: frozenset[str]) -> list[Rule]:
+def _without_candidates(
+    rules: list[Rule], possible: frozenset[str], work: Work
+) -> list[Rule]:
     """Return rules that refuse, together, every value that `eq` or `in` allows."""
     pins = [rule for rule in rules if rule.operator in ("eq", "in")]
     if not pins:
@@ -180,7 +205,7 @@ def _without_candidates(rules: list[Rule], possible: frozenset[str]) -> list[Rul
     if not fit:
         return [source]
     for rule in rules:
-        own = _fitting(rule, values)
+        own = _fitting(rule, values, work)
         if not own:
             return [source, rule]
         fit &= own
@@ -193,17 +218,45 @@ def _values(rule: Rule) -> list[Any]:
 
 
 def _is_small(value: Any) -> bool:
+    number = numeric(value)
+    if isinstance(number, int):
+        return number.bit_length() <= 3 * COMPARED  # nearly as many digits
+    if isinstance(number, Decimal):
+        return len(number.as_tuple().digits) <= COMPARED
     if isinstance(value, str):
         return len(value) <= COMPARED
-    return value is None or isinstance(value, bool) or numeric(value) is not None
+    return value is None or isinstance(value, bool)
 
 
-def _fitting(rule: Rule, values: Sequence[Any]) -> set[int]:
+def _length(value: Any) -> int:
+    """Return about how many characters a value has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, int):
+        return value.bit_length() // 3
+    if isinstance(value, Decimal):
+        return len(value.as_tuple().digits)
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return 0
+
+
+def _fitting(rule: Rule, values: Sequence[Any], work: Work) -> set[int]:
     """Return the places of the values for which a rule is true, or may be."""
     value = rule.value
+    everywhere = set(range(len(values)))
     is_long = isinstance(value, (str, list, dict)) and len(value) > COMPARED
     if rule.operator == "regex" or is_long:
-        return set(range(len(values)))
+        return everywhere
+    items = value if isinstance(value, list) else [value]
+    # First for the number of values: to measure them takes as many steps.
+    if not work.allows(len(values) + len(items)) or not all(map(_is_small, items)):
+        return everywhere
+    length = _length(values) + _length(items)
+    if isinstance(value, str):
+        length += len(values) * len(value)
+    if not work.allows(length // STEP_LENGTH):
+        return everywhere
     if rule.operator in ("in", "not_in"):
         value = Indexed(value)
     holds = OPERATORS[rule.operator].holds
@@ -247,7 +300,9 @@ def _apart(
     return []
 
 
-def _contradicted(rules: list[Rule], possible: frozenset[str]) -> list[Rule]:
+def _contradicted(
+    rules: list[Rule], possible: frozenset[str], work: Work
+) -> list[Rule]:
     """Return a rule that demands a part of the value, and one that forbids it."""
     small = [rule for rule in rules if _is_small(rule.value)]
     demanding = ("contains", "starts_with", "ends_with")
@@ -256,6 +311,9 @@ def _contradicted(rules: list[Rule], possible: frozenset[str]) -> list[Rule]:
     same, contains = OPERATORS["eq"].holds, OPERATORS["contains"].holds
     for rule in demanded:
         for other in forbidden:
+            lengths = _length(rule.value) + _length(other.value)
+            if not work.allows(1 + lengths // STEP_LENGTH):
+                return []
             if rule.operator == "contains" and same(rule.value, other.value):
                 return [rule, other]
             if possible <= TEXTS and contains(rule.value, other.value):

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -453,13 +454,15 @@ def test_a_page_has_its_defaults_while_the_service_is_away(service):
 
 
 CHROMIUM = shutil.which("chromium")
-PAGE = """<!doctype html><script type="importmap">{"imports": {
+HEAD = """<!doctype html><script type="importmap">{"imports": {
   "@openfeature/core": "/node_modules/@openfeature/core/dist/esm/index.js",
   "@openfeature/web-sdk": "/node_modules/@openfeature/web-sdk/dist/esm/index.js"
 }}</script><script type="module">
 import { OpenFeature } from "@openfeature/web-sdk";
 import { AbacusWebProvider } from "/web.js";
-import { bucket } from "/decider.js";
+const named = new URL(location.href).searchParams;
+"""
+PAGE = """import { bucket } from "/decider.js";
 const provider = new AbacusWebProvider("URL", "TOKEN");
 await OpenFeature.setContext({ targetingKey: "u1" });
 await OpenFeature.setProviderAndWait(provider);
@@ -471,22 +474,33 @@ const isRefreshed = await provider.refresh();
 const place = bucket("exp_abc123", "用户42");
 const shown = JSON.stringify({ variant, isFlushed, isRefreshed, place });
 document.body.textContent = `shown: ${shown};`;
-if (location.pathname === "/left") {
-  client.track("farewell");
-  location.href = "/package.json"; // a page may be left at once
+</script><body>"""
+# A page that is left as soon as it has shown its flag, by one user after the other.
+LEAVING = """const number = Number(named.get("user"));
+const options = { STORAGE, reportMs: 600_000, warn: () => {} };
+await OpenFeature.setContext({ targetingKey: `u${number}` });
+await OpenFeature.setProviderAndWait(new AbacusWebProvider("URL", "TOKEN", options));
+const client = OpenFeature.getClient();
+if (number < 50) {
+  client.getStringValue("checkout", "default");
+  client.track("conversion");
+  location.href = `/between?user=${number + 1}`;
 }
+</script><body>"""
+BETWEEN = """location.href = `/leaving?user=${named.get("user")}`;
 </script><body>"""
 
 
 class Files(SimpleHTTPRequestHandler):
-    """The page of a shop, at an origin of its own."""
+    """The pages of a shop, at an origin of its own."""
 
-    page = ""
+    pages: dict[str, str] = {}
 
     def do_GET(self):
-        if self.path not in ("/", "/left"):
+        page = self.pages.get(self.path.partition("?")[0])
+        if page is None:
             return super().do_GET()
-        content = self.page.encode()
+        content = page.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
@@ -513,39 +527,92 @@ def browsing(url, profile):
         browser.wait(30)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_page_in_chromium_enrols_and_converts_its_user(tmp_path):
+@contextmanager
+def shopping(folder):
+    """Yield a service, and the address of a shop whose pages may ask it."""
     handler = partial(Files, directory=CLIENT)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as shop:
         threading.Thread(target=shop.serve_forever, daemon=True).start()
         origin = f"http://127.0.0.1:{shop.server_port}"
-        with real.served(tmp_path / "instance", CORS_ORIGINS=origin) as service:
-            path, other = service.running(key="checkout"), service.running(key="other")
-            url = f"http://127.0.0.1:{service.port}"
-            Files.page = PAGE.replace("URL", url).replace("TOKEN", service.token)
-            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-            profile = f"--user-data-dir={tmp_path / 'profile'}"
-            budget = "--virtual-time-budget=20000"
-            words = [CHROMIUM, *flags, profile, budget]
-            ended = subprocess.run(
-                [*words, f"{origin}/"], capture_output=True, text=True, timeout=90
-            )
-            shown = re.search(r"<body>shown: (.*);", ended.stdout)
-            assert shown, ended.stdout + ended.stderr
-            assert json.loads(shown[1]) == {
-                "variant": by_hash(path, "u1"),
-                "isFlushed": True,
-                "isRefreshed": True,
-                "place": 5809,
-            }
-            assert participants(service, path) == 1
-            assert participants(service, other) == 0
-            assert counted(service, path) == (1, 1)
-            with browsing(f"{origin}/left", tmp_path / "other"):
-                real.wait_until(
-                    lambda: counted(service, path, "farewell") == (1, 1), 30
-                )
+        with real.served(folder / "instance", CORS_ORIGINS=origin) as service:
+            yield service, origin
         shop.shutdown()
+
+
+def opened(service, scripts, storage="storage: null"):
+    """Have the shop serve pages with these scripts, by their paths."""
+    words = {
+        "URL": f"http://127.0.0.1:{service.port}",
+        "TOKEN": service.token,
+        "STORAGE": storage,
+    }
+    for path, script in scripts.items():
+        for word, text in words.items():
+            script = script.replace(word, text)
+        Files.pages[path] = HEAD + script
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_page_in_chromium_enrols_and_converts_its_user(tmp_path):
+    with shopping(tmp_path) as (service, origin):
+        path, other = service.running(key="checkout"), service.running(key="other")
+        opened(service, {"/": PAGE})
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        budget = "--virtual-time-budget=20000"
+        ended = subprocess.run(
+            [CHROMIUM, *flags, profile, budget, f"{origin}/"],
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        shown = re.search(r"<body>shown: (.*);", ended.stdout)
+        assert shown, ended.stdout + ended.stderr
+        assert json.loads(shown[1]) == {
+            "variant": by_hash(path, "u1"),
+            "isFlushed": True,
+            "isRefreshed": True,
+            "place": 5809,
+        }
+        assert participants(service, path) == 1
+        assert participants(service, other) == 0
+        assert counted(service, path) == (1, 1)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_50_users_who_leave_a_page_at_once_are_enrolled_and_counted(tmp_path, figure):
+    with shopping(tmp_path) as (service, origin):
+        path = service.running(key="checkout")
+        opened(service, {"/leaving": LEAVING, "/between": BETWEEN})
+        with browsing(f"{origin}/leaving?user=0", tmp_path / "profile"):
+            real.wait_until(lambda: counted(service, path) == (50, 50), 60)
+        assert participants(service, path) == 50
+    figure("users who leave a page at once", users=50, enrolled=50, converted=50)
+
+
+def test_one_command_plays_the_page_and_compares_its_counts_with_abacus():
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "clients/python/examples/visits.py",
+            CLIENT / "examples" / "page.js",
+        ],
+        cwd=real.ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
+
+    browsers = 12 if CHROMIUM else 0
+    numbers = re.findall(r"^(visitors|clicks), .* (\d+) +(\d+)$", ended.stdout, re.M)
+    counts = {"visitors": 0, "clicks": 0}
+    for kind, own, counted_there in numbers:
+        assert own == counted_there
+        counts[kind] += int(own)
+    assert counts == {"visitors": 300 + browsers, "clicks": browsers}
+    assert ended.stderr == ""
 
 
 # ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Rules that can never be true: which are found, and that no user matches any."""
 
 import random
+import sys
 import time
 from itertools import product
 
@@ -242,6 +243,58 @@ def test_of_any_json_nothing_raises(tree, other):
 def test_a_tree_too_deep_for_the_stack_is_searched_as_far_as_it_counts():
     assert never_true(nested(100_000, NEVER)) == []
     assert paths(nested(10, NEVER)) == ["ruleTree"]
+
+
+def calls_of(search):
+    """Return how many functions a search calls, and how many characters it folds."""
+    calls = folded = 0
+
+    def note(_, event, function):
+        nonlocal calls, folded
+        calls += event in ("call", "c_call")
+        if event == "c_call" and function.__name__ == "casefold":
+            folded += len(function.__self__)
+
+    sys.setprofile(note)
+    try:
+        search()
+    finally:
+        sys.setprofile(None)
+    return calls, folded
+
+
+def test_the_search_gives_up_where_it_would_take_long_and_still_finds_the_rest():
+    listed, refused = (leaf(name, list(range(1_000))) for name in ("in", "not_in"))
+    own = [leaf("eq", "pro", "z"), leaf("eq", "free", "z")]
+
+    assert paths(everything(listed, *[leaf("neq", -1)] * 2, refused)) == ["ruleTree"]
+    assert paths(everything(listed, *[leaf("neq", -1)] * 30, refused)) == []
+    assert paths(everything(listed, *[leaf("neq", -1)] * 30, *own)) == ["ruleTree"]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [leaf("in", list(range(1_000))), *[leaf("not_in", list(range(-999, 0)))] * 199],
+        [leaf("in", ["İ" * 990 + str(n) for n in range(1_000)])]
+        + [leaf("not_contains", "b" * 1_000)] * 199,
+        [leaf("in", [n + 0.5 for n in range(1_000)])]
+        + [leaf("gt", -n - 0.5) for n in range(199)],
+        [leaf("in", [f"1.0.{n}" for n in range(1_000)])]
+        + [leaf("semver_gt", f"0.0.{n}") for n in range(199)],
+        [leaf("in", [10**4_000 + n for n in range(250)])] + [leaf("not_in", [7])] * 199,
+        [leaf("starts_with", "İ" * 999)] * 100
+        + [leaf("not_contains", "b" * 999)] * 100,
+    ],
+    ids=["candidates", "texts", "numbers", "versions", "digits", "parts"],
+)
+def test_the_search_of_the_largest_trees_takes_a_bounded_number_of_steps(rules):
+    tree = everything(*rules)
+
+    calls, folded = calls_of(lambda: never_true(tree))
+
+    assert calls < 400_000
+    assert folded < 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -434,6 +434,61 @@ def test_a_batch_of_events_answers_a_list_an_event_in_order(api, running, enroll
     assert totals(api, two)[:2] == (1, 2)
 
 
+def test_users_who_are_enrolled_by_the_same_call_have_their_events_counted(
+    api, running
+):
+    rules = {"field": "plan", "operator": "eq", "value": "pro"}
+    assert api("PUT", "audiences/aud_1", {"name": "A", "ruleTree": rules}).is_json
+    one, two = running(key="checkout"), running(audienceId="aud_1")
+    pro, id = {"plan": "pro"}, two.rpartition("/")[2]
+    enrolments = [
+        {"experiment": "checkout", "userId": "u1"},
+        {"experiment": id, "userId": "u1", "attributes": pro},
+        {"experiment": id, "userId": "u2", "attributes": {"plan": "free"}},
+        {"experiment": "nope", "userId": "u2"},
+    ]
+    events = [{"userId": "u1", "idempotencyKey": "e1"}, {"userId": "u2"}]
+    body = {"events": events, "enrollments": enrolments}
+
+    first = api.post("events/batch", body).json["data"]
+    again = api.post("events/batch", body).json["data"]
+
+    assert [[item["status"] for item in some] for some in first] == [
+        ["accepted", "accepted"],
+        [],
+    ]
+    assert [item["status"] for item in again[0]] == ["duplicate", "duplicate"]
+    for path in (one, two):
+        assert totals(api, path)[:2] == (1, 1)
+        assert quality(api, path) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        {},
+        [{"userId": "u1"}],
+        [{"experiment": "checkout"}],
+        [{"experiment": "checkout", "userId": "null"}],
+        [{"experiment": "checkout", "userId": "u1", "covariate": 1}],
+        [{"experiment": "checkout", "userId": "u1"}] * 101,
+    ],
+)
+def test_a_call_with_wrong_enrolments_enrols_nobody_and_books_nothing(
+    api, running, enrolled, wrong
+):
+    path = running(key="checkout")
+    enrolled(path, "u0")
+    body = {"events": [{"userId": "u0"}], "enrollments": wrong}
+
+    assert_error(api.post("events/batch", body), 400, "VALIDATION_ERROR")
+
+    assert quality(api, path) == (0, 0, 0, 0)
+    assert totals(api, path)[0] == 0
+    assert len(api.get(f"{path}/assignments").json["data"]) == 1
+
+
 def test_each_event_has_its_results_in_the_order_of_its_users_enrolments(
     api, running, enrolled
 ):

@@ -560,13 +560,12 @@ def Rows(schema: Schema) -> Items:
 
 
 class Batch(Wire):
-    """A body with one list of rows, of up to 10 MiB."""
+    """A body of up to 10 MiB, whose first field is a list of rows."""
 
     @property
     def rows(self) -> str:
         """Return the name of the list on the wire."""
-        (name,) = (str(field.data_key) for field in self.fields.values())
-        return name
+        return str(next(iter(self.fields.values())).data_key)
 
 
 def is_a_rule_tree(tree: Any) -> None:

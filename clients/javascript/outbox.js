@@ -1,9 +1,12 @@
 /** Enrolments and events on their way to the service. */
 
-import { Refused, Unavailable } from "./service.js";
+import { Leftovers } from "./leftovers.js";
+import { Refused, Unavailable, bytesOf } from "./service.js";
 
 const USERS_AT_ONCE = 5_000; // the service takes 10,000; with attributes they may be large
 const EVENTS_AT_ONCE = 500; // the service books at most 10,000 pairs of event and experiment
+const TOGETHER = 100; // enrolments that the service takes with events
+const REQUESTS_AT_ONCE = 6; // as many as a browser sends
 const LONGEST_WAIT = 30_000;
 
 /** @typedef {{experimentId: string, userId: string, attributes: any}} Enrolment */
@@ -30,19 +33,23 @@ export class Outbox {
   #isClosed = false;
   #wait;
   #flushes = new Set();
+  #leftovers;
+  #left = 0; // how many reports there had been when the page was left last
   #counts = {};
 
   /**
    * @param {import("./service.js").Service} service
    * @param {(experimentId: string, decisions: any[]) => void} tell takes the decisions
    *   of the service about users who were reported
-   * @param {{reportMs: number, queueSize: number, warn: (message: string) => void}} options
+   * @param {{reportMs: number, queueSize: number, storage?: Storage | null,
+   *   warn: (message: string) => void}} options
    */
   constructor(service, tell, options) {
     this.#service = service;
     this.#tell = tell;
     this.#options = options;
     this.#wait = options.reportMs;
+    this.#leftovers = new Leftovers(options.storage ?? null, service.url);
     for (const name of ["enrolments", "events"]) {
       for (const fate of ["Queued", "Sent", "Refused", "Dropped"]) this.#counts[name + fate] = 0;
     }
@@ -70,7 +77,7 @@ export class Outbox {
   enrol(enrolment) {
     if (!this.#hasRoom(this.#enrolments, "enrolments")) return false;
     this.#enrolments.push(enrolment);
-    this.#unsent.set(enrolment.userId, (this.#unsent.get(enrolment.userId) ?? 0) + 1);
+    this.#noteUnsent(enrolment);
     this.#wake(this.#enrolments.length >= USERS_AT_ONCE);
     return true;
   }
@@ -103,9 +110,40 @@ export class Outbox {
     return hasRoom;
   }
 
-  /** Take reports, also after a `close`. */
+  #noteUnsent({ userId }) {
+    this.#unsent.set(userId, (this.#unsent.get(userId) ?? 0) + 1);
+  }
+
+  /** Take reports, also after a `close`; the first are those that earlier pages left. */
   open() {
     this.#isClosed = false;
+    const { enrolments, events } = this.#leftovers.take();
+    for (const one of enrolments) this.enrol(one);
+    for (const one of events) {
+      if (this.#hasRoom(this.#events, "events")) this.#events.push(one);
+    }
+    if (this.isEmpty) return;
+    this.#keep();
+    this.#wake(true);
+  }
+
+  /**
+   * Send what waits, as the page may end: one request has the events and the enrolments
+   * before them, because no answer may come any more. What is not acknowledged is kept
+   * for the next page too.
+   */
+  leave() {
+    const reports = this.#counts.enrolmentsQueued + this.#counts.eventsQueued;
+    if (this.isEmpty || reports === this.#left) return;
+    this.#left = reports;
+    this.#keep();
+    // A run that waits for an answer goes on if the page does.
+    if (this.#isSending) void this.#sendTogether().catch(() => {});
+    else void this.#run(() => this.#leaveTogether());
+  }
+
+  #keep() {
+    return this.#leftovers.keep(this.#enrolments, this.#events);
   }
 
   /**
@@ -138,6 +176,7 @@ export class Outbox {
     if (this.#isClosed) return;
     await this.flush(ms);
     this.#isClosed = true;
+    const isKept = this.#keep();
     const lost = this.#enrolments.length + this.#events.length;
     this.#counts.enrolmentsDropped += this.#enrolments.length;
     this.#counts.eventsDropped += this.#events.length;
@@ -146,7 +185,8 @@ export class Outbox {
     this.#unsent.clear();
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    if (lost) this.#options.warn(`Abacus did not answer; ${lost} reports are lost.`);
+    const fate = isKept ? "kept for the next page" : "lost";
+    if (lost) this.#options.warn(`Abacus did not answer; ${lost} reports are ${fate}.`);
   }
 
   // -------------------------------------------------------------------------
@@ -164,13 +204,13 @@ export class Outbox {
     this.#timer.unref?.(); // in Node, what waits does not keep the program alive
   }
 
-  async #run() {
+  async #run(send = () => this.#sendAll()) {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     if (this.#isSending) return;
     this.#isSending = true;
     try {
-      await this.#sendAll();
+      await send();
       this.#isFailing = false;
       this.#wait = this.#options.reportMs;
     } catch (error) {
@@ -179,6 +219,8 @@ export class Outbox {
       this.#wait = this.#pause(error);
     } finally {
       this.#isSending = false;
+      this.#left = 0;
+      if (this.#leftovers.isKept && !this.#isClosed) this.#keep();
     }
     if (this.isEmpty) for (const flush of this.#flushes) flush(true);
     else if (!this.#isClosed) this.#schedule(this.#flushes.size && !this.#isFailing ? 0 : this.#wait);
@@ -206,6 +248,40 @@ export class Outbox {
     }
   }
 
+  /** Send what a page may send in the end, and then the rest if the page goes on. */
+  async #leaveTogether() {
+    const [enrolments, events] = await this.#sendTogether();
+    this.#counts.enrolmentsSent += enrolments.length;
+    this.#counts.eventsSent += events.length;
+    if (this.#enrolments[0] === enrolments[0]) this.#takeOff(enrolments.length);
+    if (this.#events[0] === events[0]) this.#events.splice(0, events.length);
+    await this.#sendAll();
+  }
+
+  /**
+   * Send events in one request with the enrolments before them; return both.
+   *
+   * They are as many as may outlive the page. Enrolments alone are not sent.
+   */
+  async #sendTogether() {
+    let room = this.#service.room - 100;
+    const fits = (row) => (room -= bytesOf(JSON.stringify(row)) + 1) >= 0;
+    const fitting = (rows) => rows.filter(fits); // once there is no room, there is none
+    const enrolments = fitting(this.#enrolments.slice(0, TOGETHER));
+    const events = fitting(this.#events.slice(0, EVENTS_AT_ONCE));
+    if (events.length === 0) return [[], []];
+    const enrollments = enrolments.map(({ experimentId, userId, attributes }) => ({
+      experiment: experimentId, userId, attributes,
+    }));
+    try {
+      await this.#service.post("/api/events/batch", { events, enrollments });
+    } catch (error) {
+      if (error instanceof Refused) return [[], []]; // one by one, which finds the wrong row
+      throw error;
+    }
+    return [enrolments, events];
+  }
+
   #count(name, answers) {
     const refused = answers.filter((one) => one === null).length;
     this.#counts[`${name}Refused`] += refused;
@@ -220,25 +296,35 @@ export class Outbox {
       if (those) those.push(one);
       else byExperiment.set(one.experimentId, [one]);
     }
+    const left = [...byExperiment];
     try {
-      for (const [id, those] of byExperiment) {
-        const rows = those.map(({ userId, attributes }) => ({ userId, attributes }));
-        const path = `/api/experiments/${encodeURIComponent(id)}/assignments/batch`;
-        const decisions = await this.#send(path, "users", rows);
-        byExperiment.delete(id);
-        this.#count("enrolments", decisions);
-        this.#tell(id, decisions.filter((one) => one !== null));
-      }
+      while (left.length) await this.#sendAtOnce(left.splice(0, REQUESTS_AT_ONCE), byExperiment);
     } finally {
       if (this.#enrolments[0] === some[0]) {
-        const again = some.filter((one) => byExperiment.has(one.experimentId));
-        this.#enrolments.splice(0, some.length, ...again);
-        this.#unsent.clear();
-        for (const { userId } of this.#enrolments) {
-          this.#unsent.set(userId, (this.#unsent.get(userId) ?? 0) + 1);
-        }
+        this.#takeOff(some.length, some.filter((one) => byExperiment.has(one.experimentId)));
       }
     }
+  }
+
+  /** Send enrolments, a request an experiment; take off what the service has answered. */
+  async #sendAtOnce(several, byExperiment) {
+    const ended = await Promise.allSettled(several.map(async ([id, those]) => {
+      const rows = those.map(({ userId, attributes }) => ({ userId, attributes }));
+      const path = `/api/experiments/${encodeURIComponent(id)}/assignments/batch`;
+      const decisions = await this.#send(path, "users", rows);
+      byExperiment.delete(id);
+      this.#count("enrolments", decisions);
+      this.#tell(id, decisions.filter((one) => one !== null));
+    }));
+    const failed = ended.find(({ status }) => status === "rejected");
+    if (failed) throw failed.reason;
+  }
+
+  /** Take the first enrolments off the queue, and put some of them back. */
+  #takeOff(number, again = []) {
+    this.#enrolments.splice(0, number, ...again);
+    this.#unsent.clear();
+    for (const one of this.#enrolments) this.#noteUnsent(one);
   }
 
   /**

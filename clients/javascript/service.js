@@ -20,14 +20,15 @@ export class Refused extends Error {
 }
 
 const PASSES = [401, 403, 408, 425, 429]; // a token may be renewed
-// Browsers send at most 64 KiB of such requests at a time.
-const KEPT_ALIVE = 32_000;
+// Browsers allow 64 KiB of the bodies that outlive a page, and the page may have others.
+const KEPT_ALIVE = 60_000;
 
 /** The service at a URL. */
 export class Service {
   #token;
   #timeout;
   #ahead = 0;
+  #keptAlive = 0; // bytes on their way
 
   /**
    * @param {string} url
@@ -41,6 +42,11 @@ export class Service {
     this.#token = token;
     this.#timeout = timeout;
     this.keepAlive = keepAlive;
+  }
+
+  /** How many bytes a request may have now, to outlive its page. */
+  get room() {
+    return this.keepAlive ? KEPT_ALIVE - this.#keptAlive : 0;
   }
 
   /** Return the milliseconds since 1970 by the clock of the service, as known. */
@@ -69,6 +75,9 @@ export class Service {
   async ask(method, path, body, tag) {
     let answer;
     let text;
+    let kept = body === undefined ? 0 : bytesOf(body);
+    if (kept > this.room) kept = 0;
+    this.#keptAlive += kept;
     try {
       const token = typeof this.#token === "string" ? this.#token : await this.#token();
       const headers = { Authorization: `Bearer ${token}` };
@@ -79,12 +88,14 @@ export class Service {
         headers,
         body,
         redirect: "manual", // another host must not get the token
-        keepalive: this.keepAlive && body !== undefined && body.length < KEPT_ALIVE,
+        keepalive: kept > 0,
         signal: AbortSignal.timeout(this.#timeout),
       });
       text = await answer.text();
     } catch (error) {
       throw new Unavailable(String(error?.cause ?? error));
+    } finally {
+      this.#keptAlive -= kept;
     }
     this.#noteTime(answer.headers.get("Date"));
     const { status } = answer;
@@ -106,6 +117,9 @@ export class Service {
     this.#ahead = Math.abs(ahead) > 2000 ? ahead : 0; // a date has whole seconds
   }
 }
+
+/** Return how long a text is in UTF-8. */
+export const bytesOf = (text) => new TextEncoder().encode(text).length;
 
 /** Return a JSON object; whoever answers something else is not the service. */
 export function object(text) {

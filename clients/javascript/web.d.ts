@@ -14,6 +14,8 @@ export type { Counters, Token } from "./index.js";
 export interface Options extends SharedOptions {
   /** How often all flags are asked for again, in milliseconds; 0 is never. */
   pollMs?: number;
+  /** Where reports are kept that a page could not send; `localStorage` without it. */
+  storage?: Storage | null;
 }
 
 /** A provider that enrols a user in an experiment when its flag is read first. */

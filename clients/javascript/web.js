@@ -21,6 +21,7 @@ const DEFAULTS = {
   timeoutMs: 5_000,
   queueSize: 1_000,
   shutdownMs: 2_000,
+  storage: undefined, // that of the page
   warn: (message) => console.warn(message),
 };
 
@@ -43,6 +44,7 @@ export class AbacusWebProvider {
   #isOpen = false;
   #isStale = false;
   #onVisibility = () => this.#seen();
+  #onEnd = () => this.#outbox.leave();
 
   /**
    * @param {string} url the address of the service
@@ -51,6 +53,7 @@ export class AbacusWebProvider {
    */
   constructor(url, token, options = {}) {
     this.#options = { ...DEFAULTS, ...options };
+    this.#options.storage ??= options.storage === null ? null : ownStorage();
     this.#service = new Service(url, token, this.#options.timeoutMs, true);
     this.#outbox = new Outbox(this.#service, this.#follow.bind(this), this.#options);
   }
@@ -59,7 +62,9 @@ export class AbacusWebProvider {
   async initialize(context = {}) {
     this.#outbox.open();
     this.#isOpen = true;
-    globalThis.document?.addEventListener("visibilitychange", this.#onVisibility);
+    // At the window, so that what the page tracks in handlers of its document goes along.
+    globalThis.addEventListener?.("visibilitychange", this.#onVisibility);
+    globalThis.addEventListener?.("pagehide", this.#onEnd);
     await this.#change(context);
     this.#schedule(this.#options.pollMs);
   }
@@ -73,7 +78,8 @@ export class AbacusWebProvider {
   async onClose() {
     this.#isOpen = false;
     clearTimeout(this.#timer);
-    globalThis.document?.removeEventListener("visibilitychange", this.#onVisibility);
+    globalThis.removeEventListener?.("visibilitychange", this.#onVisibility);
+    globalThis.removeEventListener?.("pagehide", this.#onEnd);
     await this.#outbox.close(this.#options.shutdownMs);
   }
 
@@ -151,7 +157,7 @@ export class AbacusWebProvider {
 
   /** Send what waits when the page is hidden, which may be its end; refresh when it is back. */
   #seen() {
-    if (globalThis.document.visibilityState === "hidden") void this.flush();
+    if (globalThis.document.visibilityState === "hidden") this.#outbox.leave();
     else void this.refresh();
   }
 
@@ -233,5 +239,14 @@ export class AbacusWebProvider {
     const own = decisions.filter(({ userId }) => userId === this.#context.targetingKey);
     const isOther = own.some(({ variantId }) => shown && variantId !== shown.variant);
     if (isOther && this.#isOpen) void this.refresh();
+  }
+}
+
+/** Return the storage of the page, or null where there is none or it is forbidden. */
+function ownStorage() {
+  try {
+    return globalThis.localStorage ?? null;
+  } catch {
+    return null;
   }
 }

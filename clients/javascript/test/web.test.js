@@ -179,3 +179,136 @@ test("what cannot be sent is counted, and nothing throws", async () => {
   const { eventsRefused, eventsQueued, eventsDropped, eventsWaiting } = provider.counters;
   assert.deepEqual([eventsRefused, eventsQueued, eventsDropped, eventsWaiting], [2, 1, 2, 0]);
 });
+
+// ---------------------------------------------------------------------------
+// The end of a page
+
+/** The storage of a page, whose entries are its own properties, as in a browser. */
+class Stored {
+  getItem(name) {
+    return this[name];
+  }
+  setItem(name, text) {
+    this[name] = text;
+  }
+  removeItem(name) {
+    delete this[name];
+  }
+}
+
+/** A page: the handlers at its window, and its end. */
+const handlers = new Map();
+const ends = () => handlers.get("pagehide")();
+before(() => {
+  globalThis.addEventListener = (name, handler) => handlers.set(name, handler);
+  globalThis.removeEventListener = (name) => handlers.delete(name);
+});
+after(() => {
+  delete globalThis.addEventListener;
+  delete globalThis.removeEventListener;
+});
+
+const all = () => requests.filter(({ path }) => path === "/api/events/batch");
+
+test("a page that ends sends an event in one request with the enrolment before it", async () => {
+  const storage = new Stored();
+  const provider = made({ reportMs: 600_000, storage });
+  await provider.initialize({ targetingKey: "u1", plan: "pro" });
+  read(provider);
+  provider.track("order", { targetingKey: "u1" }, { idempotencyKey: "order-1" });
+  ends();
+  ends(); // nothing new
+  assert.equal(Object.keys(storage).length, 1);
+  assert.equal(await provider.flush(), true);
+  assert.deepEqual(all().map(({ body }) => body), [{
+    enrollments: [{ experiment: "exp_1", userId: "u1", attributes: { plan: "pro" } }],
+    events: [{ userId: "u1", metric: "order", idempotencyKey: "order-1" }],
+  }]);
+  assert.equal(count("/assignments/"), 0);
+  assert.equal(Object.keys(storage).length, 0);
+  const { enrolmentsSent, eventsSent } = provider.counters;
+  assert.deepEqual([enrolmentsSent, eventsSent], [1, 1]);
+  await provider.onClose();
+});
+
+test("an event goes along though the answer to its enrolment has not come yet", async () => {
+  const provider = made({ reportMs: 600_000 });
+  await provider.initialize({ targetingKey: "u1" });
+  read(provider);
+  delay = 300;
+  const flushed = provider.flush();
+  provider.track("order", { targetingKey: "u1" });
+  ends();
+  while (all().length === 0) await new Promise((done) => setTimeout(done, 5));
+  assert.equal(all()[0].body.enrollments.length, 1);
+  assert.equal(provider.counters.enrolmentsWaiting, 1); // no answer is here yet
+  await flushed;
+  const { enrolmentsSent, eventsSent } = provider.counters;
+  assert.deepEqual([enrolmentsSent, eventsSent], [1, 1]);
+  await provider.onClose();
+});
+
+test("what a page could not send is sent by the next page, once", async () => {
+  const storage = new Stored();
+  storage.other = "{";
+  storage["abacus-openfeature broken"] = "{";
+  const first = made({ storage, shutdownMs: 50 });
+  await first.initialize({ targetingKey: "u1" });
+  fail = 503;
+  read(first);
+  first.track("order", { targetingKey: "u1" }, { idempotencyKey: "order-1" });
+  ends();
+  await first.onClose();
+  assert.equal(first.counters.eventsDropped, 1);
+  assert.equal(first.counters.enrolmentsDropped, 1);
+  assert.ok(!JSON.stringify(storage).includes("Bearer"));
+  fail = null;
+  requests = [];
+  const second = made({ storage });
+  await second.initialize({ targetingKey: "u2" });
+  assert.equal(await second.flush(), true);
+  assert.equal(count("/api/experiments/exp_1/assignments/batch"), 1);
+  assert.deepEqual(all().map(({ body }) => body.events), [
+    [{ userId: "u1", metric: "order", idempotencyKey: "order-1" }],
+  ]);
+  assert.deepEqual(Object.keys(storage), ["other", "abacus-openfeature broken"]);
+  await second.onClose();
+});
+
+test("the last request is as large as a browser lets it be, and the rest is kept", async () => {
+  const storage = new Stored();
+  const provider = made({ reportMs: 600_000, storage });
+  await provider.initialize({ targetingKey: "u1" });
+  read(provider);
+  for (let n = 0; n < 450; n++) provider.track("é".repeat(100), { targetingKey: "u1" });
+  ends();
+  const [left] = Object.values(storage).map((text) => JSON.parse(text));
+  assert.deepEqual([left.enrolments.length, left.events.length], [1, 450]);
+  while (all().length === 0) await new Promise((done) => setTimeout(done, 5));
+  const [{ headers, body }] = all();
+  assert.ok(Number(headers["content-length"]) <= 60_000);
+  assert.ok(body.events.length > 150);
+  assert.equal(await provider.flush(), true);
+  assert.equal(provider.counters.eventsSent, 450);
+  await provider.onClose();
+});
+
+test("without a storage, or with a full one, a page works as before", async () => {
+  const full = new Stored();
+  full.setItem = () => {
+    throw new Error("QuotaExceededError");
+  };
+  for (const storage of [null, full]) {
+    const warnings = [];
+    const warn = (message) => warnings.push(message);
+    const provider = made({ storage, shutdownMs: 50, warn });
+    await provider.initialize({ targetingKey: "u1" });
+    fail = 503;
+    provider.track("order", { targetingKey: "u1" });
+    ends();
+    await provider.onClose();
+    assert.equal(provider.counters.eventsDropped, 1);
+    assert.match(warnings.at(-1), /1 reports are lost/);
+    fail = null;
+  }
+});

@@ -64,11 +64,13 @@ def order() -> Any:
 def book() -> Any:
     """Return what the shop has counted by itself, to be compared with Abacus."""
     buyers = {visitor: labels[visitor] for visitor in orders.values()}
+    counters = provider.counters
     return {
         "visitors": Counter(labels.values()),
         "buyers": Counter(buyers.values()),
         "orders": Counter(labels[visitor] for visitor in orders.values()),
-        "counters": provider.counters,
+        "waiting": counters["enrolments_waiting"] + counters["events_waiting"],
+        "counters": counters,
     }
 
 

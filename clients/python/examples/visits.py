@@ -2,6 +2,11 @@
 
 Starts an Abacus and a shop of its own, in a folder of its own, and leaves nothing
 behind. On a terminal, the shop stays open until Ctrl-C.
+
+    python visits.py [SHOP]
+
+The shop is the one for Python, or a program of Node, whose page 12 more users visit in
+a headless Chromium if there is one.
 """
 
 from __future__ import annotations
@@ -9,13 +14,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -43,10 +49,9 @@ class Server:
         self.url, self._awaited = f"http://127.0.0.1:{self.port}", awaited
         port = str(self.port)
         self._command = [
-            sys.executable,
             *(one.replace("{port}", port) for one in command),
         ]
-        self._environment = {**environment, "PORT": port}
+        self.environment = {**environment, "PORT": port}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -54,7 +59,7 @@ class Server:
         self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -91,15 +96,17 @@ class Server:
         return text, (answer.headers["Set-Cookie"] or "").partition(";")[0]
 
 
-def shop_of(url: str, token: str, folder: Path) -> Server:
+def shop_of(url: str, token: str, folder: Path, shop: Path = SHOP) -> Server:
     """Return a shop that asks the Abacus at this URL; its file is in the folder."""
     environment = {
+        "PATH": os.environ["PATH"],
         "PYTHONPATH": str(CLIENT),
         "ABACUS_URL": url,
         "ABACUS_TOKEN": token,
         "ABACUS_CACHE": str(folder / "definitions.json"),
     }
-    return Server("/book", str(SHOP), **environment)
+    interpreter = "node" if shop.suffix == ".js" else sys.executable
+    return Server("/book", interpreter, str(shop), **environment)
 
 
 def visit(shop: Server, numbers: Iterable[int]) -> None:
@@ -111,7 +118,7 @@ def visit(shop: Server, numbers: Iterable[int]) -> None:
         page, cookie = shop.asked("GET", "/")
         sent = [number] * (number % 3 == 0) + [number] * (number % 15 == 0)
         for _ in sent:
-            found = re.search(r'name="order" value="(\w+)"', page)
+            found = re.search(r'name="order" value="([\w-]+)"', page)
             clicks = 2 if number % 9 == 0 else 1
             for _click in range(clicks):
                 form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -122,13 +129,23 @@ def visit(shop: Server, numbers: Iterable[int]) -> None:
 
 def book_of(shop: Server) -> dict[str, Any]:
     """Return the shop's own book once Abacus has everything that it was sent."""
+    until(lambda: read(shop)["waiting"] == 0)
+    return read(shop)
+
+
+def read(shop: Server) -> dict[str, Any]:
+    """Return the shop's own book as it is now."""
+    book: dict[str, Any] = json.loads(shop.ask("GET", "/book"))
+    return book
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for 30 seconds at most."""
     for _ in range(300):
-        book: dict[str, Any] = json.loads(shop.ask("GET", "/book"))
-        counters = book["counters"]
-        if counters["enrolments_waiting"] == counters["events_waiting"] == 0:
-            return book
+        if holds():
+            return
         time.sleep(0.1)
-    raise SystemExit(f"The shop cannot send its reports: {book['counters']}")
+    raise SystemExit("The reports did not arrive.")
 
 
 def flask(folder: str, *words: str) -> str:
@@ -162,17 +179,29 @@ def counted(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def clicked(results: dict[str, Any]) -> dict[str, int]:
+    """Return how many clicks Abacus has counted of each variant, without none."""
+    return {
+        each["variantName"]: row["events"]
+        for each in results["variants"]
+        for row in each["results"]
+        if row["metric"] == "click"
+    }
+
+
 def main() -> None:
     """Play it, and print the books and the result."""
+    program = Path(sys.argv[1]).resolve() if sys.argv[1:] else SHOP
     for ending in (signal.SIGTERM, signal.SIGHUP):  # the servers are stopped then too
         signal.signal(ending, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         flask(folder, "init")
         token = {"Authorization": f"Bearer {flask(folder, 'token', 'me')}"}
         gunicorn = ("-m", "gunicorn", "wsgi:app", "--bind", "127.0.0.1:{port}")
-        abacus = Server("/readyz", *gunicorn, **environment_of(folder))
+        abacus = Server("/readyz", sys.executable, *gunicorn, **environment_of(folder))
         shop_token = flask(folder, "token", "shop", "--scope", "assign")
-        shop = shop_of(abacus.url, shop_token, Path(folder))
+        shop = shop_of(abacus.url, shop_token, Path(folder), program)
+        abacus.environment["CORS_ORIGINS"] = shop.url
         try:
             abacus.start()
             body, path = json.dumps(EXPERIMENT), "/api/experiments"
@@ -182,9 +211,15 @@ def main() -> None:
             shop.start()
             print(f"Abacus is at {abacus.url}, and the shop at {shop.url}.", flush=True)
             played(abacus, shop)
-            book = book_of(shop)
-            answer = abacus.ask("GET", f"{path}/buy-button/results", **token)
-            agree(book, counted(json.loads(answer)["data"]))
+
+            def results() -> dict[str, Any]:
+                answer = abacus.ask("GET", f"{path}/buy-button/results", **token)
+                data = json.loads(answer)["data"]
+                return {**counted(data), "clicks": clicked(data)}
+
+            if program != SHOP:
+                browsed(abacus, shop, folder, results)
+            agree(book_of(shop), results())
             accept = {**token, "Accept": "text/plain"}
             print(abacus.ask("GET", f"{path}/buy-button/compute-results", **accept))
             stay_open(shop)
@@ -203,6 +238,34 @@ def played(abacus: Server, shop: Server) -> None:
     abacus.start()
     visit(shop, range(200, 300))
     print("300 users have visited the shop.\n", flush=True)
+
+
+def browsed(
+    abacus: Server, shop: Server, folder: str, results: Callable[[], dict[str, Any]]
+) -> None:
+    """Let 12 users visit the shop in Chromium; Abacus is away when one of them buys."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        print("There is no Chromium, so no browser visits the shop.\n", flush=True)
+        return
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    browser = subprocess.Popen(
+        [chromium, *flags, f"--user-data-dir={folder}/browser", f"{shop.url}/walk"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: read(shop)["isWaiting"])
+        abacus.stop()
+        until(lambda: sum(read(shop)["clicks"].values()) == 11)
+        abacus.start()
+        until(lambda: sum(results()["clicks"].values()) == 12)
+    finally:
+        browser.terminate()
+        browser.wait(30)
+    print(
+        "12 users have visited it in Chromium, one while Abacus was away.\n", flush=True
+    )
 
 
 def agree(book: dict[str, Any], abacus: dict[str, Any]) -> None:
