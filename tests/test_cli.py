@@ -26,7 +26,7 @@ from operations import importer
 from operations.problems import Problems
 from operations.staging import staging
 
-TRAFFIC = Path(__file__).parent.parent / "demo" / "open_bandit_men.csv.gz"
+TRAFFIC = Path(__file__).parent / "cases" / "open_bandit_men.csv.gz"
 ARMS = [
     {"name": "random", "splitPercentage": 50},
     {"name": "bts", "splitPercentage": 50},
@@ -909,23 +909,6 @@ def test_check_raises_no_false_alarm_while_conversions_are_counted(
         writing.result()
 
     assert {one.output for one in told} == {"Every count is what its rows say.\n"}
-
-
-def test_the_demo_ends_with_the_figures_of_its_data():
-    told = subprocess.run(
-        [sys.executable, "demo/replay.py"],
-        cwd=real.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=True,
-    ).stdout
-    rows = [line.split()[:3] for line in told.splitlines()]
-
-    # Over HTTP, and by import.
-    assert rows.count(["random", "10,000", "46"]) == 2
-    assert rows.count(["bts", "10,000", "69"]) == 2
-    assert "Every count is what its rows say." in told
 
 
 def test_the_traffic_file_is_what_its_note_says():
