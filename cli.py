@@ -167,12 +167,12 @@ def import_(experiment: str, file: Path) -> None:
             with _progress("Writing", staged.count) as progress:
                 done = importer.write(target, staged, progress)
     _say(
-        f"{done.lines:,} lines: {done.enrolled:,} users enrolled, {done.counted:,} "
+        f"{done.lines} lines: {done.enrolled} users enrolled, {done.counted} "
         "conversions."
     )
     if done.after_window:
         _say(
-            f"{done.after_window:,} conversions came after the window of their metric "
+            f"{done.after_window} conversions came after the window of their metric "
             "and were left out."
         )
 
@@ -378,5 +378,5 @@ def restore(file: Path, dry_run: bool) -> None:
 
 def _tell(copy: Path | str, held: backups.Counts) -> None:
     for name, number in held.items():
-        _say(f"{number:>12,} {name}")
+        _say(f"{number:>12} {name}")
     _say(f"{copy} is whole, and every count in it is what its rows say.")

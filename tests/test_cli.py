@@ -110,8 +110,8 @@ def test_the_real_traffic_is_imported_and_a_second_run_adds_nothing(
 
     # 10,000 impressions each; 46 and 69 clicks: the data's own note.
     assert counted(api, path) == [(10_000, 46), (10_000, 69)]
-    assert first.output == "20,000 lines: 20,000 users enrolled, 115 conversions.\n"
-    assert second.output == "20,000 lines: 0 users enrolled, 0 conversions.\n"
+    assert first.output == "20000 lines: 20000 users enrolled, 115 conversions.\n"
+    assert second.output == "20000 lines: 0 users enrolled, 0 conversions.\n"
     assert api.get(f"{path}/results").json == once
     assert list(proof.discrepancies()) == []
 
@@ -150,7 +150,7 @@ def weighed_import(service, file, lines):
         text=True,
         check=True,
     ).stdout
-    assert told.startswith(f"{lines:,} lines: {lines:,} users enrolled, ")
+    assert told.startswith(f"{lines} lines: {lines} users enrolled, ")
     return int(re.search(r"^VmHWM:\s*(\d+) kB$", told, re.MULTILINE)[1])
 
 
