@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ from ledger import conversions, proof
 from ledger.counts import counted
 from looks import LEVEL
 from operations import backups, copier, importer
-from operations.problems import Problems
+from operations.problems import MOST, Problems
 from operations.staging import staging
 from storage import engine, factory, files, schema
 from storage.engine import database
@@ -77,6 +79,21 @@ def _explained(error: OSError) -> str:
     return f"{error.filename} cannot be used ({error.strerror}). {step}"
 
 
+def _say(text: str) -> None:
+    """Print text; say in one line where it cannot be written, as on a full disk."""
+    try:
+        click.echo(text.removesuffix("\n"))
+    except BrokenPipeError:
+        raise  # whoever reads it has enough; click ends the command
+    except OSError as error:
+        # Python would write the rest again at its end, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.ClickException(
+            f"The output cannot be written ({error.strerror}). Free some space, or "
+            "write it elsewhere."
+        ) from error
+
+
 @commands.cli.command("init")
 def init() -> None:
     """Create the secret and the database if missing, or migrate the database."""
@@ -84,7 +101,7 @@ def init() -> None:
         if keys.needs_secret(current_app) and not current_app.config["JWT_SECRET_KEY"]:
             _make_secret(Path(current_app.config["SECRET_FILE"]))
         did = schema.create(current_app.extensions["database"], models.TABLES)
-    click.echo(f"The database is {did}.")
+    _say(f"The database is {did}.")
 
 
 def _make_secret(file: Path) -> None:
@@ -131,7 +148,7 @@ def token(subject: str, scope: str | None, days: float, link: str | None) -> Non
             made = auth.new_token(subject, scope, timedelta(days=days))
         else:
             made = _sign_in_link(link, subject, scope, timedelta(days=days))
-    click.echo(made)
+    _say(made)
 
 
 def _sign_in_link(
@@ -178,12 +195,12 @@ def import_(experiment: str, file: Path) -> None:
             _refuse(problems)
             with _progress("Writing", staged.count) as progress:
                 done = importer.write(target, staged, progress)
-    click.echo(
+    _say(
         f"{done.lines} lines: {done.enrolled} users enrolled, {done.counted} "
         "conversions."
     )
     if done.after_window:
-        click.echo(
+        _say(
             f"{done.after_window} conversions came after the window of their metric "
             "and were left out."
         )
@@ -206,8 +223,9 @@ def list_(status: str | None, archived: bool) -> None:
     """Print the experiments, newest first."""
     with errors_in_one_line():
         schema.verify()
-        sheet = tables.experiments(list(listing.all_of(status, archived)))
-    click.echo(tables.plain(sheet), nl=False)
+        rows = list(listing.all_of(status, archived))
+        sheet = tables.experiments(rows, _width())
+    _say(tables.plain(sheet, _width()))
 
 
 @commands.cli.command("results")
@@ -222,7 +240,13 @@ def results(experiment: str) -> None:
         target = _named(experiment)
         computed = tables.analysis(target.name, looks.look(target, None, None, LEVEL))
         counts = tables.counts(target.name, figures.results(counted(target), None))
-    click.echo(f"{tables.plain(computed)}\n{tables.plain(counts)}", nl=False)
+    width = _width()
+    _say(f"{tables.plain(computed, width)}\n{tables.plain(counts, width)}")
+
+
+def _width() -> int:
+    """Return the columns for a table: those of the terminal, and at most 80."""
+    return min(shutil.get_terminal_size().columns, tables.WIDTH)
 
 
 def _named(name: str) -> models.Experiment:
@@ -237,20 +261,26 @@ def _named(name: str) -> models.Experiment:
 
 
 @contextmanager
-def _progress(label: str, length: int) -> Iterator[Callable[[int], object]]:
+def _progress(
+    label: str, length: int | None = None
+) -> Iterator[Callable[[int], object]]:
     """Show progress on a terminal, and yield what is called with each step of it.
 
-    Without a known length, or without a terminal, nothing is shown.
+    Without a known length it shows that something is done, and for how long.
     """
-    is_hidden = not length or not sys.stderr.isatty()
-    with click.progressbar(
-        label=label, length=length, file=sys.stderr, hidden=is_hidden
-    ) as bar:
+    bar = click.progressbar(
+        itertools.count(),  # click wants a length, or something that has none
+        length=length or None,
+        label=label,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    )
+    with bar:
         yield bar.update
 
 
 def _size(file: Path) -> int:
-    """Return the size of a regular file, or 0: a pipe tells none."""
+    """Return the size of a regular file, or 0 where none is known."""
     with suppress(OSError):  # the import itself says why a file cannot be read
         return file.stat().st_size if file.is_file() else 0
     return 0
@@ -275,15 +305,18 @@ def check() -> None:
     with errors_in_one_line():
         schema.verify()
         schema.refuse_altered(models.TABLES)
-        database.obj.examine()
         wrong = 0
         with _progress("Checking", _proved_rows()) as progress:
+            database.obj.examine()
             for sentence in proof.discrepancies(progress):
                 wrong += 1
-                click.echo(f"{_line_start()}{sentence}", err=True)
+                if wrong <= MOST:
+                    click.echo(f"{_line_start()}{sentence}", err=True)
+    if wrong > MOST:
+        click.echo(f"{wrong - MOST:,} more are wrong.", err=True)
     if wrong:
-        raise click.ClickException(f"{wrong} counts are not what their rows say.")
-    click.echo("Every count is what its rows say.")
+        raise click.ClickException(f"{wrong:,} counts are not what their rows say.")
+    _say("Every count is what its rows say.")
 
 
 @commands.cli.command("vacuum")
@@ -295,10 +328,14 @@ def vacuum() -> None:
     """
     with errors_in_one_line():
         schema.verify()
-        done = database.obj.write_anew() and database.obj.empty_log()
+        with _progress("Writing anew") as progress:
+            done = database.obj.write_anew(progress) and database.obj.empty_log()
     if not done:
-        raise click.ClickException("The file, or its log, is in use: again.")
-    click.echo("The file is written anew.")
+        raise click.ClickException(
+            "Another process uses the database or its log for long: run the command "
+            "again when it has ended."
+        )
+    _say("The file is written anew.")
 
 
 @commands.cli.command("backup")
@@ -325,7 +362,8 @@ def copy(source_url: str, target_url: str) -> None:
     another one. A copy that was interrupted is continued by the same command.
     """
     with errors_in_one_line():
-        source, target = map(factory.database_at, (source_url, target_url))
+        source = factory.database_at(source_url, "SOURCE_URL")
+        target = factory.database_at(target_url, "TARGET_URL")
         with copier.copying(source, target) as copied:
             with _progress("Copying", copied.rows) as progress:
                 copied.fill(progress)
@@ -335,7 +373,7 @@ def copy(source_url: str, target_url: str) -> None:
 
 
 @commands.cli.command("restore")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Verify FILE, and change nothing.")
 def restore(file: Path, dry_run: bool) -> None:
     """Verify FILE, and replace the database by a copy of it.
@@ -350,21 +388,24 @@ def restore(file: Path, dry_run: bool) -> None:
         )
     with errors_in_one_line():
         if dry_run:
-            _tell(file, backups.prove(file))
+            with _progress("Verifying") as progress:
+                held = backups.prove(file, progress)
+            _tell(file, held)
             if not target.exists():
-                click.echo(f"It would become {target}, where there is none.")
+                _say(f"It would become {target}, where there is none.")
             elif files.is_open(target):
-                click.echo(f"Before it can replace {target}, stop the service.")
+                _say(f"Before it can replace {target}, stop the service.")
             else:
-                click.echo(f"It would replace {target}, which would be kept.")
+                _say(f"It would replace {target}, which would be kept.")
             return
-        held, aside = backups.restore(file, target)
+        with _progress("Verifying") as progress:
+            held, aside = backups.restore(file, target, progress)
     _tell(target, held)
     if aside is not None:
-        click.echo(f"What was there is now {aside}")
+        _say(f"What was there is now {aside}")
 
 
 def _tell(copy: Path | str, held: backups.Counts) -> None:
     for name, number in held.items():
-        click.echo(f"{number:>12} {name}")
-    click.echo(f"{copy} is whole, and every count in it is what its rows say.")
+        _say(f"{number:>12} {name}")
+    _say(f"{copy} is whole, and every count in it is what its rows say.")

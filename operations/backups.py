@@ -37,7 +37,7 @@ def back_up(file: Path, progress: Callable[[int], object] | None = None) -> Coun
     verified. An existing file stays, and raises FileExistsError. *progress* is that of
     the verification, which takes most of the time.
     """
-    if file.exists():
+    if file.exists() or file.is_symlink():
         raise FileExistsError(f"{file} is there already: name a new file.")
     with _draft(file) as draft:
         with database.obj.snapshot():
@@ -62,6 +62,10 @@ def prove(file: Path, progress: Callable[[int], object] | None = None) -> Counts
 
     The file is read by itself, without a log beside it.
     """
+    if file.is_dir():
+        raise _unreadable(file, "it is a directory")
+    if not file.exists():
+        raise _unreadable(file, "it does not exist")
     if files.log_of(file).exists():
         reason = "it is a live database, and no copy of one"
         raise NotProved(f"{file} has a write-ahead log beside it: {reason}.")
@@ -91,18 +95,21 @@ def _whole() -> Counts:
     return counts()
 
 
-def restore(file: Path, target: Path) -> tuple[Counts, Path | None]:
+def restore(
+    file: Path, target: Path, progress: Callable[[int], object] | None = None
+) -> tuple[Counts, Path | None]:
     """Replace the database by a verified copy; return the copy's row counts.
 
     Also return where the replaced database is, if there was one. Raise files.InUse, and
-    change nothing, while any process has the database open.
+    change nothing, while any process has the database open. *progress* is that of the
+    verification.
     """
     database.close()  # or our handle would stay on the replaced file
     target = target.resolve()
     if target.exists():
         files.refuse_open(target)  # an early check; it is repeated below
     with files.alone(target), _draft(target) as draft:
-        held = prove(file)
+        held = prove(file, progress)
         with _reading(file):
             database.obj.copy_into(draft)
         files.keep_log(draft)
@@ -147,12 +154,16 @@ def _reading(file: Path) -> Iterator[None]:
             copy.connect()
             yield
     except peewee.DatabaseError as error:
-        raise NotProved(
-            f"{file} cannot be read ({error}): name a file that "
-            "`flask --app wsgi backup` wrote."
-        ) from error
+        raise _unreadable(file, error) from error
     finally:
         copy.close()
+
+
+def _unreadable(file: Path, reason: object) -> NotProved:
+    return NotProved(
+        f"{file} cannot be read ({reason}): name a file that "
+        "`flask --app wsgi backup` wrote."
+    )
 
 
 def _aside(target: Path) -> Path:

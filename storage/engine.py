@@ -257,8 +257,11 @@ class Engine(peewee.Database, ABC):
         """Remove old content from the write-ahead log; tell whether that worked."""
 
     @abstractmethod
-    def write_anew(self) -> bool:
-        """Rewrite all content without deleted rows; tell whether that worked."""
+    def write_anew(self, progress: Callable[[int], object] | None = None) -> bool:
+        """Rewrite all content without deleted rows; tell whether that worked.
+
+        *progress* is called with 1 again and again, where the engine allows it.
+        """
 
     @abstractmethod
     def clean(self) -> tuple[bool, bool]:

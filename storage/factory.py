@@ -11,10 +11,11 @@ from storage.engine import Engine, NotReady
 from storage.sqlite import Sqlite
 
 
-def database_at(url: str) -> Engine:
+def database_at(url: str, setting: str = "DATABASE_URL") -> Engine:
     """Return the database at this URL; nothing is opened before it is used.
 
-    Raise NotReady if the URL names no engine that is supported.
+    Raise NotReady if the URL names no engine that is supported; *setting* is what the
+    message calls it.
     """
     scheme = url.partition(":")[0]
     if scheme in ("postgresql", "postgres"):
@@ -24,7 +25,7 @@ def database_at(url: str) -> Engine:
         return Postgres(url)
     if scheme != "sqlite":
         raise NotReady(
-            f"DATABASE_URL starts with {scheme!r}; it must be sqlite:///… or "
+            f"{setting} starts with {scheme!r}; it must be sqlite:///… or "
             "postgresql://…."
         )
     path = db_url.parse(url)["database"]

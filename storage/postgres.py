@@ -456,7 +456,7 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
     def empty_log(self) -> bool:
         return False  # the log of a server has old content until it is recycled
 
-    def write_anew(self) -> bool:
+    def write_anew(self, progress: Callable[[int], object] | None = None) -> bool:
         raise NotReady("PostgreSQL reuses its space by itself: see docs/postgresql.md.")
 
     def clean(self) -> tuple[bool, bool]:

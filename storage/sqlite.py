@@ -49,6 +49,8 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
+STEPS = 100_000  # instructions of SQLite between two reports of a progress
+
 SMALL = 32 * 1024 * 1024  # bytes that are written anew well within a second
 
 # Below, two processes that write to one WAL file can lose a commit (the WAL-reset
@@ -361,19 +363,24 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             self.connection().set_busy_timeout(PATIENCE)
         return not busy
 
-    def write_anew(self) -> bool:
+    def write_anew(self, progress: Callable[[int], object] | None = None) -> bool:
         """Rewrite every page; tell if it worked or the database was too busy.
 
         When SQLite moves rows between pages, it may leave copies in unused parts of a
         page, which secure_delete does not overwrite. New pages have none. Writers wait
         meanwhile, and memory must hold the database once.
         """
+        if progress:
+            # What the handler returns would end the statement, unless it is 0.
+            self.connection().set_progress_handler(lambda: progress(1) and 0, STEPS)
         try:
             self.execute_sql("VACUUM")
         except peewee.OperationalError as error:
             if error_name(error) == "SQLITE_BUSY":
                 return False
             raise
+        finally:
+            self.connection().set_progress_handler(None, 0)
         return True
 
     def clean(self) -> tuple[bool, bool]:

@@ -53,6 +53,25 @@ def flask(
     )
 
 
+def on_a_terminal(instance: Path, *words: str, stdin: Any = None) -> tuple[Any, str]:
+    """Run a command with a terminal as stderr; return its result and that text."""
+    screen, terminal = os.openpty()
+    with open(screen, "rb", buffering=0) as shown, open(terminal, "wb") as stderr:
+        told = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "wsgi", *words],
+            cwd=ROOT,
+            env=environment(instance),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=False,
+        )
+        stderr.write(b"\n")  # a terminal without a text would have no end
+        stderr.flush()
+        return told, shown.read(65_536).decode()
+
+
 def refusal(instance: Path, *words: str, **settings: str) -> str:
     """Start gunicorn, which must end by itself; return what it says.
 

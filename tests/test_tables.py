@@ -66,6 +66,32 @@ def test_the_largest_counts_fit_a_terminal():
     assert "100.0%  ██████████" in text
 
 
+def test_a_bar_is_full_for_the_highest_rate_and_the_others_are_to_its_scale():
+    result = counted()
+    (variant,) = result.variants
+    (row,) = variant.results
+    variants = [
+        variant._replace(
+            variant_name=f"V{converted}",
+            participants=10_000,
+            results=[row._replace(conversions=converted)],
+            series=None,
+        )
+        for converted in (40, 20, 0)
+    ]
+
+    text = tables.plain(tables.counts("Onboarding", result._replace(variants=variants)))
+
+    bars = [line.split()[-1] for line in text.splitlines() if "%" in line]
+    assert bars == ["██████████", "█████·····", "··········"]
+
+
+def test_an_interval_without_ends_is_one_dash():
+    text = analysed(("Control", 0, 0), ("B", 0, 0))
+
+    assert lines_of(text, "B ")[1].split()[:4] == ["B", "-", "-", "1.000"]
+
+
 @pytest.mark.parametrize(
     "name",
     ["a|b", "<script>", "[x](http://x)", "`x`", "@team", "line\nbreak", "\x1b[2J"],

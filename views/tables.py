@@ -63,8 +63,6 @@ BAR = 10
 
 NAME = 12
 
-LONGEST_KEY = 40
-
 NONE = "-"
 
 # What moves a cursor, ends a line or turns the direction of what follows.
@@ -140,14 +138,14 @@ def counts(name: str, result: Results) -> Sheet:
     return Sheet(name, lead, grids, [quality_sentence(result.quality)], figures)
 
 
-def experiments(rows: Sequence[Experiment]) -> Sheet:
-    """Return the sheet of a list of experiments.
+def experiments(rows: Sequence[Experiment], width: int = WIDTH) -> Sheet:
+    """Return the sheet of a list of experiments, for so many columns.
 
     A key that is too long for the table gives way to the id, which is as good a name.
     """
     cells = [
         [
-            row.key if len(row.key) <= LONGEST_KEY else row.id,
+            row.key if len(row.key) <= width // 2 else row.id,
             row.state_or_archived,
             f"{row.participants:,}",
         ]
@@ -155,7 +153,7 @@ def experiments(rows: Sequence[Experiment]) -> Sheet:
     ]
     headers = ["key", "state", "users"]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    left = WIDTH - sum(widths) - 2 * len(widths)
+    left = max(NAME, width - sum(widths) - 2 * len(widths))
     for row, shown in zip(rows, cells, strict=True):
         shown.append(clipped(row.name, left))
     lead = f"{len(rows):,} experiment{'' if len(rows) == 1 else 's'}"
@@ -165,6 +163,10 @@ def experiments(rows: Sequence[Experiment]) -> Sheet:
 
 def _counts_grid(rows: Sequence[Row]) -> Grid:
     places = _shares([_rate(row, variant) for variant, row in rows])
+    highest: dict[str, float] = {}
+    for variant, row in rows:
+        rate = _rate(row, variant)
+        highest[row.metric] = max(rate, highest.get(row.metric, 0.0))
     cells = [
         [
             clipped(variant.variant_name),
@@ -173,7 +175,7 @@ def _counts_grid(rows: Sequence[Row]) -> Grid:
             f"{row.conversions:,}",
             f"{row.events:,}",
             _percent(_rate(row, variant), places),
-            _filled(_rate(row, variant)),
+            _filled(_rate(row, variant), highest[row.metric]),
         ]
         for variant, row in rows
     ]
@@ -503,11 +505,14 @@ def _p_value(p_value: float | None) -> str:
 
 
 def _span(interval: Interval, form: Callable[..., str], places: int) -> str:
+    if interval.lower is None and interval.upper is None:
+        return NONE
     return f"{form(interval.lower, places)} to {form(interval.upper, places)}"
 
 
-def _filled(share: float) -> str:
-    length = round(share * BAR)
+def _filled(rate: float, highest: float) -> str:
+    """Draw a rate, where the highest one of its metric fills the bar."""
+    length = round(rate / highest * BAR) if highest else 0
     return "█" * length + "·" * (BAR - length)
 
 
@@ -526,30 +531,48 @@ def _strip(interval: Interval, rate: float, low: float, high: float) -> str:
     return "".join(line)
 
 
-def plain(sheet: Sheet) -> str:
-    """Return the sheet for a terminal of 80 columns."""
-    parts = [_wrapped(sheet.title), _wrapped(sheet.lead)]
-    parts += [_fitted(grid) for grid in sheet.grids]
-    parts += [_wrapped(note) for note in sheet.notes]
+def plain(sheet: Sheet, width: int = WIDTH) -> str:
+    """Return the sheet for a terminal of so many columns."""
+    parts = [_wrapped(sheet.title, width), _wrapped(sheet.lead, width)]
+    parts += [_fitted(grid, width) for grid in sheet.grids]
+    parts += [_wrapped(note, width) for note in sheet.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def _fitted(grid: Grid) -> str:
-    """Return the table in 80 columns; a drawing is left out if it does not fit."""
-    drawn = _drawn(grid, "simple")
-    if max(map(wcswidth, drawn.splitlines())) > WIDTH and not grid.headers[-1]:
-        rows = [row[:-1] for row in grid.rows]
-        return _drawn(Grid(grid.headers[:-1], rows, grid.alignment[:-1]), "simple")
-    return drawn
+def _fitted(grid: Grid, width: int) -> str:
+    """Return the table in so many columns.
+
+    If it does not fit, a drawing is left out, and then each row becomes a list.
+    """
+    for shown in (grid, _undrawn(grid)):
+        drawn = _drawn(shown, "simple")
+        if max(map(wcswidth, drawn.splitlines())) <= width:
+            return drawn
+    if width >= WIDTH:
+        return drawn
+    return "\n\n".join(
+        _drawn(
+            Grid([], [*map(list, zip(shown.headers, row, strict=True))], "ll"), "plain"
+        )
+        for row in shown.rows
+    )
 
 
-def _wrapped(text: str) -> str:
+def _undrawn(grid: Grid) -> Grid:
+    """Return the table without its last column, if that is a drawing."""
+    if grid.headers[-1]:
+        return grid
+    rows = [row[:-1] for row in grid.rows]
+    return Grid(grid.headers[:-1], rows, grid.alignment[:-1])
+
+
+def _wrapped(text: str, width: int) -> str:
     """Return a text in lines of a terminal, in which some letters are two wide."""
     lines = [""]
     for word in visible(text).split():
-        for piece in textwrap.wrap(word, WIDTH, break_on_hyphens=False):
+        for piece in textwrap.wrap(word, width, break_on_hyphens=False):
             longer = f"{lines[-1]} {piece}".lstrip()
-            if lines[-1] and wcswidth(longer) > WIDTH:
+            if lines[-1] and wcswidth(longer) > width:
                 lines.append(piece)
             else:
                 lines[-1] = longer
