@@ -423,7 +423,12 @@ OWN: dict[str, dict[str, str]] = {
         "value": "What it is worth, in your own unit: -1e12 to 1e12. Null without one.",
         "occurredAt": "When it happened: at most 5 minutes ahead. Now by default.",
     },
-    "Events": {"events": "1 to 10,000 events."},
+    "Enrollment": {"experiment": "The id or the key of a running experiment."},
+    "Events": {
+        "events": "1 to 10,000 events.",
+        "enrollments": "Up to 100 enrolments, which are made before the events are "
+        "booked: for a page that ends and waits for no answer.",
+    },
     "Experiment": EXPERIMENT,
     "ExperimentsOfUser": {
         "experiments": "The ids or the keys of 1 to 100 experiments.",
