@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -32,7 +33,11 @@ from web.auth import requires
 from web.blueprint import read_body, refuse_undecodable_path, refuse_unknown_query
 from web.slots import costly
 
-STYLE = (Path(__file__).parent / "static" / "abacus.css").read_bytes()
+FILES = {
+    file.name: file.read_bytes()
+    for file in (Path(__file__).parent / "static").glob("abacus.*")
+}
+"""The stylesheet and the icon."""
 
 LARGEST_FORM = 16 * 1024
 
@@ -168,10 +173,11 @@ def sign_out() -> Response:
     return response
 
 
-@door.get("/abacus.css")
-def stylesheet() -> Response:
-    """Return the one stylesheet, unless the browser has it."""
-    response = Response(STYLE, mimetype="text/css")
+@door.get("/abacus.css", defaults={"name": "abacus.css"})
+@door.get("/abacus.svg", defaults={"name": "abacus.svg"})
+def file(name: str) -> Response:
+    """Return the stylesheet or the icon, unless the browser has it."""
+    response = Response(FILES[name], mimetype=mimetypes.guess_type(name)[0])
     response.headers["Cache-Control"] = "no-cache"  # ask each time whether it holds
     response.add_etag()
     return response.make_conditional(request)  # type: ignore[return-value]

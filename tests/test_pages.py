@@ -89,6 +89,7 @@ def read(response, status=200):
     assert set(policy) == {
         "default-src 'none'",
         "style-src 'self'",
+        "img-src 'self'",  # the icon
         "form-action 'self'",
         "frame-ancestors 'none'",
         "base-uri 'none'",
@@ -314,6 +315,7 @@ def test_the_pages_of_the_list_are_linked(api, draft):
 
     ways = {one["rel"]: one["href"] for _, one in page.tags if "rel" in one}
     assert ways.pop("stylesheet") == "/ui/abacus.css"
+    assert ways.pop("icon") == "/ui/abacus.svg"
     assert ways == {
         "prev": "/ui/?status=draft&limit=1&page=1",
         "next": "/ui/?status=draft&limit=1&page=3",
@@ -619,11 +621,17 @@ def test_the_stylesheet_is_small_and_is_sent_once(anonymous):
     )
 
     assert first.content_type == "text/css; charset=utf-8"
-    assert first.data == pages.STYLE and len(gzip.compress(first.data)) <= 12_288
+    assert (
+        first.data == pages.FILES["abacus.css"]
+        and len(gzip.compress(first.data)) <= 12_288
+    )
     assert (again.status_code, again.data) == (304, b"")
     for needed in ("prefers-color-scheme: dark", "@media print", ":focus-visible"):
         assert needed in first.text
     assert "url(" not in first.text and "@import" not in first.text
+    icon = anonymous.get("/ui/abacus.svg")
+    assert icon.content_type.startswith("image/svg+xml") and len(icon.data) < 1_000
+    assert icon.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
 def test_a_path_of_the_pages_is_told_from_another():

@@ -25,7 +25,7 @@ LONGEST_RETURN = 1_000
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; "
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
         "frame-ancestors 'none'; base-uri 'none'"
     ),
     # With no-referrer, browsers send `Origin: null` with our own forms.
