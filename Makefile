@@ -13,7 +13,6 @@ run: .venv/ready
 	@echo 'Paste this into another terminal:'
 	@echo "curl -H 'Authorization: Bearer $$($(BIN)/flask --app wsgi token me)' http://127.0.0.1:$(PORT)/api/experiments"
 	@echo "Or open this page: $$($(BIN)/flask --app wsgi token me --link http://127.0.0.1:$(PORT))"
-	@echo "Or open this page: $$($(BIN)/flask --app wsgi token me --link http://127.0.0.1:$(PORT))"
 	@exec $(BIN)/gunicorn wsgi:app --bind 127.0.0.1:$(PORT)
 
 test: .venv/ready-dev

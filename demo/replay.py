@@ -119,8 +119,9 @@ def main() -> None:
             if not asked and not sys.stdout.isatty():
                 print("`make demo PORT=8001` keeps the pages of both open.")
                 return
-            print(f"Open http://127.0.0.1:{port}/ui and sign in with this token:")
-            print(service.token)
+            address = f"http://127.0.0.1:{port}"
+            link = service.operate("token", "demo", "--link", address)
+            print(f"Open this page within ten minutes: {link}")
             print("Ctrl-C ends the service and removes its data.", flush=True)
             server.wait()
 

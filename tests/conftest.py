@@ -51,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=[*ENGINES, "both"], default="both", help=told)
     told = "a PostgreSQL server to make databases on, instead of one that is started"
     parser.addoption("--database-url", help=told)
+    told = "where to write the picture of the README, docs/experiment.png"
+    parser.addoption("--picture", help=told)
 
 
 def pytest_configure(config: pytest.Config) -> None:

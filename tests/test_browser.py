@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import service as real
 from axe_playwright_python.sync_playwright import Axe
-from conftest import leave_out
+from conftest import LINE, ago, leave_out
 from playwright.sync_api import sync_playwright
 
 pytestmark = pytest.mark.one_engine
@@ -19,8 +19,7 @@ HOSTILE = [
     "{{ 7 * 7 }}'--",
     "safe\u202eevil",
 ]
-WIDTHS = {"phone": 360, "tablet": 768, "desk": 1280}
-SCHEMES = ("light", "dark")
+LOOKS = [(360, "dark"), (768, "light"), (1280, "dark")]
 
 MOVED = """() => new Promise(done => new PerformanceObserver(list => done(
     list.getEntries().reduce((sum, shift) => sum + shift.value, 0)
@@ -87,7 +86,7 @@ class Visitor:
 
     @property
     def verdict(self):
-        return self.page.locator(".verdict").inner_text()
+        return " ".join(self.page.locator(".verdict").inner_text().split())
 
 
 @contextmanager
@@ -150,60 +149,133 @@ def test_a_person_takes_an_experiment_from_its_draft_to_the_archive(chromium, se
         visitor.page.get_by_role("button", name="Complete").click()
         assert visitor.state == service.data("GET", path)["status"] == "completed"
         visitor.move("Archive")
-        assert service.data("GET", path)["archived"] is True
+        assert service.data("GET", path)["archivedAt"]
         visitor.open("/ui/")
         assert visitor.page.get_by_text("Checkout in one page").count() == 0
 
 
 @pytest.fixture(scope="module")
-def shop(service):
-    """Return the paths of the pages, with an experiment that has all that they show."""
+def paths(service):
+    """Return a path for each route of a page, which shows all that it can show."""
+    rules = {"field": "country", "operator": "in", "value": HOSTILE}
+    audience = service.data(
+        "POST", "audiences", {"name": HOSTILE[0], "ruleTree": rules}
+    )
     path = experiment_of(
         service,
         HOSTILE[0],
         description=HOSTILE[1],
         hypothesis=HOSTILE[3],
         plan={"baselineRate": 0.1, "minimumEffect": 0.05},
+        metrics=[
+            {"name": "conversion", "role": "primary"},
+            {"name": HOSTILE[2], "role": "guardrail", "margin": 0.02},
+        ],
     )
+    draft = experiment_of(service, HOSTILE[1], audienceId=audience["id"])
     service.data("POST", f"{path}/start")
     visit_the_shop(service, path, USERS)
-    return ["/ui/", f"/ui/{path}", f"/ui/{path}/stop", f"/ui/{path}/complete"]
+    stopped = experiment_of(service, HOSTILE[2])
+    for move in ("start", "stop"):
+        service.data("POST", f"{stopped}/{move}")
+    archived = experiment_of(service, HOSTILE[3])
+    service.data("DELETE", archived)
+    signing = ("token", "somebody", "--link", f"http://127.0.0.1:{service.port}")
+    link = service.flask(*signing).stdout.strip()
+    return {
+        "/ui/": "/ui/?archived=true",
+        "/ui/sign-in": "/ui/sign-in?next=/ui/",
+        "/ui/sign-in/<link>": f"/ui/{link.partition('/ui/')[2]}",
+        "/ui/planner": "/ui/planner?baselineRate=10&effect=2&usersPerDay=500",
+        "/ui/audiences": "/ui/audiences",
+        "/ui/audiences/<path:audience_id>": f"/ui/audiences/{audience['id']}",
+        "/ui/experiments/<id>": f"/ui/{path}",
+        "/ui/experiments/<id>/days": f"/ui/{path}/days",
+        "/ui/experiments/<id>/start": f"/ui/{draft}/start",
+        "/ui/experiments/<id>/stop": f"/ui/{path}/stop",
+        "/ui/experiments/<id>/complete": f"/ui/{path}/complete",
+        "/ui/experiments/<id>/resume": f"/ui/{stopped}/resume",
+        "/ui/experiments/<id>/archive": f"/ui/{stopped}/archive",
+        "/ui/experiments/<id>/unarchive": f"/ui/{archived}/unarchive",
+    }
 
 
-def test_nothing_that_was_stored_runs_in_a_browser(chromium, service):
-    variants = [{"name": name, "splitPercentage": 25} for name in HOSTILE]
-    paths = []
-    for name in HOSTILE:
-        body = {"name": name, "description": name, "variants": variants}
-        made = service.data("POST", "experiments", body)
-        service.data("POST", f"experiments/{made['id']}/start")
-        paths.append(f"/ui/experiments/{made['id']}")
-    with visiting(chromium, service) as visitor:
-        visitor.sign_in()
-        for path, name in zip(paths, HOSTILE, strict=True):
-            for page in (path, f"{path}/stop", f"{path}/complete"):
-                visitor.open(page)
-                assert visitor.page.title().endswith("· Abacus")
-                assert visitor.page.locator("script, img").count() == 0
-                if "\u202e" not in name:  # which is shown as its name
-                    assert name in visitor.page.inner_text("h1")
+def test_each_page_is_looked_at(compiled, paths):
+    routes = {
+        rule.rule
+        for rule in compiled.url_map.iter_rules()
+        if rule.rule.startswith("/ui/") and "GET" in rule.methods
+    }
+    assert routes - paths.keys() == {
+        "/ui/abacus.css",
+        "/ui/abacus.svg",
+        "/ui/shared/<link>",  # below
+    }
+    assert paths.keys() < routes
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_page_is_accessible_and_stands_still(
-    chromium, service, shop, width, scheme, tmp_path
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_every_page_is_accessible_and_stands_still_and_runs_nothing(
+    chromium, service, paths, width, scheme, tmp_path
 ):
-    looks = {"viewport": {"width": WIDTHS[width], "height": 800}}
+    looks = {"viewport": {"width": width, "height": 800}}
     looks |= {"color_scheme": scheme, "bypass_csp": True}  # axe is a script
     with visiting(chromium, service, **looks) as visitor:
         visitor.sign_in()
-        for number, path in enumerate(shop):
+        for number, path in enumerate(paths.values()):
             visitor.open(path)
-            visitor.page.screenshot(path=tmp_path / f"{number}.png", full_page=True)
+            assert visitor.page.title().endswith(" · Abacus")  # which no script changed
+            assert visitor.page.locator("script, img").count() == 0
             assert visitor.page.evaluate(MOVED) == 0
             assert visitor.page.evaluate(TRANSFERRED) < 30_000
-            assert visitor.page.evaluate("document.body.scrollWidth") <= WIDTHS[width]
+            assert visitor.page.evaluate("document.body.scrollWidth") <= width
+            visitor.page.screenshot(path=tmp_path / f"{number}.png", full_page=True)
             found = Axe().run(visitor.page)
             assert found.response["passes"], path
             assert found.violations_count == 0, found.generate_report()
+
+
+def test_shared_results_are_seen_without_a_sign_in(chromium, service, paths):
+    with visiting(chromium, service) as visitor:
+        visitor.sign_in()
+        visitor.open(paths["/ui/experiments/<id>"])
+        verdict = visitor.verdict
+        visitor.page.get_by_label("Share these results").fill("3")
+        visitor.page.get_by_role("button", name="Make a link").click()
+        link = visitor.page.locator("a[href*='/ui/shared/']").get_attribute("href")
+    with visiting(chromium, service, bypass_csp=True) as visitor:
+        visitor.open("/ui/" + link.partition("/ui/")[2])
+        assert visitor.verdict == verdict
+        assert visitor.page.locator("form, button, script, img").count() == 0
+        assert Axe().run(visitor.page).violations_count == 0
+
+
+def test_the_picture_of_the_front_page_is_taken(chromium, service, tmp_path, request):
+    path = experiment_of(
+        service,
+        "Checkout in one page",
+        hypothesis="One page loses fewer buyers than three.",
+        plan={"baselineRate": 0.1, "minimumEffect": 0.04},
+    )
+    service.data("POST", f"{path}/start")
+    lines, seen = [LINE], Counter()
+    for number in range(2_800):  # 200 on each of 14 days
+        name = list(CONVERTED_OF_TEN)[number % 2]
+        is_converted = seen[name] % 10 < CONVERTED_OF_TEN[name]
+        seen[name] += 1
+        when = ago(14 - number // 200, -60 * (number % 200))
+        lines.append(f"user-{number},{name},{when},{when if is_converted else ''},")
+    file = tmp_path / "fortnight.csv"
+    file.write_text("\n".join(lines) + "\n")
+    service.flask("import", path.removeprefix("experiments/"), str(file))
+
+    with visiting(
+        chromium, service, viewport={"width": 1000, "height": 1250}
+    ) as visitor:
+        visitor.sign_in()
+        visitor.open(f"/ui/{path}")
+        taken = request.config.getoption("--picture") or tmp_path / "picture.png"
+        visitor.page.screenshot(path=taken)
+        assert "Detailed won on" in visitor.verdict
+        assert visitor.page.locator("svg").count() == 4
+    assert (real.ROOT / "docs" / "experiment.png").stat().st_size < 200_000

@@ -105,10 +105,10 @@ def test_with_a_token_for_browsers_the_runtime_routes_are_open_and_no_other(
 
     assert allowed == RUNTIME
     assert {rule for _, rule in public} - {"/docs/<path:path>"} == OPEN
-    assert (len(allowed), len(refused), len(public)) == (11, 45, 20)
+    assert (len(allowed), len(refused), len(public)) == (11, 45, 22)
     assert (len(pages), len(linked)) == (35, 5)
     tries = sum(len(rule.methods - {"OPTIONS"}) for rule in app.url_map.iter_rules())
-    assert tries == 116
+    assert tries == 118
     assert state() == before
 
 

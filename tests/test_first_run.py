@@ -98,8 +98,9 @@ def test_make_run_serves_on_the_port_that_it_is_given(tmp_path, where):
         told, errors = again.communicate(timeout=60)
     finally:
         os.killpg(running.pid, signal.SIGTERM)
-        running.communicate(timeout=60)
+        rest, _ = running.communicate(timeout=60)
 
+    assert "open this page" not in rest  # a second time
     assert answer.startswith('{"data": []')
     assert words == "Or open this page"
     assert link.startswith(f"http://127.0.0.1:{port}/ui/sign-in/")

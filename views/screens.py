@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -276,7 +277,7 @@ def experiment(computed: Computed, counts: Counts, history: Listing) -> Screen:
         state=state,
         heading=VERDICTS[status],
         mood=MOODS.get(status, "plain"),
-        sentence=analysis.verdict.sentence,
+        sentence=_whole(analysis.verdict.sentence),
         advice=_advice(row, status),
         empty=_emptiness(row, results, analysis.metric),
         metric=analysis.metric,
@@ -299,6 +300,11 @@ def experiment(computed: Computed, counts: Counts, history: Listing) -> Screen:
         more_entries=history.total - len(history.rows),
         credentials=CREDENTIALS,
     )
+
+
+def _whole(sentence: str) -> str:
+    """Return a sentence in which no line ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|users?\b)", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _advice(row: Experiment, status: str) -> str:
