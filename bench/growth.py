@@ -2,7 +2,8 @@
 
 The assignments are loaded by `import` into databases in a temporary folder (about 2 GB
 for 10,000,000). Each kind of request is sent to the databases in turn, in this process,
-and the medians of its wall time are compared.
+and the medians of its wall time are compared. On the largest database, the pages are
+compared with the JSON that they show.
 """
 
 from __future__ import annotations
@@ -54,9 +55,8 @@ class Instance:
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
         """Return the answer's data; stop if the request fails."""
-        answer = self.client.open(
-            f"/api/{path}", method=method, json=body, headers=self.headers
-        )
+        path = path if path.startswith("/") else f"/api/{path}"
+        answer = self.client.open(path, method=method, json=body, headers=self.headers)
         if answer.status_code >= 400:
             raise SystemExit(answer.text)
         return answer.json["data"] if answer.is_json else answer.text
@@ -224,6 +224,29 @@ def compare(
         print(f"{what:<30}{shown}{medians[-1] / medians[0]:>8.2f}", flush=True)
 
 
+def compare_pages(one: Instance, rounds: int) -> None:
+    """Print the processor time of each page, and that of the JSON that it shows."""
+    path = f"experiments/{one.ids[0]}"
+    has_days = "Count the days" not in one("GET", f"/ui/{path}")
+    computed = f"{path}/compute-results{'?granularity=day' if has_days else ''}"
+    figures_of_one = [computed, f"{path}/results", f"{path}/history"]
+    shown = {"/ui/": ["experiments"], f"/ui/{path}": figures_of_one}
+    print(f"\n{'pages, CPU ms':<30}{'JSON':>11}{'page':>11}   ratio")
+    for (page, answers), what in zip(
+        shown.items(), ("the list", "an experiment"), strict=True
+    ):
+        spent: dict[str, list[float]] = {"JSON": [], "page": []}
+        for _ in range(rounds):
+            for side, paths in (("JSON", answers), ("page", [page])):
+                figures.cache_clear()
+                began = time.thread_time()
+                for each in paths:
+                    one("GET", each)
+                spent[side].append(time.thread_time() - began)
+        json, html = (statistics.median(times) * 1e3 for times in spent.values())
+        print(f"{what:<30}{json:>11.2f}{html:>11.2f}{html / json:>8.2f}", flush=True)
+
+
 def with_assignments(folder: Path, size: int) -> Instance:
     """Return an instance with so many imported assignments."""
     one = Instance(folder, f"assignments-{size}")
@@ -280,6 +303,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             instances = [GROWN[what](Path(folder), size) for size in sizes[what]]
             compare(what, sizes[what], instances, chosen.rounds)
+            compare_pages(instances[-1], chosen.rounds)
 
 
 if __name__ == "__main__":
