@@ -9,7 +9,10 @@ import {
 import { isUserId } from "./decider.js";
 import { eventOf } from "./flags.js";
 import { Outbox } from "./outbox.js";
-import { Service } from "./service.js";
+import { Service, UNANSWERED } from "./service.js";
+
+const AGAIN_MS = 600_000; // until a warning is repeated
+const WARNINGS = 1_000; // that are remembered
 
 /** A provider but for its flags. Names with `_` are for the classes that extend it. */
 export class BaseProvider {
@@ -24,7 +27,7 @@ export class BaseProvider {
    * @param {boolean} [keepAlive] whether a request outlives its page
    */
   constructor(url, token, options, keepAlive) {
-    this._options = options;
+    this._options = { ...options, warn: sparing(options.warn) };
     this._service = new Service(url, token, options.timeoutMs, keepAlive);
     this._outbox = new Outbox(this._service, this._follow.bind(this), this._options);
   }
@@ -83,6 +86,11 @@ export class BaseProvider {
     }
     if (isNew) this.events.emit(ProviderEvents.ConfigurationChanged, {});
   }
+
+  /** Say why a flag has its default. What keeps a provider from being ready was said before. */
+  _warn(error) {
+    if (error.code !== "PROVIDER_NOT_READY") this._options.warn(`Abacus: ${error.message}`);
+  }
 }
 
 /** Return the id of the user, or throw. */
@@ -93,4 +101,18 @@ export function userOf(context) {
   }
   if (!isUserId(userId)) throw new InvalidContextError("The targeting key is not the id of a user.");
   return userId;
+}
+
+/** Return a function that warns, and of the same thing again only after ten minutes. */
+function sparing(warn) {
+  const last = new Map();
+  return (message) => {
+    const now = Date.now();
+    // A service that ends resets connections, and then refuses them.
+    const [same] = message.split(UNANSWERED);
+    if (now - last.get(same) < AGAIN_MS) return;
+    if (last.size >= WARNINGS) last.clear();
+    last.set(same, now);
+    warn(message);
+  };
 }

@@ -84,7 +84,7 @@ export class AbacusProvider extends BaseProvider {
       await this.#refresh();
     } catch (error) {
       this._isStale = true;
-      this._options.warn(`Abacus does not answer yet: ${error.message}`);
+      this._warn(error);
     }
     this.#schedule(this._options.refreshMs);
   }
@@ -130,6 +130,7 @@ export class AbacusProvider extends BaseProvider {
       this._notice(true, isNew);
     } catch (error) {
       wait = Math.max(wait, error.retryAfter ?? 0);
+      this._warn(error);
       this._notice(false, false);
     }
     this.#schedule(wait);
@@ -186,6 +187,15 @@ export class AbacusProvider extends BaseProvider {
   // Flags
 
   async _resolve(key, defaultValue, context, type) {
+    try {
+      return await this.#resolved(key, defaultValue, context, type);
+    } catch (error) {
+      this._warn(error);
+      throw error;
+    }
+  }
+
+  #resolved(key, defaultValue, context, type) {
     const userId = userOf(context);
     if (!this._options.local) return this.#remote(key, defaultValue, context, type);
     const definitions = this.#definitions;

@@ -73,6 +73,7 @@ export class AbacusWebProvider extends BaseProvider {
       this._notice(true, isNew);
       return true;
     } catch (error) {
+      this._warn(error);
       this._notice(false, false);
       return false;
     }
@@ -95,7 +96,7 @@ export class AbacusWebProvider extends BaseProvider {
       this._isStale = false;
     } catch (error) {
       this._isStale = true;
-      this._options.warn(`Abacus does not answer yet: ${error.message}`);
+      this._warn(error);
     }
   }
 
@@ -134,6 +135,15 @@ export class AbacusWebProvider extends BaseProvider {
   // Flags
 
   _resolve(key, defaultValue, context, type) {
+    try {
+      return this.#resolved(key, defaultValue, type);
+    } catch (error) {
+      this._warn(error);
+      throw error;
+    }
+  }
+
+  #resolved(key, defaultValue, type) {
     userOf(this.#context);
     if (this.#flags === null) throw new ProviderNotReadyError("There are no flags yet.");
     const flag = this.#flags.get(key);
