@@ -20,6 +20,7 @@ import peewee
 import psycopg
 import pytest
 import servers
+import service as real
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
@@ -337,6 +338,18 @@ def service_database(
             yield {"DATABASE_URL": url}
 
     return settings
+
+
+@pytest.fixture
+def service(
+    tmp_path: Path, service_database: ServiceDatabase
+) -> Iterator[real.Service]:
+    """Yield a real service with a new database."""
+    with (
+        service_database() as settings,
+        real.served(tmp_path / "instance", **settings) as made,
+    ):
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,8 @@ LEFT_OUT = [
     LeftOut(
         "README.md", "git clone URL", "tests/test_first_run.py runs its `make run`"
     ),
-    LeftOut("clients/javascript/README.md", "npm install ", PACKAGES),
+    LeftOut("clients/javascript/README.md", "npm install ", PACKAGES, 2),
+    LeftOut("clients/javascript/README.md", "CORS_ORIGINS=", "it does not end"),
     LeftOut("clients/python/README.md", "pip install ", PACKAGES, 2),
     LeftOut("clients/python/README.md", "make example", "test_client_examples.py does"),
     LeftOut("docs/deploying.md", "apt-get install ", SYSTEM, 3),

@@ -134,6 +134,7 @@ class Service:
         shutil.copytree(empty, instance, dirs_exist_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.log = instance.with_name(f"{instance.name}.log")
         self.start()
 

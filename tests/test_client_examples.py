@@ -12,20 +12,11 @@ import visits
 pytestmark = pytest.mark.one_engine
 
 
-@pytest.fixture
-def service(tmp_path, service_database):
-    with (
-        service_database() as settings,
-        real.served(tmp_path / "instance", **settings) as made,
-    ):
-        yield made
-
-
 @contextmanager
 def opened(service, folder):
     """Yield a shop that is open, with a token as a shop needs it."""
     token = service.flask("token", "shop", "--scope", "assign").stdout.strip()
-    shop = visits.shop_of(f"http://127.0.0.1:{service.port}", token, folder)
+    shop = visits.shop_of(service.url, token, folder)
     try:
         shop.start()
         yield shop

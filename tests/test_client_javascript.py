@@ -22,16 +22,21 @@ import re2
 import service as real
 from marshmallow import ValidationError
 from test_client_decisions import NOW, definition_of, user_of
-from test_client_provider import (
+
+from clients import (
+    ADULT_PAYERS,
     CONFIGURED,
     PAYERS,
     by_hash,
     counted,
+    example,
     one_of,
     participants,
     rows_of,
+    said,
+    stored,
+    variants_of,
 )
-
 from ledger.published import Published
 from ledger.standing import Started
 from models import NOT_IDS
@@ -184,16 +189,9 @@ def test_the_client_refuses_the_ids_that_the_service_refuses(tmp_path):
 # A real service
 
 
-@pytest.fixture
-def service(tmp_path):
-    with real.served(tmp_path / "instance") as made:
-        yield made
-
-
 def program(service, scenario, options):
     """Return the words that start a scenario."""
-    url = f"http://127.0.0.1:{service.port}"
-    return ["node", "test/scenario.js", scenario, url, service.token, options]
+    return ["node", "test/scenario.js", scenario, service.url, service.token, options]
 
 
 def ran(service, scenario, **options):
@@ -233,14 +231,6 @@ class Running:
         self.process.stdin.flush()
 
 
-def stored(service, path, user_ids):
-    """Return the variants of users who have to be enrolled already."""
-    body = {"users": [{"userId": user_id} for user_id in user_ids]}
-    decisions = service.data("POST", f"{path}/assignments/batch", body)
-    assert {one["reason"] for one in decisions} == {"EXISTING_ASSIGNMENT"}
-    return {one["userId"]: one["variantId"] for one in decisions}
-
-
 @pytest.mark.parametrize("local", [True, False])
 def test_1000_users_get_what_the_service_gives_them(service, local):
     path = service.running(key="checkout", variants=CONFIGURED)
@@ -249,7 +239,9 @@ def test_1000_users_get_what_the_service_gives_them(service, local):
 
     assert printed["isFlushed"] and printed["warnings"] == []
     assert participants(service, path) == 1_000
-    assert stored(service, path, printed["variants"]) == printed["variants"]
+    assert (
+        variants_of(stored(service, path, printed["variants"])) == printed["variants"]
+    )
     reported = 1_000 if local else 0
     assert printed["before"]["enrolmentsWaiting"] == reported
     assert printed["counters"] == {
@@ -353,6 +345,24 @@ def test_the_default_holds_while_the_service_is_away(service, local):
     assert ended["counters"]["eventsSent"] == 1
 
 
+@pytest.mark.parametrize("kind", ["local", "remote", "web"])
+@pytest.mark.parametrize("wrong", ["token", "address", "flag"])
+def test_one_line_says_why_the_default_holds(service, kind, wrong):
+    service.running(key="checkout")
+    lines = said("javascript", service)
+    if wrong == "token":
+        service.token = "wrong"
+    if wrong == "address":
+        service.stop()
+
+    key = "nope" if wrong == "flag" else "checkout"
+    printed = ran(service, "failing", local=kind == "local", kind=kind, key=key)
+
+    assert printed["values"] == ["default"]
+    assert [one.replace("'", "") for one in printed["warnings"]] == [lines[wrong]]
+    assert (printed["counters"]["attemptsFailed"] > 0) is (wrong != "flag")
+
+
 def test_an_application_that_starts_without_the_service_decides_from_the_disk(
     service, tmp_path
 ):
@@ -431,7 +441,9 @@ def test_only_a_flag_that_is_read_enrols(service):
 
     assert printed["isFlushed"]
     assert len(printed["variants"]) == 25
-    assert stored(service, path, printed["variants"]) == printed["variants"]
+    assert (
+        variants_of(stored(service, path, printed["variants"])) == printed["variants"]
+    )
     assert participants(service, path) == 25
     assert participants(service, other) == 0
     assert counted(service, path) == (25, 25)
@@ -528,9 +540,9 @@ def browsing(url, profile):
 
 
 @contextmanager
-def shopping(folder):
+def shopping(folder, files=CLIENT):
     """Yield a service, and the address of a shop whose pages may ask it."""
-    handler = partial(Files, directory=CLIENT)
+    handler = partial(Files, directory=files)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as shop:
         threading.Thread(target=shop.serve_forever, daemon=True).start()
         origin = f"http://127.0.0.1:{shop.server_port}"
@@ -542,7 +554,7 @@ def shopping(folder):
 def opened(service, scripts, storage="storage: null"):
     """Have the shop serve pages with these scripts, by their paths."""
     words = {
-        "URL": f"http://127.0.0.1:{service.port}",
+        "URL": service.url,
         "TOKEN": service.token,
         "STORAGE": storage,
     }
@@ -620,13 +632,8 @@ def test_one_command_plays_the_page_and_compares_its_counts_with_abacus():
 
 
 def test_a_local_decision_takes_at_most_5_microseconds(service, figure):
-    rules = [
-        PAYERS,
-        {"field": "country", "operator": "in", "value": ["DE", "AT", "CH"]},
-        {"field": "age", "operator": "gte", "value": 18},
-    ]
-    tree = {"logicalOperator": "AND", "rules": rules}
-    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": tree})
+    body = {"name": "Payers", "ruleTree": ADULT_PAYERS}
+    service.data("PUT", "audiences/aud_payers", body)
     service.running(key="checkout", audienceId="aud_payers", trafficPercentage=50)
 
     printed = ran(service, "speed")
@@ -669,15 +676,21 @@ def test_the_package_has_what_it_needs_and_no_tests(installed):
 
 def test_the_example_of_the_readme_counts_a_conversion_in_15_lines(service, installed):
     path = service.running(key="checkout", variants=CONFIGURED)
-    text = (CLIENT / "README.md").read_text()
-    example = re.findall(r"```js\n(.*?)```", text, re.DOTALL)[0]
-    assert len(example.splitlines()) <= 15
-    example = example.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
     file = installed / "program.mjs"
-    file.write_text(example.replace("TOKEN", service.token))
+    file.write_text(example("javascript", "js", service))
 
     printed = node(file)
 
     assert printed in ("user-1 gets Control\n", "user-1 gets flow_b\n")
     assert participants(service, path) == 1
     assert counted(service, path) == (1, 1)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_the_page_of_the_readme_counts_a_conversion_in_15_lines(installed):
+    with shopping(installed, files=installed) as (service, origin):
+        path = service.running(key="checkout", variants=CONFIGURED)
+        Files.pages["/"] = example("javascript", "html", service)
+        with browsing(f"{origin}/", installed / "profile"):
+            real.wait_until(lambda: counted(service, path) == (1, 1), 60)
+        assert participants(service, path) == 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import re
 import shutil
 import statistics
 import subprocess
@@ -17,33 +16,28 @@ import pytest
 import service as real
 from abacus_openfeature import AbacusProvider
 from openfeature import api as openfeature
-from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
 from openfeature.track import TrackingEventDetails
 
-from targeting import assignment
+from clients import (
+    ADULT_PAYERS,
+    CONFIGURED,
+    PAYERS,
+    adapted,
+    by_hash,
+    counted,
+    example,
+    one_of,
+    participants,
+    rows_of,
+    said,
+    stored,
+    user,
+    variants_of,
+)
 
-CONFIGURED = [
-    {"name": "Control", "splitPercentage": 50},
-    {
-        "name": "Detailed",
-        "splitPercentage": 50,
-        "flowId": "flow_b",
-        "config": {"steps": 5, "rate": 0.1},
-    },
-]
-PAYERS = {"field": "plan", "operator": "eq", "value": "pro"}
 CLIENT = real.ROOT / "clients" / "python"
-
-
-@pytest.fixture
-def service(tmp_path, service_database):
-    with (
-        service_database() as settings,
-        real.served(tmp_path / "instance", **settings) as made,
-    ):
-        yield made
 
 
 @contextmanager
@@ -51,17 +45,12 @@ def provided(service, local=True, **options):
     """Yield a provider of a service, and a client of OpenFeature that uses it."""
     # Nothing happens by itself: tests ask for each refresh and each report.
     options = {"refresh_seconds": 600, "report_seconds": 600, **options}
-    url = f"http://127.0.0.1:{service.port}"
-    provider = AbacusProvider(url, service.token, local=local, **options)
+    provider = AbacusProvider(service.url, service.token, local=local, **options)
     openfeature.set_provider_and_wait(provider)
     try:
         yield provider, openfeature.get_client()
     finally:
         openfeature.clear_providers()
-
-
-def user(user_id, **attributes):
-    return EvaluationContext(user_id, attributes)
 
 
 def shown(client, user_id, key="checkout", **attributes):
@@ -70,33 +59,6 @@ def shown(client, user_id, key="checkout", **attributes):
     assert details.error_code is None, details.error_message
     assert (details.value == "default") is (details.variant == "not_enrolled")
     return details.variant
-
-
-def participants(service, path):
-    return service.data("GET", path)["_count"]["assignments"]
-
-
-def rows_of(service, path, metric="conversion"):
-    """Return the rows of a metric, of each variant that has some."""
-    variants = service.data("GET", f"{path}/results?metric={metric}")["variants"]
-    return [row for variant in variants for row in variant["results"]]
-
-
-def counted(service, path, metric="conversion"):
-    """Return how many users and events of a metric were counted."""
-    rows = rows_of(service, path, metric)
-    return sum(row["conversions"] for row in rows), sum(row["events"] for row in rows)
-
-
-def by_hash(path, user_id):
-    """Return the variant that the hash gives, which may not be the stored one."""
-    place = assignment.dealt(path.partition("/")[2], user_id, [5_000, 5_000])
-    return f"v{place + 1}"
-
-
-def one_of(path, variant):
-    """Return a user whom the hash gives this variant."""
-    return next(f"u{n}" for n in range(99) if by_hash(path, f"u{n}") == variant)
 
 
 # ---------------------------------------------------------------------------
@@ -115,10 +77,7 @@ def test_a_local_provider_gives_1000_users_what_the_service_gives_them(service):
         config = client.get_object_details("checkout.config", {"steps": 0}, user("u1"))
         assert provider.flush()
 
-    body = {"users": [{"userId": user_id} for user_id in variants]}
-    decisions = service.data("POST", f"{path}/assignments/batch", body)
-    assert {one["reason"] for one in decisions} == {"EXISTING_ASSIGNMENT"}
-    assert {one["userId"]: one["variantId"] for one in decisions} == variants
+    assert variants_of(stored(service, path, variants)) == variants
     assert counters == {
         **dict.fromkeys(counters, 0),
         "enrolments_queued": 1_000,
@@ -409,6 +368,28 @@ def test_a_remote_provider_gives_the_default_while_the_service_is_away(service):
     assert counted(service, path) == (1, 1)
 
 
+@pytest.mark.one_engine
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("wrong", ["token", "address", "flag"])
+def test_one_line_says_why_the_default_holds(service, local, wrong, caplog):
+    service.running(key="checkout")
+    lines = said("python", service)
+    if wrong == "token":
+        service.token = "wrong"
+    if wrong == "address":
+        service.stop()
+    key = "nope" if wrong == "flag" else "checkout"
+    with provided(service, local, shutdown_seconds=0) as (provider, client):
+        for number in range(100):
+            context = user(f"u{number}")
+            assert client.get_string_value(key, "default", context) == "default"
+        if wrong != "flag":
+            client.track("conversion", user("u1"))
+            while not provider.counters["attempts_failed"]:
+                assert not provider.flush(0.1)
+        assert caplog.messages == [lines[wrong]]
+
+
 class Elsewhere(BaseHTTPRequestHandler):
     """Whatever may answer where the service should: a proxy, or a page to log in."""
 
@@ -523,11 +504,10 @@ def test_to_track_raises_nothing_and_repeats_nothing(service):
 # Programs
 
 
-def ran(service, text, folder):
+def ran(text, folder):
     """Run a program as an application would; it must end well."""
-    text = text.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{service.port}")
     file = folder / "program.py"
-    file.write_text(text.replace('"TOKEN"', repr(service.token)))
+    file.write_text(text)
     ended = subprocess.run(
         [sys.executable, str(file)],
         env={"PYTHONPATH": str(CLIENT)},
@@ -544,12 +524,9 @@ def ran(service, text, folder):
 @pytest.mark.one_engine
 def test_the_example_of_the_readme_counts_a_conversion_in_15_lines(service, tmp_path):
     path = service.running(key="checkout", variants=CONFIGURED)
-    text = (CLIENT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
-    printed = ran(service, example, tmp_path)
+    printed = ran(example("python", "python", service), tmp_path)
 
-    assert len(example.splitlines()) <= 15
     assert printed in ("user-1 gets Control\n", "user-1 gets flow_b\n")
     assert participants(service, path) == 1
     assert counted(service, path) == (1, 1)
@@ -583,7 +560,7 @@ sys.exit()
 def test_a_program_that_forks_and_ends_reports_what_waits_in_both(service, tmp_path):
     path = service.running(key="checkout")
 
-    ran(service, FORKED, tmp_path)
+    ran(adapted(FORKED, service), tmp_path)
 
     assert participants(service, path) == 21
     assert counted(service, path) == (21, 21)
@@ -615,15 +592,8 @@ def test_a_million_decisions_of_100_000_users_are_100_000_participants(service, 
 @pytest.mark.one_engine
 @pytest.mark.usefixtures("thorough")
 def test_a_local_decision_takes_at_most_20_microseconds(service, figure):
-    tree = {
-        "logicalOperator": "AND",
-        "rules": [
-            PAYERS,
-            {"field": "country", "operator": "in", "value": ["DE", "AT", "CH"]},
-            {"field": "age", "operator": "gte", "value": 18},
-        ],
-    }
-    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": tree})
+    body = {"name": "Payers", "ruleTree": ADULT_PAYERS}
+    service.data("PUT", "audiences/aud_payers", body)
     service.running(key="checkout", audienceId="aud_payers", trafficPercentage=50)
     facts = {"plan": "pro", "country": "DE", "age": 30}
     contexts = [user(f"user-{number}", **facts) for number in range(20_000)]

@@ -13,6 +13,7 @@ from test_shortcut import caller
 from test_wire import called_from
 
 from app import create_app
+from clients import CONFIGURED, PAYERS
 from ledger import standing
 from ledger.enrolment import NewAssignment, write_assignments
 from models import Assignment, Experiment
@@ -22,17 +23,6 @@ from targeting.decision import User
 from web import errors
 
 BULK = "/ofrep/v1/evaluate/flags"
-
-CONFIGURED = [
-    {"name": "Control", "splitPercentage": 50},
-    {
-        "name": "Detailed",
-        "splitPercentage": 50,
-        "flowId": "flow_b",
-        "config": {"steps": 5, "rate": 0.1},
-    },
-]
-PAYERS = {"field": "plan", "operator": "eq", "value": "pro"}
 
 
 def key_of(api, path):

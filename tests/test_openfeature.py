@@ -1,34 +1,15 @@
 """OpenFeature's own client, unchanged, in front of a real service."""
 
+import socket
 from contextlib import contextmanager
 
 import pytest
-import service as real
 from openfeature import api as openfeature
 from openfeature.contrib.provider.ofrep import OFREPProvider
-from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
 
-CONFIGURED = [
-    {"name": "Control", "splitPercentage": 50},
-    {
-        "name": "Detailed",
-        "splitPercentage": 50,
-        "flowId": "flow_b",
-        "config": {"steps": 5, "rate": 0.1},
-    },
-]
-RULES = {"field": "plan", "operator": "eq", "value": "pro"}
-
-
-@pytest.fixture
-def service(tmp_path, service_database):
-    with (
-        service_database() as settings,
-        real.served(tmp_path / "instance", **settings) as made,
-    ):
-        yield made
+from clients import CONFIGURED, PAYERS, participants, stored, user
 
 
 @contextmanager
@@ -46,10 +27,6 @@ def client_of(service, token=None, port=None):
         provider.session.close()
 
 
-def user(user_id, **attributes):
-    return EvaluationContext(user_id, attributes)
-
-
 def test_a_client_gives_1000_users_the_variants_that_the_api_gives(service):
     path = service.running(key="checkout", variants=CONFIGURED)
     with client_of(service) as client:
@@ -63,10 +40,8 @@ def test_a_client_gives_1000_users_the_variants_that_the_api_gives(service):
             user_id: client.get_object_details("checkout.config", {}, user(user_id))
             for user_id in list(shown)[:50]
         }
-    body = {"users": [{"userId": user_id} for user_id in shown]}
-    decisions = service.data("POST", f"{path}/assignments/batch", body)
+    decisions = stored(service, path, shown)
 
-    assert {one["reason"] for one in decisions} == {"EXISTING_ASSIGNMENT"}
     assert shown == {
         one["userId"]: (one["variantId"], one["flowId"] or one["variantName"])
         for one in decisions
@@ -77,11 +52,11 @@ def test_a_client_gives_1000_users_the_variants_that_the_api_gives(service):
             one["variantId"],
             one["config"] or {},
         )
-    assert service.data("GET", path)["_count"]["assignments"] == 1_000
+    assert participants(service, path) == 1_000
 
 
 def test_in_every_other_case_the_application_gets_its_default(service):
-    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": RULES})
+    service.data("PUT", "audiences/aud_payers", {"name": "Payers", "ruleTree": PAYERS})
     service.running(key="paid", audienceId="aud_payers")
     stopped = service.running(key="stopped")
     service.data("POST", f"{stopped}/stop")
@@ -120,7 +95,7 @@ def test_a_winner_is_the_value_for_everyone(service):
         ]
 
     assert {(one.value, one.variant) for one in flags} == {("flow_b", "v2")}
-    assert service.data("GET", path)["_count"]["assignments"] == 0
+    assert participants(service, path) == 0
 
 
 def test_a_user_whose_id_is_not_ascii_is_the_same_user(service):
@@ -144,11 +119,11 @@ def test_with_a_bad_token_and_without_a_service_the_default_holds(service, tmp_p
             flag = client.get_string_details("checkout", "default", user("u1"))
             assert (flag.value, flag.reason) == ("default", Reason.ERROR)
             assert flag.error_code == ErrorCode.GENERAL
-    with real.socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with client_of(service, port=port) as client:
         assert client.get_string_value("checkout", "default", user("u1")) == "default"
-    assert service.data("GET", path)["_count"]["assignments"] == 0
+    assert participants(service, path) == 0
 
 
 @pytest.mark.sqlite

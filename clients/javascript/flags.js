@@ -1,5 +1,7 @@
 /** What the providers for servers and for browsers share. */
 
+import { TypeMismatchError } from "@openfeature/core";
+
 import { isUserId } from "./decider.js";
 
 export const CONFIG = ".config"; // a flag with this ending has the config of a variant
@@ -85,12 +87,11 @@ function uniqueKey() {
  * @param {any} flag
  * @param {any} defaultValue
  * @param {string} type of the value
- * @param {new (message: string) => Error} TypeMismatch
  */
-export function evaluation(flag, defaultValue, type, TypeMismatch) {
+export function evaluation(flag, defaultValue, type) {
   const value = flag.value ?? defaultValue;
   if (flag.value !== undefined && typeof value !== type) {
-    throw new TypeMismatch(`The flag ${flag.key} is no ${type}.`);
+    throw new TypeMismatchError(`The flag ${flag.key} is no ${type}.`);
   }
   return { value, reason: flag.reason, variant: flag.variant, flagMetadata: flag.metadata };
 }

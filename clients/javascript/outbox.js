@@ -214,7 +214,8 @@ export class Outbox {
       this.#isFailing = false;
       this.#wait = this.#options.reportMs;
     } catch (error) {
-      if (!(error instanceof Unavailable)) this.#options.warn(`Abacus: ${error?.stack ?? error}`);
+      const isDefect = !(error instanceof Unavailable);
+      this.#options.warn(`Abacus: ${isDefect ? (error?.stack ?? error) : error.message}`);
       this.#isFailing = true;
       this.#wait = this.#pause(error);
     } finally {

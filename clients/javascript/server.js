@@ -8,17 +8,15 @@ import {
   GeneralError,
   InvalidContextError,
   OpenFeatureEventEmitter,
-  ProviderEvents,
   ProviderNotReadyError,
   TargetingKeyMissingError,
-  TypeMismatchError,
 } from "@openfeature/server-sdk";
 
-import { AskService, Definitions, EXISTING, NEW, OVERRIDE, isUserId } from "./decider.js";
-import { CONFIG, NOT_ENROLLED, attributesOf, evaluation, eventOf } from "./flags.js";
+import { AskService, Definitions, EXISTING, NEW, OVERRIDE } from "./decider.js";
+import { CONFIG, NOT_ENROLLED, attributesOf, evaluation } from "./flags.js";
 import { Memory } from "./memory.js";
-import { Outbox } from "./outbox.js";
-import { Refused, Service, Unavailable } from "./service.js";
+import { BaseProvider, userOf } from "./provider.js";
+import { Refused, Unavailable } from "./service.js";
 
 // Every other decision has DEFAULT.
 const REASONS = new Map([[NEW, "SPLIT"], [EXISTING, "SPLIT"], [OVERRIDE, "TARGETING_MATCH"]]);
@@ -55,20 +53,14 @@ class Denial {
 }
 
 /** A provider that enrols users in the experiments of Abacus. */
-export class AbacusProvider {
-  metadata = { name: "Abacus" };
+export class AbacusProvider extends BaseProvider {
   runsOn = "server";
   events = new OpenFeatureEventEmitter();
 
-  #options;
-  #service;
-  #outbox;
   #memory;
   /** @type {Definitions | null} */
   #definitions = null;
   #timer = undefined;
-  #isOpen = false;
-  #isStale = false;
   #atExit = () => void this.#end();
 
   /**
@@ -77,49 +69,38 @@ export class AbacusProvider {
    * @param {Partial<typeof DEFAULTS>} [options]
    */
   constructor(url, token, options = {}) {
-    this.#options = { ...DEFAULTS, ...options };
-    this.#service = new Service(url, token, this.#options.timeoutMs);
-    this.#outbox = new Outbox(this.#service, this.#follow.bind(this), this.#options);
-    this.#memory = new Memory(this.#options.rememberedUsers);
+    super(url, token, { ...DEFAULTS, ...options });
+    this.#memory = new Memory(this._options.rememberedUsers);
   }
 
   /** Read the definitions. Without any, all flags have their defaults for now. */
   async initialize() {
-    this.#outbox.open();
+    this._outbox.open();
     process.removeListener("beforeExit", this.#atExit).on("beforeExit", this.#atExit);
-    if (!this.#options.local) return;
-    this.#isOpen = true;
+    if (!this._options.local) return;
+    this._isOpen = true;
     await this.#readFile();
     try {
       await this.#refresh();
     } catch (error) {
-      this.#isStale = true;
-      this.#options.warn(`Abacus does not answer yet: ${error.message}`);
+      this._isStale = true;
+      this._warn(error);
     }
-    this.#schedule(this.#options.refreshMs);
+    this.#schedule(this._options.refreshMs);
   }
 
   /** Send what waits, for some seconds at most, and refresh no more. */
   async onClose() {
-    this.#isOpen = false;
+    this._isOpen = false;
     clearTimeout(this.#timer);
     process.removeListener("beforeExit", this.#atExit);
-    await this.#outbox.close(this.#options.shutdownMs);
+    await this._outbox.close(this._options.shutdownMs);
   }
 
   /** Send what waits before a program ends that closes nothing; try this once. */
   async #end() {
     process.removeListener("beforeExit", this.#atExit);
-    if (!(await this.flush(this.#options.shutdownMs))) await this.#outbox.close(0);
-  }
-
-  /**
-   * Send what waits now; tell whether the service has it within this time.
-   *
-   * @param {number} [ms]
-   */
-  flush(ms = 5_000) {
-    return this.#outbox.flush(ms);
+    if (!(await this.flush(this._options.shutdownMs))) await this._outbox.close(0);
   }
 
   /** Read the definitions now; tell whether they are new or as they were. */
@@ -133,40 +114,26 @@ export class AbacusProvider {
     return true;
   }
 
-  /** How much was queued, sent, refused, dropped, and is waiting. */
-  get counters() {
-    return this.#outbox.counters;
-  }
-
   // -------------------------------------------------------------------------
   // Definitions
 
   #schedule(ms) {
-    if (!this.#isOpen) return;
+    if (!this._isOpen) return;
     this.#timer = setTimeout(() => void this.#refreshLater(), ms * (0.8 + Math.random() * 0.4));
     this.#timer.unref();
   }
 
   async #refreshLater() {
-    let wait = this.#options.refreshMs;
+    let wait = this._options.refreshMs;
     try {
       const isNew = await this.#refresh();
-      this.#notice(true, isNew);
+      this._notice(true, isNew);
     } catch (error) {
       wait = Math.max(wait, error.retryAfter ?? 0);
-      this.#notice(false, false);
+      this._warn(error);
+      this._notice(false, false);
     }
     this.#schedule(wait);
-  }
-
-  /** Tell OpenFeature's handlers what a refresh has changed. */
-  #notice(isGood, isNew) {
-    if (!this.#isOpen) return;
-    if (isGood === this.#isStale) {
-      this.#isStale = !isGood;
-      this.events.emit(isGood ? ProviderEvents.Ready : ProviderEvents.Stale, {});
-    }
-    if (isNew) this.events.emit(ProviderEvents.ConfigurationChanged, {});
   }
 
   /** Ask for newer definitions; tell whether there are any. The last good ones stay. */
@@ -175,7 +142,7 @@ export class AbacusProvider {
     let answer;
     try {
       const tag = known === null ? undefined : `"${known.revision}"`;
-      answer = await this.#service.ask("GET", "/api/definitions", undefined, tag);
+      answer = await this._service.ask("GET", "/api/definitions", undefined, tag);
       if (answer.status === 304) return false;
       this.#definitions = new Definitions(answer.text, known);
     } catch (error) {
@@ -187,18 +154,18 @@ export class AbacusProvider {
   }
 
   async #readFile() {
-    const file = this.#options.cacheFile;
+    const file = this._options.cacheFile;
     if (file === null || this.#definitions !== null) return;
     try {
       this.#definitions = new Definitions(await readFile(file, "utf8"));
     } catch (error) {
-      if (error.code !== "ENOENT") this.#options.warn(`${file} is not used: ${error.message}`);
+      if (error.code !== "ENOENT") this._options.warn(`${file} is not used: ${error.message}`);
     }
   }
 
   /** Replace the copy on the disk in one step, so that it is always whole. */
   async #writeFile(text) {
-    const file = this.#options.cacheFile;
+    const file = this._options.cacheFile;
     if (file === null) return;
     const made = `${file}.${randomUUID()}`;
     try {
@@ -211,51 +178,26 @@ export class AbacusProvider {
       }
       await rename(made, file);
     } catch (error) {
-      this.#options.warn(`${file} cannot be written: ${error.message}`);
+      this._options.warn(`${file} cannot be written: ${error.message}`);
       await unlink(made).catch(() => {});
-    }
-  }
-
-  // -------------------------------------------------------------------------
-  // Events
-
-  /**
-   * Report an event to every experiment of its user, in the background.
-   *
-   * This never throws. The event has the `idempotencyKey` of the details, or its own.
-   */
-  track(name, context, details) {
-    try {
-      const event = eventOf(name, context, details);
-      this.#outbox.report(event, new Date(this.#service.now()).toISOString());
-    } catch (error) {
-      this.#outbox.refuseEvent();
-      this.#options.warn(`An event is not reported: ${error.message}`);
     }
   }
 
   // -------------------------------------------------------------------------
   // Flags
 
-  async resolveBooleanEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "boolean");
+  async _resolve(key, defaultValue, context, type) {
+    try {
+      return await this.#resolved(key, defaultValue, context, type);
+    } catch (error) {
+      this._warn(error);
+      throw error;
+    }
   }
 
-  async resolveStringEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "string");
-  }
-
-  async resolveNumberEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "number");
-  }
-
-  async resolveObjectEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "object");
-  }
-
-  #resolve(key, defaultValue, context, type) {
+  #resolved(key, defaultValue, context, type) {
     const userId = userOf(context);
-    if (!this.#options.local) return this.#remote(key, defaultValue, context, type);
+    if (!this._options.local) return this.#remote(key, defaultValue, context, type);
     const definitions = this.#definitions;
     if (definitions === null) throw new ProviderNotReadyError("There are no definitions yet.");
     const isConfig = key.endsWith(CONFIG);
@@ -271,7 +213,7 @@ export class AbacusProvider {
       if (error instanceof AskService) return this.#remote(key, defaultValue, context, type);
       throw error;
     }
-    return evaluation(flagOf(key, experiment, decision, isConfig), defaultValue, type, TypeMismatchError);
+    return evaluation(flagOf(key, experiment, decision, isConfig), defaultValue, type);
   }
 
   /** Return the decision for a user, and report it unless that was done. */
@@ -285,16 +227,16 @@ export class AbacusProvider {
     const isDenial = known instanceof Denial && known.experiment === experiment;
     if (isDenial && known.reason !== null) return { reason: known.reason, variant: null };
     const attributes = experiment.hasRules ? attributesOf(context) : undefined;
-    const decision = experiment.decided(userId, attributes ?? {}, this.#service.now());
-    const isReported = decision.variant !== null || (!isDenial && this.#options.followRefused);
-    if (isReported && this.#outbox.enrol({ experimentId: experiment.id, userId, attributes })) {
+    const decision = experiment.decided(userId, attributes ?? {}, this._service.now());
+    const isReported = decision.variant !== null || (!isDenial && this._options.followRefused);
+    if (isReported && this._outbox.enrol({ experimentId: experiment.id, userId, attributes })) {
       this.#memory.put(name, decision.variant?.id ?? new Denial(experiment, null));
     }
     return decision;
   }
 
   /** Remember what the service says of users who were reported. */
-  #follow(id, decisions) {
+  _follow(id, decisions) {
     const experiment = this.#definitions?.byName.get(id);
     for (const { userId, variantId, reason } of decisions) {
       const name = nameOf(id, userId);
@@ -313,7 +255,7 @@ export class AbacusProvider {
     const body = { context: { ...attributesOf(context), targetingKey: context.targetingKey } };
     let flag;
     try {
-      flag = await this.#service.post(`/ofrep/v1/evaluate/flags/${encodeURIComponent(key)}`, body);
+      flag = await this._service.post(`/ofrep/v1/evaluate/flags/${encodeURIComponent(key)}`, body);
     } catch (error) {
       if (!(error instanceof Refused)) throw new GeneralError(error.message);
       const { errorCode, errorDetails } = error.body;
@@ -321,21 +263,11 @@ export class AbacusProvider {
       throw new Kind(String(errorDetails));
     }
     if (typeof flag.reason !== "string") throw new GeneralError("The answer is not a flag.");
-    return evaluation(flag, defaultValue, type, TypeMismatchError);
+    return evaluation(flag, defaultValue, type);
   }
 }
 
 const nameOf = (id, userId) => `${id}\n${userId}`;
-
-/** Return the id of the user, or throw. */
-function userOf(context) {
-  const userId = context?.targetingKey;
-  if (userId === undefined || userId === null || userId === "") {
-    throw new TargetingKeyMissingError("The context has no targeting key.");
-  }
-  if (!isUserId(userId)) throw new InvalidContextError("The targeting key is not the id of a user.");
-  return userId;
-}
 
 /** Return the flag as the service would answer it. */
 function flagOf(key, experiment, decision, isConfig) {

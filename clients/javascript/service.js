@@ -20,8 +20,14 @@ export class Refused extends Error {
 }
 
 const PASSES = [401, 403, 408, 425, 429]; // a token may be renewed
+const HINTS = {
+  401: ": the token is wrong or has expired",
+  403: ": the token has no scope `assign`",
+};
 // Browsers allow 64 KiB of the bodies that outlive a page, and the page may have others.
 const KEPT_ALIVE = 60_000;
+
+export const UNANSWERED = " does not answer: "; // before the cause
 
 /** The service at a URL. */
 export class Service {
@@ -93,7 +99,8 @@ export class Service {
       });
       text = await answer.text();
     } catch (error) {
-      throw new Unavailable(String(error?.cause ?? error));
+      const { message, code } = error?.cause ?? error ?? {};
+      throw new Unavailable(`The service at ${this.url}${UNANSWERED}${message || code}`);
     } finally {
       this.#keptAlive -= kept;
     }
@@ -105,7 +112,8 @@ export class Service {
     if (status < 400 || status >= 500 || PASSES.includes(status)) {
       const seconds = answer.headers.get("Retry-After") ?? "";
       const retryAfter = /^[0-9]{1,6}$/.test(seconds) ? Number(seconds) * 1000 : 0;
-      throw new Unavailable(`The service answered ${status}.`, retryAfter);
+      const answered = `The service at ${this.url} answered ${status}${HINTS[status] ?? ""}.`;
+      throw new Unavailable(answered, retryAfter);
     }
     throw new Refused(status, object(text));
   }

@@ -1,19 +1,11 @@
 /** The OpenFeature provider for browsers: all flags at once by OFREP, enrolled when read. */
 
-import {
-  FlagNotFoundError,
-  InvalidContextError,
-  OpenFeatureEventEmitter,
-  ProviderEvents,
-  ProviderNotReadyError,
-  TargetingKeyMissingError,
-  TypeMismatchError,
-} from "@openfeature/web-sdk";
+import { FlagNotFoundError, OpenFeatureEventEmitter, ProviderNotReadyError } from "@openfeature/web-sdk";
 
 import { isUserId } from "./decider.js";
-import { attributesOf, evaluation, eventOf } from "./flags.js";
-import { Outbox } from "./outbox.js";
-import { Service, Unavailable, object } from "./service.js";
+import { attributesOf, evaluation } from "./flags.js";
+import { BaseProvider, userOf } from "./provider.js";
+import { Unavailable, object } from "./service.js";
 
 const DEFAULTS = {
   pollMs: 60_000,
@@ -21,19 +13,14 @@ const DEFAULTS = {
   timeoutMs: 5_000,
   queueSize: 1_000,
   shutdownMs: 2_000,
-  storage: undefined, // that of the page
   warn: (message) => console.warn(message),
 };
 
 /** A provider that enrols a user in an experiment when its flag is read first. */
-export class AbacusWebProvider {
-  metadata = { name: "Abacus" };
+export class AbacusWebProvider extends BaseProvider {
   runsOn = "client";
   events = new OpenFeatureEventEmitter();
 
-  #options;
-  #service;
-  #outbox;
   #context = {};
   /** @type {Map<string, any> | null} */
   #flags = null;
@@ -41,32 +28,28 @@ export class AbacusWebProvider {
   #reported = new Set(); // ids of the experiments that this user was reported to
   #turn = 0; // of the latest request for all flags
   #timer = undefined;
-  #isOpen = false;
-  #isStale = false;
   #onVisibility = () => this.#seen();
-  #onEnd = () => this.#outbox.leave();
+  #onEnd = () => this._outbox.leave();
 
   /**
    * @param {string} url the address of the service
    * @param {string | (() => string | Promise<string>)} token with the scope `assign`
-   * @param {Partial<typeof DEFAULTS>} [options]
+   * @param {Partial<typeof DEFAULTS> & {storage?: Storage | null}} [options]
    */
   constructor(url, token, options = {}) {
-    this.#options = { ...DEFAULTS, ...options };
-    this.#options.storage ??= options.storage === null ? null : ownStorage();
-    this.#service = new Service(url, token, this.#options.timeoutMs, true);
-    this.#outbox = new Outbox(this.#service, this.#follow.bind(this), this.#options);
+    const { storage = ownStorage() } = options;
+    super(url, token, { ...DEFAULTS, ...options, storage }, true);
   }
 
   /** Ask for all flags. Without an answer, all flags have their defaults for now. */
   async initialize(context = {}) {
-    this.#outbox.open();
-    this.#isOpen = true;
+    this._outbox.open();
+    this._isOpen = true;
     // At the window, so that what the page tracks in handlers of its document goes along.
     globalThis.addEventListener?.("visibilitychange", this.#onVisibility);
     globalThis.addEventListener?.("pagehide", this.#onEnd);
     await this.#change(context);
-    this.#schedule(this.#options.pollMs);
+    this.#schedule(this._options.pollMs);
   }
 
   /** Ask for all flags of the new context. */
@@ -76,37 +59,24 @@ export class AbacusWebProvider {
 
   /** Send what waits, for some seconds at most, and poll no more. */
   async onClose() {
-    this.#isOpen = false;
+    this._isOpen = false;
     clearTimeout(this.#timer);
     globalThis.removeEventListener?.("visibilitychange", this.#onVisibility);
     globalThis.removeEventListener?.("pagehide", this.#onEnd);
-    await this.#outbox.close(this.#options.shutdownMs);
-  }
-
-  /**
-   * Send what waits now; tell whether the service has it within this time.
-   *
-   * @param {number} [ms]
-   */
-  flush(ms = 5_000) {
-    return this.#outbox.flush(ms);
+    await this._outbox.close(this._options.shutdownMs);
   }
 
   /** Ask for all flags now; tell whether the service answered. */
   async refresh() {
     try {
       const isNew = await this.#fetch();
-      this.#notice(true, isNew);
+      this._notice(true, isNew);
       return true;
     } catch (error) {
-      this.#notice(false, false);
+      this._warn(error);
+      this._notice(false, false);
       return false;
     }
-  }
-
-  /** How much was queued, sent, refused, dropped, and is waiting. */
-  get counters() {
-    return this.#outbox.counters;
   }
 
   async #change(context) {
@@ -123,10 +93,10 @@ export class AbacusWebProvider {
     }
     try {
       await this.#fetch();
-      this.#isStale = false;
+      this._isStale = false;
     } catch (error) {
-      this.#isStale = true;
-      this.#options.warn(`Abacus does not answer yet: ${error.message}`);
+      this._isStale = true;
+      this._warn(error);
     }
   }
 
@@ -136,7 +106,7 @@ export class AbacusWebProvider {
     const { targetingKey } = this.#context;
     if (!isUserId(targetingKey)) return false;
     const body = JSON.stringify({ context: { ...attributesOf(this.#context), targetingKey } });
-    const answer = await this.#service.ask("POST", "/ofrep/v1/evaluate/flags", body, this.#tag);
+    const answer = await this._service.ask("POST", "/ofrep/v1/evaluate/flags", body, this.#tag);
     if (turn !== this.#turn || answer.status === 304) return false;
     const { flags } = object(answer.text);
     if (!Array.isArray(flags)) throw new Unavailable("The answer has no flags.");
@@ -147,76 +117,38 @@ export class AbacusWebProvider {
 
   #schedule(ms) {
     clearTimeout(this.#timer);
-    if (!this.#isOpen || !this.#options.pollMs) return;
+    if (!this._isOpen || !this._options.pollMs) return;
     this.#timer = setTimeout(async () => {
       if (globalThis.document?.visibilityState !== "hidden") await this.refresh();
-      this.#schedule(this.#options.pollMs);
+      this.#schedule(this._options.pollMs);
     }, ms * (0.8 + Math.random() * 0.4));
     this.#timer.unref?.();
   }
 
   /** Send what waits when the page is hidden, which may be its end; refresh when it is back. */
   #seen() {
-    if (globalThis.document.visibilityState === "hidden") this.#outbox.leave();
+    if (globalThis.document.visibilityState === "hidden") this._outbox.leave();
     else void this.refresh();
-  }
-
-  #notice(isGood, isNew) {
-    if (!this.#isOpen) return;
-    if (isGood === this.#isStale) {
-      this.#isStale = !isGood;
-      this.events.emit(isGood ? ProviderEvents.Ready : ProviderEvents.Stale, {});
-    }
-    if (isNew) this.events.emit(ProviderEvents.ConfigurationChanged, {});
-  }
-
-  // -------------------------------------------------------------------------
-  // Events
-
-  /**
-   * Report an event to every experiment of its user, in the background.
-   *
-   * This never throws. The event has the `idempotencyKey` of the details, or its own.
-   */
-  track(name, context, details) {
-    try {
-      const event = eventOf(name, context, details);
-      this.#outbox.report(event, new Date(this.#service.now()).toISOString());
-    } catch (error) {
-      this.#outbox.refuseEvent();
-      this.#options.warn(`An event is not reported: ${error.message}`);
-    }
   }
 
   // -------------------------------------------------------------------------
   // Flags
 
-  resolveBooleanEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "boolean");
-  }
-
-  resolveStringEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "string");
-  }
-
-  resolveNumberEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "number");
-  }
-
-  resolveObjectEvaluation(key, defaultValue, context) {
-    return this.#resolve(key, defaultValue, context, "object");
-  }
-
-  #resolve(key, defaultValue, context, type) {
-    const { targetingKey } = this.#context;
-    if (!targetingKey) throw new TargetingKeyMissingError("The context has no targeting key.");
-    if (!isUserId(targetingKey)) {
-      throw new InvalidContextError("The targeting key is not the id of a user.");
+  _resolve(key, defaultValue, context, type) {
+    try {
+      return this.#resolved(key, defaultValue, type);
+    } catch (error) {
+      this._warn(error);
+      throw error;
     }
+  }
+
+  #resolved(key, defaultValue, type) {
+    userOf(this.#context);
     if (this.#flags === null) throw new ProviderNotReadyError("There are no flags yet.");
     const flag = this.#flags.get(key);
     if (flag === undefined) throw new FlagNotFoundError(`There is no flag ${key}.`);
-    const found = evaluation(flag, defaultValue, type, TypeMismatchError);
+    const found = evaluation(flag, defaultValue, type);
     // A copy, because the application may change it.
     if (flag.value === found.value && type === "object") found.value = structuredClone(flag.value);
     if (flag.reason === "SPLIT") this.#enrol(flag.metadata?.experimentId);
@@ -228,17 +160,17 @@ export class AbacusWebProvider {
     if (experimentId === undefined || this.#reported.has(experimentId)) return;
     const { targetingKey: userId } = this.#context;
     const attributes = attributesOf(this.#context);
-    if (this.#outbox.enrol({ experimentId, userId, attributes })) this.#reported.add(experimentId);
+    if (this._outbox.enrol({ experimentId, userId, attributes })) this.#reported.add(experimentId);
   }
 
   /** Ask for all flags again if the service has enrolled the user otherwise. */
-  #follow(experimentId, decisions) {
+  _follow(experimentId, decisions) {
     const shown = [...(this.#flags?.values() ?? [])].find(
       (flag) => flag.metadata?.experimentId === experimentId,
     );
     const own = decisions.filter(({ userId }) => userId === this.#context.targetingKey);
     const isOther = own.some(({ variantId }) => shown && variantId !== shown.variant);
-    if (isOther && this.#isOpen) void this.refresh();
+    if (isOther && this._isOpen) void this.refresh();
   }
 }
 

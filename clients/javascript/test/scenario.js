@@ -113,6 +113,20 @@ const scenarios = {
     print({ isRefreshed, later, isFlushed: await provider.flush(30_000), counters: provider.counters });
   },
 
+  /** A hundred values of a flag that cannot be had, and an event. */
+  async failing() {
+    const isWeb = options.kind === "web";
+    const [provider, client] = isWeb ? await webProvided("u1") : await provided();
+    const values = new Set();
+    for (let n = 0; n < 100; n++) {
+      values.add(await client.getStringValue(options.key, "default", user(`u${n}`)));
+    }
+    provider.track("conversion", user("u1"));
+    await provider.flush(500);
+    print({ values: [...values], warnings, counters: provider.counters });
+    await provider.onClose();
+  },
+
   /** Everything that an application may do wrong; nothing throws. */
   async wrong() {
     const [provider, client] = await provided();

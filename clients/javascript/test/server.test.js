@@ -50,7 +50,15 @@ test("an answer that is not of the service loses no report", async () => {
   assert.equal(counters.eventsRefused + counters.eventsSent, 0);
   assert.ok(counters.attemptsFailed >= 13);
   assert.equal(provider.counters.eventsDropped, 1);
-  assert.deepEqual(warnings, ["Abacus did not answer; 1 reports are lost."]);
+  const at = `Abacus: The service at http://127.0.0.1:${server.address().port}`;
+  assert.deepEqual(warnings, [
+    "Abacus: The answer is not JSON.",
+    "Abacus: The answer is not a JSON object.",
+    "Abacus: The answer is not one for each row.",
+    `${at} answered 302.`,
+    `${at} answered 503.`,
+    "Abacus did not answer; 1 reports are lost.",
+  ]);
 });
 
 test("an answer that is not of the service gives no flag", async () => {

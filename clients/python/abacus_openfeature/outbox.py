@@ -186,6 +186,7 @@ class Outbox:
                 self._send_all()
                 wait, is_failing = self._seconds, False
             except Unavailable as problem:
+                self._service.warn(problem)
                 wait, is_failing = self._pause(wait, problem), True
             except Exception:  # a defect must not end the thread
                 log.exception("Abacus: reports could not be sent.")

@@ -107,7 +107,7 @@ class AbacusProvider(AbstractProvider):
                 self._copy.open()
             except Unavailable as problem:
                 self._is_stale = True
-                log.warning("Abacus does not answer yet: %s", problem)
+                self._service.warn(problem)
 
     def shutdown(self) -> None:
         """Send what waits, for a few seconds at most, and end the threads."""
@@ -178,6 +178,15 @@ class AbacusProvider(AbstractProvider):
     # ------------------------------------------------------------------------
 
     def _resolve(self, key: str, default: Any, context: Context) -> Details:
+        try:
+            return self._resolved(key, default, context)
+        except ProviderNotReadyError:
+            raise  # the reason was said before
+        except OpenFeatureError as error:
+            self._service.warn(error.error_message)
+            raise
+
+    def _resolved(self, key: str, default: Any, context: Context) -> Details:
         if not self._is_local:
             return self._remote(key, default, context)
         user_id, user = _user(context)

@@ -98,6 +98,7 @@ class Copy:
                 is_new = self.refresh()
                 self._notice(True, is_new)
             except Unavailable as problem:
+                self._service.warn(problem)
                 wait = max(wait, problem.retry_after)
                 self._notice(False, False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import time
 import zlib
 from collections.abc import Callable
@@ -14,7 +15,18 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+log = logging.getLogger("abacus_openfeature")
+
 Token = str | Callable[[], str]
+
+AGAIN = 600  # seconds until a warning is repeated
+WARNINGS = 1_000  # that are remembered
+UNANSWERED = " does not answer: "
+
+HINTS = {
+    401: ": the token is wrong or has expired",
+    403: ": the token has no scope `assign`",
+}
 
 
 class Unavailable(Exception):
@@ -57,10 +69,23 @@ class Service:
         self.url, self._token, self._timeout = url.rstrip("/"), token, timeout
         self._opener = build_opener(NoRedirect)
         self._ahead = 0.0  # seconds by which the clock of the service is ahead
+        self._warned: dict[str, float] = {}
 
     def now(self) -> float:
         """Return the seconds since 1970 by the clock of the service, as known."""
         return time.time() + self._ahead
+
+    def warn(self, problem: object) -> None:
+        """Log what is wrong, and the same again only after ten minutes."""
+        message, now = str(problem), time.monotonic()
+        # A service that ends resets connections, and then refuses them.
+        same = message.partition(UNANSWERED)[0]
+        if now - self._warned.get(same, -AGAIN) < AGAIN:
+            return
+        if len(self._warned) >= WARNINGS:
+            self._warned.clear()
+        self._warned[same] = now
+        log.warning("Abacus: %s", message)
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
         """Return the JSON object that the service answers to this body."""
@@ -86,7 +111,7 @@ class Service:
             with error:
                 return self._not_good(error)
         except (OSError, EOFError, HTTPException, zlib.error) as error:
-            raise Unavailable(str(error)) from error
+            raise self._unanswered(error) from error
 
     def _not_good(self, error: HTTPError) -> Answer:
         self._note_time(error.headers)
@@ -97,12 +122,19 @@ class Service:
         if passes or error.code >= 500:
             seconds = error.headers.get("Retry-After", "")
             retry_after = float(seconds) if seconds.isdecimal() else 0
-            raise Unavailable(f"The service answered {error.code}.", retry_after)
+            hint = HINTS.get(error.code, "")
+            message = f"The service at {self.url} answered {error.code}{hint}."
+            raise Unavailable(message, retry_after)
         try:
             content = _unpacked(error.read(), error.headers)
         except (OSError, EOFError, HTTPException, zlib.error) as problem:
-            raise Unavailable(str(problem)) from problem
+            raise self._unanswered(problem) from problem
         raise Refused(error.code, _object(content))
+
+    def _unanswered(self, error: Exception) -> Unavailable:
+        cause = getattr(error, "reason", error)  # urllib wraps it
+        words = getattr(cause, "strerror", None) or cause
+        return Unavailable(f"The service at {self.url}{UNANSWERED}{words}")
 
     def _note_time(self, headers: Message) -> None:
         try:
