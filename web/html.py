@@ -21,9 +21,7 @@ COOKIE = "abacus_token"
 # Without the token and without a host: a path of these pages, as a browser writes it.
 # No step is of dots alone, with which a browser would leave them.
 DOTS = r"(\.|%2[eE]){1,2}(/|\?|$)"
-OUR_PATH = re.compile(
-    rf"{PREFIX}(/(?!{DOTS})[\w\-.~%]*)+(\?[\w\-.~%=&+]*)?", re.ASCII
-)
+OUR_PATH = re.compile(rf"{PREFIX}(/(?!{DOTS})[\w\-.~%]*)+(\?[\w\-.~%=&+]*)?", re.ASCII)
 
 LONGEST_RETURN = 1_000
 
