@@ -22,6 +22,9 @@ LEAST_SCALE, MOST_SCALE = 0.02, 1.0
 #: values have no cap, and if they have one.
 LEAST_VALUES, LEAST_CAPPED_VALUES = 2_000, 300
 
+#: Beyond it a lift is not known: a float would not hold it in percent.
+LARGEST_LIFT = 1e300
+
 
 class AlwaysValidMeans(NamedTuple):
     """The test of two means at any look; unlike that of two rates, it is asymptotic."""
@@ -224,10 +227,15 @@ def difference(control: Sample, treatment: Sample) -> float:
 
 
 def lift(control: Sample | None, treatment: Sample | None) -> float | None:
-    """Return the relative difference; None unless the control's mean is above 0."""
+    """Return the relative difference.
+
+    None unless the control's mean is above 0, and so far above it that a float holds
+    the difference.
+    """
     if control is None or treatment is None or control.exact_mean <= 0:
         return None
-    return float(treatment.exact_mean / control.exact_mean - 1)
+    exact = treatment.exact_mean / control.exact_mean - 1
+    return float(exact) if abs(exact) < LARGEST_LIFT else None
 
 
 def _standard_error(control: Sample | None, treatment: Sample | None) -> float | None:
@@ -271,7 +279,8 @@ def _fieller(
 ) -> Interval:
     """Return ``{r : (m_t - r m_c)^2 <= k^2 (v_t + r^2 v_c)} - 1``.
 
-    It is unbounded unless the control's mean is k standard errors above 0.
+    It is unbounded unless the control's mean is k standard errors above 0, and where no
+    float holds an end.
     """
     control_error, treatment_error = errors
     square = control**2 - k * k * control_error
@@ -279,7 +288,10 @@ def _fieller(
         return Interval(None, None, *label)
     middle = treatment * control
     root = k * sqrt(treatment**2 * control_error + treatment_error * square)
-    return Interval((middle - root) / square - 1, (middle + root) / square - 1, *label)
+    ends = (middle - root) / square - 1, (middle + root) / square - 1
+    if not all(abs(end) < LARGEST_LIFT for end in ends):
+        return Interval(None, None, *label)
+    return Interval(*ends, *label)
 
 
 def _widest(intervals: Sequence[Interval]) -> Interval:

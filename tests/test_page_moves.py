@@ -221,7 +221,6 @@ def test_the_other_moves_say_what_they_do_to_participants(
     assert "won lost inconclusive invalid" in complete.text
 
 
-@pytest.mark.one_engine
 def test_a_conclusion_that_is_wrong_is_a_page_and_completes_nothing(
     api, browser, running
 ):
@@ -233,6 +232,7 @@ def test_a_conclusion_that_is_wrong_is_a_page_and_completes_nothing(
         {"conclusion": "won", "winnerVariantId": "v9"},
         {"conclusion": "won", "more": "1"},
         {"conclusion": "won", "note": "x" * 10_001},
+        {"conclusion": "won", "note": "a\0b"},
     ):
         read(send(browser, path, "complete", **fields), 400)
     read(send(browser, path, "complete", conclusion="won", note="x" * 170_000), 413)

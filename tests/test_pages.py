@@ -196,6 +196,8 @@ def test_a_token_that_fits_in_no_cookie_is_told_so(app, token):
         {},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[evil"},
+        {"Origin": "//localhost"},
         {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},
         {"Origin": "http://localhost", "Sec-Fetch-Site": "same-site"},
     ],
@@ -250,8 +252,31 @@ def test_a_cookie_that_proves_nothing_leads_to_the_sign_in_and_is_removed(app):
 
 
 @pytest.mark.one_engine
+def test_the_sign_in_leads_back_to_an_audience_with_dots_in_its_id(app, token):
+    to = "/ui/audiences/.a..b/...?search=.."
+
+    _, answer = sign_in(app, token(), to)
+
+    assert answer.headers["Location"] == to
+
+
+@pytest.mark.one_engine
+def test_a_link_of_another_site_signs_nobody_out(app):
+    """A browser sends no strict cookie with such a link, and would obey its removal."""
+    answer = app.test_client().get("/ui/", headers={"Sec-Fetch-Site": "cross-site"})
+
+    assert answer.status_code == 303
+    assert "Set-Cookie" not in answer.headers
+
+
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
-    "to", ["https://evil.example", "//evil.example/ui/", "/ui/\\evil", "/api", "/uix"]
+    "to",
+    [
+        *("https://evil.example", "//evil.example/ui/", "/ui/\\evil", "/api", "/uix"),
+        *("/ui/../docs/", "/ui/a/%252e%252E/../docs", "/ui/..//evil.example", "/ui/.."),
+        *("/ui/.%252e?page=2", "/ui/./planner"),
+    ],
 )
 def test_the_sign_in_leads_to_no_other_site(app, token, to):
     _, answer = sign_in(app, token(), to)

@@ -199,6 +199,10 @@ def test_a_mean_without_values_on_a_day_has_a_gap_and_a_word(api, running, load)
         ([-0.7, 11.3], [-5, 0, 5, 10, 15]),
         ([5, 5], [2, 4, 6, 8]),
         ([0.0], [0, 0.5, 1]),
+        ([5e-324, 5e-324], [0, 0.5, 1]),
+        ([0, 1e-320, -1e-13], [0, 0.5, 1]),
+        ([0.3, 0.1 + 0.2], [0.1, 0.2, 0.3, 0.4, 0.5]),
+        ([-1e12, -1e12], [-1.5e12, -1e12, -5e11]),
     ],
 )
 def test_the_numbers_of_a_scale_are_round_and_around_all(numbers, ticks):

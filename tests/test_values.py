@@ -33,6 +33,21 @@ def test_the_lift_of_two_means_is_rounded_once():
     assert (found.difference, found.lift) == (0.2, 0.2)
 
 
+@pytest.mark.parametrize("control", ["1e-330", "1e-299", "1e-150", "1e-145"])
+def test_a_lift_that_no_float_holds_is_not_known(control):
+    """Values have up to 340 decimals, and whoever may enrol may send one."""
+    low, high = Decimal(control), Decimal("1e12")
+    arms = valued((low * 100, low**2 * 101), (high * 100, high**2 * 101))
+
+    found = stats.analyse(arms).variants[1].value.comparison
+
+    spans = found.fixed_horizon.lift_interval, found.sequential.lift_interval
+    lifts = [found.lift, *(end for span in spans for end in span[:2])]
+    assert found.difference == 1e12
+    assert all(one is None or abs(one) < 1e300 for one in lifts)
+    assert (found.lift is None) == (control in ("1e-330", "1e-299"))
+
+
 def test_values_stand_beside_the_rate_and_do_not_decide():
     arms = valued((Decimal(100), Decimal(1100)), (Decimal(900), Decimal(8200)))
 

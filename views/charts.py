@@ -17,6 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 392, 8, 186
 
 MOST_TICKS = 5
 
+NOISE = 1e-12  # of a float: no picture shows it
+
 STEPS = (1, 2, 7, 14, 28, 56, 91, 182)
 """Days between two labels."""
 
@@ -57,8 +59,11 @@ class Scale:
 
     def __init__(self, numbers: Sequence[float]) -> None:
         low, high = min(numbers), max(numbers)
-        if low == high:
-            low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0, 1)
+        size = max(abs(low), abs(high))
+        if size < NOISE:
+            low, high = 0.0, 1.0
+        elif high - low <= NOISE * size:
+            low, high = low - size / 2, high + size / 2
         self.step = round_step((high - low) / (MOST_TICKS - 1))
         self._first = floor(low / self.step + 1e-9)
         self._last = ceil(high / self.step - 1e-9)

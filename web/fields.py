@@ -132,7 +132,9 @@ def Key(**options: Any) -> fields.String:
 def Text(length: int, **options: Any) -> fields.String:
     """Return a field for a text that may be null."""
     return fields.String(
-        allow_none=True, validate=validate.Length(max=length), **options
+        allow_none=True,
+        validate=[validate.Length(max=length), is_storable],  # a form is no JSON
+        **options,
     )
 
 

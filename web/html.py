@@ -7,7 +7,7 @@ import re
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from flask import Response, g, redirect, render_template, request
 from werkzeug.exceptions import Forbidden
@@ -19,7 +19,9 @@ FIRST = f"{PREFIX}/"
 COOKIE = "abacus_token"
 
 # Without the token and without a host: a path of these pages, as a browser writes it.
-OUR_PATH = re.compile(rf"{PREFIX}/[\w\-.~%/]*(\?[\w\-.~%=&+]*)?", re.ASCII)
+# No step is of dots alone, with which a browser would leave them.
+DOTS = r"(\.|%2[eE]){1,2}(/|\?|$)"
+OUR_PATH = re.compile(rf"{PREFIX}(/(?!{DOTS})[\w\-.~%]*)+(\?[\w\-.~%=&+]*)?", re.ASCII)
 
 LONGEST_RETURN = 1_000
 
@@ -69,7 +71,10 @@ def failure(status: int, message: str) -> Response:
     if status == HTTPStatus.UNAUTHORIZED:
         where = quote(_here(), safe="/")
         response = redirect(f"{SIGN_IN}?next={where}", HTTPStatus.SEE_OTHER)
-        response.delete_cookie(COOKIE, path=PREFIX)
+        # The strict cookie of a visitor who follows a link of another site is not sent,
+        # and must not be removed.
+        if COOKIE in request.cookies:
+            response.delete_cookie(COOKIE, path=PREFIX)
         return response  # type: ignore[return-value]  # werkzeug names its base class
     title = TITLES.get(status, HTTPStatus(status).phrase)
     request_id = g.get("request_id", "")
@@ -118,7 +123,7 @@ def refuse_foreign_form() -> None:
     decade, and is refused. The cookie is `SameSite=Strict` besides.
     """
     site = request.headers.get("Sec-Fetch-Site")
-    origin = urlsplit(request.headers.get("Origin", "")).netloc
+    origin = request.headers.get("Origin", "").partition("://")[2]
     is_ours = site == "same-origin" if site else bool(origin) and origin == request.host
     if not is_ours:
         raise Forbidden("This form was not sent by a page of Abacus.")
