@@ -101,7 +101,7 @@ def _mean_sizes(
     control, *treatments = shares(splits)
     alpha = (1 - check_level(plan.confidence_level)) / max(len(treatments), 1)
     power, once, always = float(plan.power), 0.0, 0.0
-    for part in treatments:
+    for part in set(treatments):
         ratio = part / control
         least = mean_sample_size(effect, spread, alpha, power, ratio)
         scale = bet_scale(baseline + change * part / (part + control), spread**2)
@@ -227,7 +227,7 @@ def plan_harmless_rate(
     alpha = (1 - float(confidence_level)) / max(len(treatments), 1)
     evident = AROUND_NULL * (alpha - nuisance_level(len(treatments)))
     once, always = 0.0, 0.0
-    for part in treatments:
+    for part in set(treatments):
         one = _Harmless(baseline, float(margin), float(power), part / control)
         least = one.users(normal_quantile(1 - alpha / 2))
         most = _fixed_point(partial(one.always_valid_users, evident), least)
@@ -317,7 +317,7 @@ def planned_total(plan: Plan, splits: Sequence[Number]) -> float:
     return max(
         sample_size(baseline, target, alpha, float(plan.power), part / parts[0])
         / parts[0]
-        for part in parts[1:]
+        for part in set(parts[1:])
     )
 
 
@@ -510,7 +510,7 @@ def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
             nuisance=nuisance_level(comparisons),
         )
         / parts[0]
-        for part in parts[1:]
+        for part in set(parts[1:])
     )
 
 
