@@ -82,9 +82,9 @@ def _with_new(
         rows += _decided(then, reached, crossings, level)
     known = {**crossings, **{row["variant"]: None for row in rows}}
     rows += _decided(counts, now, known, level)
-    if rows or reached != experiment.horizon_at:
-        _store(experiment, reached, rows)
     new = {row["variant"]: Crossing(**row) for row in rows}
+    if rows or reached != experiment.horizon_at:
+        new |= _stored(experiment, reached, rows)
     return {**new, **crossings}
 
 
@@ -129,10 +129,13 @@ def _decided(
             }
 
 
-def _store(
+def _stored(
     experiment: Experiment, reached: datetime | None, rows: list[dict[str, Any]]
-) -> None:
-    """Store a look, if the database can be written; if not, the next one is."""
+) -> dict[str, Crossing]:
+    """Store a look, if the database can be written; if not, the next one is.
+
+    Return what is stored now: of two looks at once, both answer with the first one.
+    """
     try:
         with database.atomic():
             if rows:
@@ -140,6 +143,8 @@ def _store(
             Experiment.update(horizon_at=reached).where(
                 Experiment.id == experiment.id
             ).execute()
+        return Crossing.of(experiment, None)
     except peewee.OperationalError as error:
         if database.obj.trouble(error) is None:
             raise
+        return {}

@@ -217,7 +217,7 @@ OWN: dict[str, dict[str, str]] = {
     },
     "ComputedComparison": {
         "probabilityToBeatControl": "The probability, from 0 to 1, that the variant's "
-        "rate is higher than the control's.",
+        "rate is better than the control's: higher, or lower where less is better.",
         "crossing": "The first look at which it was significant. No later look "
         "withdraws it.",
     },

@@ -289,9 +289,7 @@ def _variants(
     stored: Sequence[tuple[str, Crossing]],
 ) -> list[VariantFigures]:
     """Return the figures of every arm, with its comparison to the control."""
-    chances = posterior(
-        [(arm.conversions, arm.sample_size) for arm in arms], test.prior
-    )
+    chances = _chances(arms, test.prior, settings)
     comparisons = _comparisons(arms, test, chances, shown, deciding, dict(stored))
     values = value_figures(arms, measured, shown, deciding, settings)
     return [
@@ -357,6 +355,15 @@ def _reached(arms: Sequence[Arm], tables: Tables, users: int) -> Floats:
     planned = horizon.planned_information([arm.split_percentage for arm in arms])
     total = float(sum(arm.sample_size for arm in arms))
     return horizon.reached(tables, total, users, planned)
+
+
+def _chances(arms: Sequence[Arm], prior: Beta, settings: MetricSettings) -> Posterior:
+    """Return how likely each arm is the best: where less is better, the lowest rate."""
+    if settings.sign > 0:
+        return posterior([(arm.conversions, arm.sample_size) for arm in arms], prior)
+    # The lowest rate of converting is the highest rate of not converting.
+    spared = [(arm.sample_size - arm.conversions, arm.sample_size) for arm in arms]
+    return posterior(spared, Beta(prior.failures, prior.successes))
 
 
 def _comparisons(

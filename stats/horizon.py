@@ -250,8 +250,10 @@ def leaving_probability(c: Floats) -> Floats:
 def horizon_factor(alpha: float, power: float) -> float:
     """Return the users of the horizon in multiples of those that one look needs.
 
-    It is 1.12 for an alpha of 0.05 and a power of 0.8.
+    It is 1.12 for an alpha of 0.05 and a power of 0.8. A power below alpha counts as
+    alpha, because both tests have about half of that without any users.
     """
+    power = max(power, alpha)
     c = boundary(alpha * ON_BOUNDARY)
     drift = crossing(lambda each: _found(each, c) - power, 0.0, c + 12, 1e-12)
     once = normal_quantile(1 - alpha / 2) + normal_quantile(power)

@@ -101,7 +101,7 @@ def _mean_sizes(
     control, *treatments = shares(splits)
     alpha = (1 - check_level(plan.confidence_level)) / max(len(treatments), 1)
     power, once, always = float(plan.power), 0.0, 0.0
-    for part in treatments:
+    for part in set(treatments):
         ratio = part / control
         least = mean_sample_size(effect, spread, alpha, power, ratio)
         scale = bet_scale(baseline + change * part / (part + control), spread**2)
@@ -135,9 +135,10 @@ def mean_sample_size(
         freedom = users * (1 + ratio) - 2
         shift = distance * sqrt(users * ratio / (1 + ratio))
         critical = special.stdtrit(freedom, 1 - alpha / 2)
-        missed = special.nctdtr(freedom, shift, critical)
-        missed -= special.nctdtr(freedom, shift, -critical)
-        return power - (1 - float(missed))
+        # A tail of less than 1e-20 may be NaN.
+        tails = special.nctdtr(freedom, shift, np.array([critical, -critical]))
+        missed, found = (float(tail) for tail in np.nan_to_num(tails))
+        return power - (1 - (missed - found))
 
     # Not found with the fewest users, and found with those of the normal distribution.
     least = log(2.0 / (1 + ratio) * 2)
@@ -226,7 +227,7 @@ def plan_harmless_rate(
     alpha = (1 - float(confidence_level)) / max(len(treatments), 1)
     evident = AROUND_NULL * (alpha - nuisance_level(len(treatments)))
     once, always = 0.0, 0.0
-    for part in treatments:
+    for part in set(treatments):
         one = _Harmless(baseline, float(margin), float(power), part / control)
         least = one.users(normal_quantile(1 - alpha / 2))
         most = _fixed_point(partial(one.always_valid_users, evident), least)
@@ -257,7 +258,7 @@ class _Harmless(NamedTuple):
         null = sqrt(control + treatment / self.ratio)
         real = sqrt(self.baseline * (1 - self.baseline) * (1 + 1 / self.ratio))
         signal = critical * null + normal_quantile(self.power) * real
-        return (signal / self.margin) ** 2
+        return _users(signal, self.margin)
 
     def always_valid_users(self, alpha: float, users: float) -> float:
         """Return them if the |z| is that of any look, with the bets of so many users.
@@ -316,7 +317,7 @@ def planned_total(plan: Plan, splits: Sequence[Number]) -> float:
     return max(
         sample_size(baseline, target, alpha, float(plan.power), part / parts[0])
         / parts[0]
-        for part in parts[1:]
+        for part in set(parts[1:])
     )
 
 
@@ -481,7 +482,16 @@ def _size_at(
 ) -> float:
     null, alternative = _spreads(baseline, target, ratio)
     signal = critical * null + normal_quantile(power) * alternative
-    return (signal / (target - baseline)) ** 2
+    return _users(signal, target - baseline)
+
+
+def _users(signal: float, change: float) -> float:
+    """Return the control users at which a change is so large a signal: at least one.
+
+    Below 0, no user is needed: a test finds something in about half of alpha of the
+    experiments with any number of users, and no more was asked for.
+    """
+    return max(1.0, (max(signal, 0.0) / change) ** 2)
 
 
 def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
@@ -500,7 +510,7 @@ def _always_valid_total(plan: Plan, splits: Sequence[Number]) -> float:
             nuisance=nuisance_level(comparisons),
         )
         / parts[0]
-        for part in parts[1:]
+        for part in set(parts[1:])
     )
 
 

@@ -406,6 +406,51 @@ def test_a_fall_can_be_planned_where_less_is_better(api):
     assert sizes["fixedHorizon"]["usersPerVariant"] == [77, 77]
 
 
+@pytest.mark.parametrize("change", ["minimumEffect", "margin"])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_more_power_never_needs_fewer_users(api, change, level):
+    # At half of alpha the signal of one look is 0; below it, it is on the other side.
+    half = (1 - level) / 2
+    powers = [0.01, half / 2, half, half + 0.001, 2 * half, 0.5, 0.8, 0.999]
+    body = {"baselineRate": 0.1, change: 0.02, "confidenceLevel": level}
+
+    answers = [
+        api.post("sample-size", {**body, "power": round(power, 4)})
+        for power in sorted(powers)
+    ]
+
+    assert {answer.status_code for answer in answers} == {200}
+    for name in ("fixedHorizon", "horizon", "alwaysValid"):
+        sizes = [answer.json["data"][name] for answer in answers]
+        if name == "horizon" and change == "margin":
+            assert sizes == [None] * len(powers)
+            continue
+        totals = [size["total"] for size in sizes]
+        assert totals == sorted(totals), name
+        assert totals[0] >= 2 and totals[-1] < 1e6, name
+
+
+def test_a_plan_with_a_power_of_half_of_alpha_can_be_started(running, api):
+    plan = {"baselineRate": 0.1, "minimumEffect": 0.02, "power": 0.025}
+
+    path = running(plan=plan)
+
+    horizon = api.get(f"{path}/compute-results").json["data"]["analysis"]["horizon"]
+    assert 2 <= horizon["users"] < 1_000
+
+
+@pytest.mark.parametrize("deviations", [5, 8.4])
+def test_an_effect_of_many_deviations_needs_hardly_any_users(api, deviations):
+    # scipy 1.17.1, nct.sf(t, 2 n - 2, deviations * sqrt(n / 2)): the power is 0.72 and
+    # 0.970 with 2 users in each variant, 0.993 and more with 3.
+    body = {"baselineMean": 20, "standardDeviation": 1, "minimumEffect": deviations}
+
+    sizes = api.post("sample-size/mean", body).json["data"]
+
+    few = {5: [3, 3], 8.4: [2, 2]}[deviations]
+    assert sizes["fixedHorizon"]["usersPerVariant"] == few
+
+
 @pytest.mark.parametrize(
     ("fields", "path"),
     [

@@ -188,6 +188,24 @@ def test_an_idempotency_key_that_is_sent_at_once_counts_once(
     assert is_proved()
 
 
+def test_looks_at_once_all_answer_with_the_one_that_is_stored(
+    callers, api, running, enrolled
+):
+    path = running()
+    given = enrolled(path, *[f"u{place}" for place in range(200)])
+    rows = [{"userId": one["userId"]} for one in given if one["variantId"] == "v2"]
+    booked = api.post(f"{path}/conversions/batch", {"conversions": rows})
+    assert booked.status_code == 200
+
+    answers = at_once(callers, lambda _, one: one.get(f"{path}/compute-results"))
+
+    later = api.get(f"{path}/compute-results")
+    told = [each.json["data"]["variants"][1] for each in (*answers, later)]
+    stored = told[-1]["comparison"]["crossing"]
+    assert stored["users"] == 200
+    assert [one["comparison"]["crossing"] for one in told] == [stored] * len(told)
+
+
 def test_new_metrics_that_come_at_once_are_all_admitted(callers, running, enrolled):
     path = running()
     enrolled(path, "u1")

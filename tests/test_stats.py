@@ -247,6 +247,22 @@ def test_size_power_and_effect_are_three_views_of_one_formula(n, p1, p2, power):
     assert effect == pytest.approx(p2 - p1, abs=1e-4)
 
 
+def test_where_less_is_better_the_lowest_rate_is_the_best():
+    left = many((240, 20), (260, 90), control=(250, 45))
+    stayed = many((240, 220), (260, 170), control=(250, 205))
+
+    fall = stats.MetricSettings("left", "primary", "decrease")
+    falling = stats.analyse(left, metric=fall).variants
+    rising = stats.analyse(stayed, metric="stayed").variants
+
+    assert falling[1].probability_best > 0.99
+    assert falling[1].comparison.probability_to_beat_control > 0.99
+    assert falling[2].comparison.probability_to_beat_control < 0.01
+    for one, other in zip(falling, rising, strict=True):
+        assert one.probability_best == pytest.approx(other.probability_best)
+        assert one.expected_loss == pytest.approx(other.expected_loss)
+
+
 def test_probability_to_beat_agrees_with_the_exact_sum():
     # Miller (2015): the sum over i < a_B of B(a_A + i, b_A + b_B) / ((b_B + i)
     # B(1 + i, b_B) B(a_A, b_A)); in whole numbers here.
