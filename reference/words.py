@@ -306,6 +306,10 @@ OWN: dict[str, dict[str, str]] = {
         "usersPerVariant": "The users of each variant, in their order.",
         "total": "The users of all variants together.",
     },
+    "ComputedValueComparison": {
+        "crossing": "The first look at which it was significant, if the primary metric "
+        "is a mean or a ratio. No later look withdraws it.",
+    },
     "ComputedValueFigures": {
         "count": "How many users have a value.",
         "sum": "The sum of the users' totals.",
