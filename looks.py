@@ -1,10 +1,11 @@
 """A look at an experiment: its figures, and what is stored when one decides.
 
-The first look at which a variant's rate differs significantly is stored as a crossing,
-and no later one withdraws it, with a plan or without. Abacus looks when somebody asks
-for the results, and once at the moment at which the users of a horizon were complete,
-which it replays if nobody asked then. The error rate holds for any choice of moments,
-so it holds for these (by Ville's inequality for an experiment without a plan).
+The first look at which a variant differs significantly in the primary metric is stored
+as a crossing, and no later one withdraws it, with a plan or without. Abacus looks when
+somebody asks for the results, and once at the moment at which the users of a horizon
+were complete, which it replays if nobody asked then. The error rate holds for any
+choice of moments, so it holds for these (by Ville's inequality for an experiment
+without a plan).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import peewee
 import stats
 from ledger.counts import Counts, at, replayed
 from models import Assignment, Crossing, Experiment
+from stats.results import VariantFigures
 from storage.engine import database
 from views.figures import Computed, computed_results, with_days
 
@@ -49,19 +51,12 @@ def look_at(counts: Counts, metric: str | None, confidence_level: Decimal) -> Co
     They are all counts, or those of this metric, as `at` returns them.
     """
     current, as_of = counts.experiment, counts.as_of
-    if metric not in (None, current.primary_metric) or not _is_rate(current):
+    if metric not in (None, current.primary_metric):
         return computed_results(counts, metric, confidence_level, {})
     crossings = Crossing.of(current, as_of)
     if as_of is None and len(crossings) < len(counts.variants) - 1:
         crossings = _with_new(counts, crossings, confidence_level)
     return computed_results(counts, metric, confidence_level, crossings)
-
-
-def _is_rate(experiment: Experiment) -> bool:
-    """Tell whether the verdict is on a rate: a crossing has no sums of a mean."""
-    name = experiment.primary_metric
-    settings = experiment.metric_settings.get(name, stats.MetricSettings(name))
-    return settings.kind == stats.CONVERSION
 
 
 def _with_new(
@@ -114,7 +109,8 @@ def _decided(
         return
     control, *variants = analysis.variants
     for variant in variants:
-        test = variant.comparison and variant.comparison.sequential
+        compared = variant.compared(analysis.analysis.kind)
+        test = compared and compared.sequential
         if test and test.is_significant and variant.variant_id not in known:
             yield {
                 "experiment": counts.experiment.id,
@@ -125,8 +121,31 @@ def _decided(
                 "control_conversions": control.conversions,
                 "sample_size": variant.sample_size,
                 "conversions": variant.conversions,
-                "p_value": Decimal(repr(test.adjusted_p_value)),
+                "p_value": _exact(test.adjusted_p_value),
+                **_means(control, variant, analysis.analysis.kind),
             }
+
+
+def _means(
+    control: VariantFigures, variant: VariantFigures, kind: str
+) -> dict[str, Decimal | None]:
+    """Return the figures that a crossing has of a mean or a ratio; None of a rate.
+
+    The difference is stored, because it is rounded once: two means of which one is
+    higher may be the same float.
+    """
+    if kind == stats.CONVERSION:
+        return dict.fromkeys(Crossing.MEANS)
+    value, compared = control.value, variant.compared(kind)
+    return {
+        "control_mean": _exact(value and value.mean),
+        "difference": _exact(compared and compared.difference),
+    }
+
+
+def _exact(figure: float | None) -> Decimal | None:
+    """Return all digits of a figure."""
+    return None if figure is None else Decimal(repr(figure))
 
 
 def _stored(

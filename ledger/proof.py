@@ -19,6 +19,7 @@ from models import (
     Assignment,
     Cohort,
     Conversion,
+    Crossing,
     Experiment,
     Metric,
     Outcome,
@@ -27,6 +28,7 @@ from models import (
     RefusalTally,
     Sums,
     Tally,
+    Variant,
 )
 from stats import MetricSettings
 from storage.engine import database
@@ -64,7 +66,9 @@ def discrepancies(progress: Callable[[int], object] | None = None) -> Iterator[s
         own = dict(_with_own_sums())
         yield from _wrong_totals(tallies, own, progress)
         counted = (row for each in tallies.values() for row in each.values())
-        yield from _differences("tally", _figures(_stored()), _figures(counted))
+        figures = _figures(_stored())
+        yield from _differences("tally", figures, _figures(counted))
+        yield from _impossible_crossings(figures)
         metrics = {id: {name for _, name in each} for id, each in tallies.items()}
         yield from _differences("metrics", *_metrics(metrics))
         for id, mine in own.items():
@@ -175,6 +179,38 @@ def _stored() -> Iterator[Tally]:
     rows = Tally.select().order_by(Tally.experiment)
     for _, each in groupby(rows, key=attrgetter("experiment_id")):
         yield from merged(each).values()
+
+
+def _impossible_crossings(
+    figures: dict[tuple[str, str, str], dict[str, Any]],
+) -> Iterator[str]:
+    """Yield the stored looks at more users than there are today; no count ever falls.
+
+    They are not counted again as of their time. A look locks nothing, so an event may
+    have been booked between its counts and its time.
+    """
+    crossings = list(Crossing.select().order_by(Crossing.experiment, Crossing.variant))
+    if not crossings:
+        return
+    users, all_users = _participants(), Counter[str]()
+    for (id, _), number in users.items():
+        all_users[id] += number
+    rows: Any = Experiment.select(Experiment.id, Experiment.primary_metric).tuples()
+    metrics = dict(rows)
+    rows = Variant.select(Variant.experiment, Variant.key).where(Variant.position == 0)
+    controls = dict(rows.tuples())
+    for row in crossings:
+        id = row.experiment_id
+        today = [all_users[id]]
+        for variant in (controls[id], row.variant):
+            tally = figures.get((id, variant, metrics[id]), {})
+            today += [users.get((id, variant), 0), tally.get("users", 0)]
+        then = [
+            *(row.users, row.control_sample_size, row.control_conversions),
+            *(row.sample_size, row.conversions),
+        ]
+        if any(one > other for one, other in zip(then, today, strict=True)):
+            yield f"crossing {(id, row.variant)}: {then} stored, {today} today"
 
 
 def _grouped(table: Any, field: Any) -> dict[tuple[str, str], int]:

@@ -162,13 +162,16 @@ class Sums(Table):
 class Crossing(Table):
     """The first look at which a variant differed significantly, with its counts.
 
-    It is of the primary metric, and stays, whatever later looks say.
+    It is of the primary metric, and stays, whatever later looks say. The counts of a
+    rate tell which variant was higher. Those of a mean or a ratio do not, so such a
+    row has the control's figure and the difference too.
     """
 
     COUNTS = (
         *("users", "control_sample_size", "control_conversions"),
         *("sample_size", "conversions", "p_value"),
     )
+    MEANS = ("control_mean", "difference")
 
     experiment = ForeignKeyField(Experiment, index=False)
     variant = TextField()
@@ -179,6 +182,8 @@ class Crossing(Table):
     sample_size = BigIntegerField()
     conversions = BigIntegerField()
     p_value = Exact()
+    control_mean = Exact(null=True)
+    difference = Exact(null=True)
 
     class Meta:
         primary_key = CompositeKey("experiment", "variant")
@@ -188,6 +193,7 @@ class Crossing(Table):
             Check("control_conversions BETWEEN 0 AND control_sample_size"),
             Check("conversions BETWEEN 0 AND sample_size"),
             Check("users >= control_sample_size + sample_size"),
+            Check("(control_mean IS NULL) = (difference IS NULL)"),
         ]
 
     @classmethod

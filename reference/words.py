@@ -229,6 +229,9 @@ OWN: dict[str, dict[str, str]] = {
         "sampleSize": "How many users the variant had then.",
         "conversions": "How many users of the variant had converted then.",
         "pValue": "The adjusted p-value of that look.",
+        "controlMean": "The control's mean or ratio then. Left out of a rate.",
+        "difference": "The variant's mean or ratio minus the control's then. Left out "
+        "of a rate.",
     },
     "ComputedHorizon": {
         "users": "How many users the experiment is planned for.",
@@ -302,6 +305,10 @@ OWN: dict[str, dict[str, str]] = {
     "ComputedSize": {
         "usersPerVariant": "The users of each variant, in their order.",
         "total": "The users of all variants together.",
+    },
+    "ComputedValueComparison": {
+        "crossing": "The first look at which it was significant, if the primary metric "
+        "is a mean or a ratio. No later look withdraws it.",
     },
     "ComputedValueFigures": {
         "count": "How many users have a value.",

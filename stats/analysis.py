@@ -290,8 +290,12 @@ def _variants(
 ) -> list[VariantFigures]:
     """Return the figures of every arm, with its comparison to the control."""
     chances = _chances(arms, test.prior, settings)
-    comparisons = _comparisons(arms, test, chances, shown, deciding, dict(stored))
-    values = value_figures(arms, measured, shown, deciding, settings)
+    # They are of the figure that decides.
+    rates, means = dict(stored), dict[str, Crossing]()
+    if settings.kind != CONVERSION:
+        rates, means = means, rates
+    comparisons = _comparisons(arms, test, chances, shown, deciding, rates)
+    values = value_figures(arms, measured, shown, deciding, settings, means)
     return [
         _variant(arms, place, chances, comparisons[place], values[place], shown)
         for place in range(len(arms))

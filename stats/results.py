@@ -143,7 +143,8 @@ class Plan(NamedTuple):
 class Crossing(NamedTuple):
     """The first look at which a comparison was significant, with its counts.
 
-    *users* are those of all variants. No later look withdraws it.
+    *users* are those of all variants. No later look withdraws it. Of a mean or a ratio
+    it has the control's figure and the difference to it, which are None for a rate.
     """
 
     at: str
@@ -153,10 +154,14 @@ class Crossing(NamedTuple):
     sample_size: int
     conversions: int
     p_value: float
+    control_mean: float | None = None
+    difference: float | None = None
 
     @property
     def is_higher(self) -> bool:
-        """Tell whether the variant had the higher rate; they are never equal."""
+        """Tell whether the variant had the higher figure; they are never equal."""
+        if self.difference is not None:
+            return self.difference > 0
         raised = self.conversions * self.control_sample_size
         return raised > self.control_conversions * self.sample_size
 
@@ -238,6 +243,7 @@ class ValueSequential(NamedTuple):
     difference_interval: Interval
     lift_interval: Interval
     is_significant: bool
+    """Whether it is significant now, or was at an earlier look that is stored."""
 
 
 class ValueComparison(NamedTuple):
@@ -248,6 +254,7 @@ class ValueComparison(NamedTuple):
     lift: float | None
     fixed_horizon: ValueFixedHorizon
     sequential: ValueSequential
+    crossing: Crossing | None = None
 
 
 class ValueFigures(NamedTuple):
@@ -276,6 +283,12 @@ class VariantFigures(NamedTuple):
     expected_loss: float
     comparison: Comparison | None
     value: ValueFigures | None
+
+    def compared(self, kind: str) -> Comparison | ValueComparison | None:
+        """Return the comparison with the control in the figure that decides."""
+        if kind == CONVERSION:
+            return self.comparison
+        return self.value and self.value.comparison
 
 
 class Horizon(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stats.means import (
     AlwaysValidMeans,
@@ -17,6 +17,7 @@ from stats.means import (
 from stats.multiplicity import holm
 from stats.results import (
     Arm,
+    Crossing,
     Level,
     MetricSettings,
     ValueComparison,
@@ -32,12 +33,13 @@ def value_figures(
     shown: Level,
     deciding: Level,
     settings: MetricSettings,
+    crossings: Mapping[str, Crossing],
 ) -> list[ValueFigures | None]:
     """Return the value figures of each arm from its sample; all None without samples.
 
-    The mean is over all users of an arm, of whom one without a value counts as 0; that
-    of a ratio is over all events. The p-value for any look is asymptotic, as the name
-    of its method says.
+    *crossings* are the stored ones of these means. The mean is over all users of an
+    arm, of whom one without a value counts as 0; that of a ratio is over all events.
+    The p-value for any look is asymptotic, as the name of its method says.
     """
     if measured is None:
         return [None] * len(arms)
@@ -49,11 +51,12 @@ def value_figures(
     # A comparison without a p-value still counts as one of the comparisons.
     adjusted = holm([1.0 if one.p_value is None else one.p_value for one in always])
     comparisons: list[ValueComparison | None] = [None]
-    for treatment, any_look, p_value in zip(samples[1:], always, adjusted, strict=True):
-        sequential = _sequential(any_look, p_value, deciding)
-        comparisons.append(
-            _comparison(arms[0].variant_id, samples[0], treatment, shown, sequential)
-        )
+    for place, (any_look, p_value) in enumerate(zip(always, adjusted, strict=True), 1):
+        crossing = crossings.get(arms[place].variant_id)
+        sequential = _sequential(any_look, p_value, deciding, crossing)
+        pair = samples[0], samples[place]
+        comparison = _comparison(arms[0].variant_id, *pair, shown, sequential)
+        comparisons.append(comparison._replace(crossing=crossing))
     rows = zip(arms, measured.own, comparisons, strict=True)
     least = least_values(settings.cap)
     return [_of_arm(*row, shown.confidence, least) for row in rows]
@@ -99,7 +102,10 @@ def _comparison(
 
 
 def _sequential(
-    any_look: AlwaysValidMeans, adjusted: float, deciding: Level
+    any_look: AlwaysValidMeans,
+    adjusted: float,
+    deciding: Level,
+    crossing: Crossing | None,
 ) -> ValueSequential:
     """Return the figures for any look, with the adjusted p-value."""
     is_known = any_look.p_value is not None
@@ -109,5 +115,5 @@ def _sequential(
         any_look.log_e_value,
         any_look.difference_interval,
         any_look.lift_interval,
-        is_known and adjusted < 1 - deciding.confidence,
+        (is_known and adjusted < 1 - deciding.confidence) or crossing is not None,
     )

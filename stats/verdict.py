@@ -9,9 +9,9 @@ The verdict is the first of these that holds:
 - `harm`: a variant is shown to be worse in a guardrail by more than its margin.
 - `variant_wins`: a variant is significantly better than the control at any
   look (Holm's always-valid p), and each guardrail with a margin is shown to be
-  harmless. Of several, it is the one with the best figure. The first such look at
-  a rate is stored, and no later one withdraws it. While
-  a guardrail is not shown to be harmless, the verdict is `keep_running`.
+  harmless. Of several, it is the one with the best figure. The first such look is
+  stored, and no later one withdraws it. While a guardrail is not shown to be
+  harmless, the verdict is `keep_running`.
 - `control_wins`: a variant is significantly worse, and no other can still win:
   each is significantly worse too, or its always-valid difference interval
   leaves no room for the planned effect (for any rise, without a plan).
@@ -29,7 +29,7 @@ conversion rate takes no account of values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stats.planning import planned_total
 from stats.rates import always_valid_rate_interval
@@ -150,12 +150,11 @@ def _pair(
     bounds: Bounds,
     guardrails: Sequence[MetricFigures],
 ) -> _Pair:
-    compared: Any = variant.comparison
+    compared = variant.compared(settings.kind)
     estimate: float | None = variant.conversion_rate
     if settings.kind != CONVERSION:
-        compared = variant.value and variant.value.comparison
         estimate = variant.value and variant.value.mean
-    crossing: Crossing | None = getattr(compared, "crossing", None)
+    crossing = compared and compared.crossing
     gain = settings.sign * ((compared and compared.difference) or 0.0)
     if crossing:
         gain = settings.sign * (1.0 if crossing.is_higher else -1.0)
@@ -284,12 +283,19 @@ def _held_back(best: _Pair, contest: Contest) -> Verdict:
     ]
     number = "guardrail" if len(guardrails) == 1 else "guardrails"
     is_are = "is" if len(guardrails) == 1 else "are"
+    name, today = best.variant.variant_name, _against(best, contest)
+    shown = f"{today}, which is shown ({_adjusted(best)}), but its"
+    if best.crossing:
+        # Today's figures may say something else.
+        shown = (
+            f"{name} was shown to be better {_seen(best.crossing)}, and today {today}. "
+            "But its"
+        )
     return Verdict(
         "keep_running",
         None,
-        f"Keep running: {_against(best, contest)}, which is shown "
-        f"({_adjusted(best)}), but its {number} {listed(guardrails)} {is_are} not yet "
-        "shown to be harmless.",
+        f"Keep running: {shown} {number} {listed(guardrails)} {is_are} not yet shown "
+        "to be harmless.",
     )
 
 
@@ -522,10 +528,15 @@ def _won(name: str, pair: _Pair, contest: Contest) -> str:
             f"({_adjusted(pair)})."
         )
     return (
-        f"{name} won on {day(crossing.at)} at {crossing.users:,} users "
-        f"({p_value(crossing.p_value)}), and no later look withdraws that: "
+        f"{name} won {_seen(crossing)}, and no later look withdraws that: "
         f"today {today}."
     )
+
+
+def _seen(crossing: Crossing) -> str:
+    """Return the stored look in words."""
+    at, users = day(crossing.at), f"{crossing.users:,}"
+    return f"on {at} at {users} users ({p_value(crossing.p_value)})"
 
 
 def _equivalent(contest: Contest, effect: float) -> Verdict:

@@ -225,6 +225,41 @@ CREATE TABLE "sums" (
 )
 """
 
+# From 7 to 8: the figures of a mean at a look that decided, which SQLite cannot add
+# together with their rule.
+CROSSED = """
+CREATE TABLE "new_crossing" (
+    "experiment_id" TEXT NOT NULL,
+    "variant" TEXT NOT NULL,
+    "at" INTEGER NOT NULL,
+    "users" INTEGER NOT NULL,
+    "control_sample_size" INTEGER NOT NULL,
+    "control_conversions" INTEGER NOT NULL,
+    "sample_size" INTEGER NOT NULL,
+    "conversions" INTEGER NOT NULL,
+    "p_value" TEXT NOT NULL,
+    "control_mean" TEXT,
+    "difference" TEXT,
+    PRIMARY KEY ("experiment_id", "variant"),
+    FOREIGN KEY ("experiment_id") REFERENCES "experiment" ("id"),
+    FOREIGN KEY ("experiment_id", "variant")
+        REFERENCES "variant" ("experiment_id", "key"),
+    CHECK (control_conversions BETWEEN 0 AND control_sample_size),
+    CHECK (conversions BETWEEN 0 AND sample_size),
+    CHECK (users >= control_sample_size + sample_size),
+    CHECK ((control_mean IS NULL) = (difference IS NULL))
+);
+INSERT INTO "new_crossing" SELECT *, NULL, NULL FROM "crossing";
+DROP TABLE "crossing";
+ALTER TABLE "new_crossing" RENAME TO "crossing"
+"""
+CROSSED_ON_POSTGRES = """
+ALTER TABLE "crossing"
+    ADD COLUMN "control_mean" NUMERIC,
+    ADD COLUMN "difference" NUMERIC,
+    ADD CHECK ((control_mean IS NULL) = (difference IS NULL))
+"""
+
 ON_SQLITE = {"big": "INTEGER", "text": "TEXT", "exact": "TEXT"}
 ON_POSTGRES = {"big": "BIGINT", "text": 'TEXT COLLATE "C"', "exact": "NUMERIC"}
 
@@ -235,10 +270,15 @@ SQLITE = {
     4: SLOTS,
     5: HORIZON.format(**ON_SQLITE),
     6: SETTINGS.format(**ON_SQLITE),
+    7: CROSSED,
 }
 """The script that leads from a version to the next one."""
 
-POSTGRES = {5: HORIZON.format(**ON_POSTGRES), 6: SETTINGS.format(**ON_POSTGRES)}
+POSTGRES = {
+    5: HORIZON.format(**ON_POSTGRES),
+    6: SETTINGS.format(**ON_POSTGRES),
+    7: CROSSED_ON_POSTGRES,
+}
 """The same; the first schema on PostgreSQL was version 5."""
 
 SCHEMA_VERSION = 1 + max(SQLITE)

@@ -250,3 +250,78 @@ def test_the_whole_rule_rarely_names_a_wrong_winner(name):
         else:
             assert bench.wins_of(one).sum() <= BOUND
         assert bench.agreement(draw, one, 6) == 6
+
+
+# ----------------------------------------------------------------------------
+# Stored looks
+# ----------------------------------------------------------------------------
+
+
+def looked_at(sums, share, settings, has_covariate, run):
+    """Return the status of the verdict at each look until one decides, and at the last.
+
+    As in the service, the first look that decides is stored and given to the last.
+    """
+    near = drawn.moments(sums, settings, has_covariate).may_exclude(0.0)[run]
+    near[-1] = True
+    stored, statuses = {}, []
+    for look in np.flatnonzero(near).tolist():
+        if stored and look < len(near) - 1:
+            continue
+        splits = Decimal(str(100 - 100 * share)), Decimal(str(100 * share))
+        arms = [
+            arm._replace(
+                split_percentage=split,
+                covariate=arm.covariate if has_covariate else None,
+            )
+            for arm, split in zip(sums.arms((run, look), settings), splits, strict=True)
+        ]
+        found = stats.analyse(arms, metric=settings, crossings=stored)
+        statuses.append(found.verdict.status)
+        control, treatment = found.variants
+        compared = treatment.value.comparison
+        if found.trustworthy and compared.sequential.is_significant and not stored:
+            counts = [arms[0].sample_size, arms[0].conversions]
+            counts += [arms[1].sample_size, arms[1].conversions]
+            stored["1"] = stats.Crossing(
+                *("2025-03-03T00:00:00Z", counts[0] + counts[2], *counts),
+                *(compared.sequential.adjusted_p_value, control.value.mean),
+                compared.difference,
+            )
+    return statuses
+
+
+WINS = ("variant_wins", "control_wins")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "has_cap", "has_covariate"),
+    [
+        ("normal(10, 5)", "50/50", False, False),
+        ("lognormal, 95 % zeros", "90/10", True, True),
+        ("Pareto 2.1, 95 % zeros", "50/50", False, True),
+    ],
+)
+def test_a_stored_look_at_a_mean_is_rarely_a_false_alarm_and_stays(
+    name, split, has_cap, has_covariate
+):
+    kind, share = drawn.KINDS[name], SHARES[split]
+    settings = SPENT[MEAN]._replace(cap=Decimal(kind.cap) if has_cap else None)
+    sizes = drawn.dealt(seeded(), share, drawn.geometric(5_000, 30), RUNS)
+    caps = (kind.cap,) if has_cap else (math.inf,)
+    (sums,) = drawn.value_sums(seeded(), VALUES[name], sizes, caps)
+
+    found = {
+        lift: [
+            looked_at(sums.raised(lift), share, settings, has_covariate, run)
+            for run in range(runs)
+        ]
+        for lift, runs in ((0.0, RUNS), (0.5, 20))
+    }
+
+    alarms = sum(statuses[-1] in WINS for statuses in found[0.0])
+    assert alarms <= BOUND
+    for statuses in found[0.0] + found[0.5]:
+        won = [status for status in statuses if status in WINS]
+        assert not won or statuses[-1] == won[0]
+    assert sum(statuses[-1] == "variant_wins" for statuses in found[0.5]) > alarms

@@ -301,14 +301,6 @@ def test_a_win_without_a_plan_stays_too(running, grow, looked):
     assert (crossing_of(then), crossing_of(now)) == (None, crossing)
 
 
-def test_a_mean_that_decides_is_not_stored_as_a_rate(running, grow, looked):
-    path = running(metrics=[{"name": "spent", "role": "primary", "kind": "mean"}])
-    grow(path, "a", 200, {"v1": 0.1, "v2": 0.9})
-
-    assert crossing_of(looked(path)) is None
-    assert Crossing.select().count() == 0
-
-
 @pytest.mark.parametrize("plan", [LARGE, None])
 def test_a_broken_split_decides_nothing(api, running, grow, looked, plan):
     planned = running(plan=plan)

@@ -56,6 +56,7 @@ class Experiment:
     splits: tuple
     traffic: int
     audience: str | None
+    primary: str
     status: str = "draft"
     archived: bool = False
     rules: bool = False
@@ -64,6 +65,7 @@ class Experiment:
     overrides: dict = field(default_factory=dict)
     conversions: list = field(default_factory=list)
     refused: Counter = field(default_factory=Counter)
+    crossings: dict = field(default_factory=dict)
 
     @property
     def variants(self):
@@ -109,7 +111,7 @@ class Experiment:
         if user not in self.seats or user in self.overrides:
             self.refused["notEnrolled"] += 1
             return "rejected", "NOT_ENROLLED"
-        said = Conversion(user, metric or "conversion", value, key)
+        said = Conversion(user, metric or self.primary, value, key)
         known = [one for one in self.conversions if key is not None and one.key == key]
         if known and (known[0] != said or early):
             return "rejected", "CONFLICT"
@@ -121,6 +123,12 @@ class Experiment:
             return "rejected", "BEFORE_ENROLLMENT"
         self.conversions.append(said)
         return "accepted", None
+
+    def counted(self, variant):
+        """Return a variant's users, and how many have the primary metric."""
+        mine = {user for user, dealt in self.seats.items() if dealt == variant}
+        primary = {one.user for one in self.conversions if one.metric == self.primary}
+        return [len(mine), len(mine & primary)]
 
     def figures(self, variant):
         """Return a variant's figures by metric, as results have them."""
@@ -165,6 +173,7 @@ attributes = st.sampled_from([{}, {"plan": "pro"}, {"plan": "free"}])
 values = st.sampled_from([None, Decimal("19.99"), Decimal("-0.1")])
 keys = st.sampled_from([None, "k1", "k2"])
 positions = st.integers(0, 3)
+primaries = st.sampled_from(["conversion", "spent"])
 metrics = st.sampled_from([None, "conversion", "spent"])
 early = st.sampled_from([False, False, False, True])
 event = st.tuples(users, metrics, values, keys, early)
@@ -191,7 +200,7 @@ class Service(RuleBasedStateMachine):
         self.asked = []  # the experiments that the last step asked for
         self.has_audience = False
         self.enrolments = []  # (user, experiment), oldest first
-        self.erased = 0
+        self.erased = self.crowds = 0
 
     def teardown(self):
         try:
@@ -209,13 +218,14 @@ class Service(RuleBasedStateMachine):
         self.asked = [one]
         return one
 
-    def made(self, answer, splits, traffic, audience):
+    def made(self, answer, splits, traffic, audience, primary):
         assert answer.status_code == 201, answer.text
         data = answer.json["data"]
         missing = audience is not None and not (self.has_audience)
         codes = [one["code"] for one in data["warnings"]]
         assert codes == (["AUDIENCE_NOT_DEFINED"] if missing else [])
-        self.experiments.append(Experiment(data["id"], splits, traffic, audience))
+        one = Experiment(data["id"], splits, traffic, audience, primary)
+        self.experiments.append(one)
 
     # -- the life of an experiment
 
@@ -223,15 +233,16 @@ class Service(RuleBasedStateMachine):
         splits=st.sampled_from(SPLITS),
         traffic=traffics,
         audience=st.booleans(),
+        primary=primaries,
         started=st.booleans(),
         payer=attributes,
     )
-    def begin(self, splits, traffic, audience, started, payer):
+    def begin(self, splits, traffic, audience, primary, started, payer):
         """Let there be much to lose."""
         if audience:
             self.define_audience()
-        self.create(SPLITS[0], 100, None)
-        self.create(splits, traffic, "aud_pro")
+        self.create(SPLITS[0], 100, None, primary)
+        self.create(splits, traffic, "aud_pro", "conversion")
         for position in (0, 1) if started else (0,):
             self.move(position, "start", None)
             self.enrol_batch(position, [(user, payer) for user in USERS])
@@ -242,8 +253,9 @@ class Service(RuleBasedStateMachine):
         splits=st.sampled_from(SPLITS),
         traffic=traffics,
         audience=st.sampled_from([None, "aud_pro"]),
+        primary=primaries,
     )
-    def create(self, splits, traffic, audience):
+    def create(self, splits, traffic, audience, primary):
         variants = [
             {"name": f"Variant {number}", "splitPercentage": float(split)}
             for number, split in enumerate(splits, 1)
@@ -254,14 +266,17 @@ class Service(RuleBasedStateMachine):
             "audienceId": audience,
             "variants": variants,
         }
-        self.made(self.api.post("experiments", body), splits, traffic, audience)
+        if primary == "spent":
+            body["metrics"] = [{"name": primary, "role": "primary", "kind": "mean"}]
+        answer = self.api.post("experiments", body)
+        self.made(answer, splits, traffic, audience, primary)
 
     @precondition(lambda self: 0 < len(self.experiments) < 3)
     @rule(position=positions)
     def duplicate(self, position):
         one = self.at(position)
         answer = self.api.post(f"experiments/{one.id}/duplicate")
-        self.made(answer, one.splits, one.traffic, one.audience)
+        self.made(answer, one.splits, one.traffic, one.audience, one.primary)
 
     @precondition(lambda self: self.experiments)
     @rule(
@@ -471,6 +486,46 @@ class Service(RuleBasedStateMachine):
             return
         told = [(row["status"], row["reason"]) for row in answer.json["data"]]
         assert told == [one.book(*row) for row in rows]
+
+    @precondition(lambda self: self.experiments and self.crowds < 4)
+    @rule(position=positions, is_control_better=st.booleans())
+    def crowd(self, position, is_control_better):
+        """Have many users, of whom one side does more, so that a look may decide."""
+        one = self.at(position)
+        self.crowds += 1
+        crowd = [f"crowd-{self.crowds}-{place}" for place in range(60)]
+        self.enrol_batch(position, [(user, {"plan": "pro"}) for user in crowd])
+        rows = [
+            (user, one.primary, Decimal(20 + place % 3), None, False)
+            for place, user in enumerate(crowd)
+            if user in one.seats and (one.seats[user] == "v1") == is_control_better
+        ]
+        if rows:
+            self.convert_batch(position, rows)
+        self.look(position)
+
+    @precondition(lambda self: self.experiments)
+    @rule(position=positions)
+    def look(self, position):
+        """Ask for the figures: what a look has decided stays, with its counts."""
+        one = self.at(position)
+        answer = self.api.get(f"experiments/{one.id}/compute-results")
+        assert answer.status_code == 200, answer.text
+        is_rate = one.primary == "conversion"
+        for variant in answer.json["data"]["variants"][1:]:
+            figures = variant if is_rate else variant["value"]
+            crossing = figures["comparison"].get("crossing")
+            known = one.crossings.get(variant["variantId"])
+            if known is None and crossing:
+                counts = [*one.counted("v1"), *one.counted(variant["variantId"])]
+                names = ["controlSampleSize", "controlConversions"]
+                names += ["sampleSize", "conversions"]
+                assert [crossing[name] for name in names] == counts
+                assert crossing["users"] == len(one.seats)
+                assert ("difference" in crossing) != is_rate
+                one.crossings[variant["variantId"]] = crossing
+            else:
+                assert crossing == known
 
     @rule(rows=events)
     def credit(self, rows):

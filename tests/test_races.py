@@ -8,11 +8,18 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from conftest import Caller, configured, two_variants
+from conftest import LINE, Caller, ago, configured, two_variants
 
 from app import create_app
 from ledger import enrolment, proof
-from models import Assignment, Conversion, Experiment, GroupShare, Variant
+from models import (
+    Assignment,
+    Conversion,
+    Crossing,
+    Experiment,
+    GroupShare,
+    Variant,
+)
 from storage import engine
 from storage.columns import utcnow
 
@@ -204,6 +211,32 @@ def test_looks_at_once_all_answer_with_the_one_that_is_stored(
     stored = told[-1]["comparison"]["crossing"]
     assert stored["users"] == 200
     assert [one["comparison"]["crossing"] for one in told] == [stored] * len(told)
+    assert is_proved()
+
+
+def test_looks_at_once_store_one_first_look_at_a_mean(callers, api, running, load):
+    path = running(metrics=[{"name": "spent", "role": "primary", "kind": "mean"}])
+    now = ago(0)
+    lines = [
+        f"u{n},v{n % 2 + 1},{now},{now},spent,{10 * (n % 2) + n % 7}"
+        for n in range(120)
+    ]
+    load(path, f"{LINE},value", *lines)
+
+    answers = at_once(
+        callers, lambda _, caller: caller.get(f"{path}/compute-results").json["data"]
+    )
+
+    assert {each["verdict"]["status"] for each in answers} == {"variant_wins"}
+    row = Crossing.get()
+    assert Crossing.select().count() == 1
+    found = api.get(f"{path}/compute-results").json["data"]
+    crossing = found["variants"][1]["value"]["comparison"]["crossing"]
+    assert crossing["difference"] == float(row.difference)
+    assert {crossing["at"]} == {
+        each["variants"][1]["value"]["comparison"]["crossing"]["at"] for each in answers
+    }
+    assert is_proved()
 
 
 def test_new_metrics_that_come_at_once_are_all_admitted(callers, running, enrolled):

@@ -334,8 +334,11 @@ def _to_go(progress: Progress) -> str:
 
 
 def _crossing(row: Crossing) -> stats.Crossing:
-    counts: dict[str, Any] = {name: getattr(row, name) for name in Crossing.COUNTS}
-    counts["p_value"] = float(counts["p_value"])
+    names = (*Crossing.COUNTS, *Crossing.MEANS)
+    counts: dict[str, Any] = {name: getattr(row, name) for name in names}
+    for name, value in counts.items():
+        if isinstance(value, Decimal):
+            counts[name] = float(value)
     return stats.Crossing(at=moment(row.at), **counts)
 
 

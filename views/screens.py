@@ -12,11 +12,9 @@ from ledger.counts import Counts
 from models import Change, Experiment
 from stats.results import (
     CONVERSION,
-    Comparison,
     Interval,
     MetricComparison,
     MetricFigures,
-    ValueComparison,
     VariantFigures,
 )
 from stats.wording import (
@@ -409,16 +407,9 @@ def _picture(title: str, estimates: Sequence[Estimate], kind: str) -> Picture:
     return picture(title, drawn, (low, high), "0")
 
 
-def _compared(one: VariantFigures, kind: str) -> Comparison | ValueComparison | None:
-    """Return the comparison with the control in the figure that decides."""
-    if kind == CONVERSION:
-        return one.comparison
-    return one.value.comparison if one.value else None
-
-
 def _lift(one: VariantFigures, kind: str) -> tuple[VariantFigures, Estimate]:
     """Return a variant with its lift."""
-    compared = _compared(one, kind)
+    compared = one.compared(kind)
     if compared is None:
         return one, Estimate(one.variant_name, None, None, None, UNKNOWN)
     ends: Interval = compared.sequential.lift_interval
@@ -434,7 +425,7 @@ def _lift_texts(one: Estimate) -> tuple[str, str]:
 
 
 def _lift_in_words(one: VariantFigures, lift: Estimate, kind: str) -> Lift:
-    compared = _compared(one, kind)
+    compared = one.compared(kind)
     p = compared.sequential.adjusted_p_value if compared else None
     return Lift(
         one.variant_name, *_lift_texts(lift), UNKNOWN if p is None else p_value(p)
