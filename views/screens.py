@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -39,7 +38,7 @@ from views.days import (
 from views.figures import Computed, Results
 from views.figures import results as raw_results
 from views.pictures import Estimate, Picture, picture, scale
-from views.tables import quality_sentence, visible
+from views.tables import quality_sentence, visible, whole
 from web.fields import camel_case
 from web.json import moment
 
@@ -275,7 +274,7 @@ def experiment(computed: Computed, counts: Counts, history: Listing) -> Screen:
         state=state,
         heading=VERDICTS[status],
         mood=MOODS.get(status, "plain"),
-        sentence=_whole(analysis.verdict.sentence),
+        sentence=whole(analysis.verdict.sentence),
         advice=_advice(row, status),
         empty=_emptiness(row, results, analysis.metric),
         metric=analysis.metric,
@@ -298,11 +297,6 @@ def experiment(computed: Computed, counts: Counts, history: Listing) -> Screen:
         more_entries=history.total - len(history.rows),
         credentials=CREDENTIALS,
     )
-
-
-def _whole(sentence: str) -> str:
-    """Return a sentence in which no line ends between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=%|users?\b)", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _advice(row: Experiment, status: str) -> str:

@@ -566,17 +566,22 @@ def _undrawn(grid: Grid) -> Grid:
     return Grid(grid.headers[:-1], rows, grid.alignment[:-1])
 
 
+def whole(sentence: str) -> str:
+    """Return a sentence in which no line ends between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|users?\b)", "\N{NO-BREAK SPACE}", sentence)
+
+
 def _wrapped(text: str, width: int) -> str:
     """Return a text in lines of a terminal, in which some letters are two wide."""
     lines = [""]
-    for word in visible(text).split():
+    for word in re.split(r"[^\S\N{NO-BREAK SPACE}]+", whole(visible(text).strip())):
         for piece in textwrap.wrap(word, width, break_on_hyphens=False):
             longer = f"{lines[-1]} {piece}".lstrip()
             if lines[-1] and wcswidth(longer) > width:
                 lines.append(piece)
             else:
                 lines[-1] = longer
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def markdown(sheet: Sheet) -> str:
