@@ -9,7 +9,7 @@ from urllib.parse import quote
 import schemas
 from models import Audience, Experiment
 from storage.paging import Listing, Page
-from views.screens import ways
+from views.screens import ListScreen, list_screen
 from web.json import cut, dumps
 
 TRIAL = schemas.TrialQuery()
@@ -58,17 +58,6 @@ class Line(NamedTuple):
     created_at: datetime
 
 
-class ListScreen(NamedTuple):
-    """A page of the list, and the ways to the pages beside it."""
-
-    lines: list[Line]
-    total: str
-    number: int
-    pages: int
-    previous: str | None
-    next: str | None
-
-
 class Rule(NamedTuple):
     """A condition, or a group of them, in words."""
 
@@ -101,13 +90,9 @@ class Screen(NamedTuple):
 
 def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
     """Return the screen of a page of audiences; *asked* are its parameters."""
-    return ListScreen(
-        [Line(_path(row), row.name, row.id, row.created_at) for row in listing.rows],
-        f"{listing.total:,}",
-        listing.number,
-        listing.pages,
-        *ways(listing, asked),
-    )
+    rows = listing.rows
+    lines = [Line(_path(row), row.name, row.id, row.created_at) for row in rows]
+    return list_screen(lines, listing, asked)
 
 
 def audience(row: Audience, asked: dict[str, str]) -> Screen:

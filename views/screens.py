@@ -112,9 +112,9 @@ class Line(NamedTuple):
 
 
 class ListScreen(NamedTuple):
-    """A page of the list, and the ways to the pages beside it."""
+    """A page of a list, and the ways to the pages beside it."""
 
-    lines: list[Line]
+    lines: Sequence[NamedTuple]
     total: str
     number: int
     pages: int
@@ -124,37 +124,40 @@ class ListScreen(NamedTuple):
 
 def listed(listing: Listing, asked: dict[str, str]) -> ListScreen:
     """Return the screen of a page of experiments; *asked* are its parameters."""
-
-    return ListScreen(
-        [
-            Line(
-                f"experiments/{row.id}",
-                row.name,
-                row.key,
-                row.state,
-                row.archived_at is not None,
-                f"{row.participants:,}",
-                row.created_at,
-            )
-            for row in listing.rows
-        ],
-        f"{listing.total:,}",
-        listing.number,
-        listing.pages,
-        *ways(listing, asked),
-    )
+    lines = [
+        Line(
+            f"experiments/{row.id}",
+            row.name,
+            row.key,
+            row.state,
+            row.archived_at is not None,
+            f"{row.participants:,}",
+            row.created_at,
+        )
+        for row in listing.rows
+    ]
+    return list_screen(lines, listing, asked)
 
 
-def ways(listing: Listing, asked: dict[str, str]) -> tuple[str | None, str | None]:
-    """Return the queries of the pages before and after this one."""
+def list_screen(
+    lines: Sequence[NamedTuple], listing: Listing, asked: dict[str, str]
+) -> ListScreen:
+    """Return the screen of a page with these lines; *asked* are its parameters."""
 
     def way(number: int) -> str | None:
         if not 1 <= number <= listing.pages or "cursor" in asked:
             return None
         return f"?{urlencode({**asked, 'page': number})}"
 
-    # Past the end, the way back is to the last page.
-    return way(min(listing.number - 1, listing.pages)), way(listing.number + 1)
+    return ListScreen(
+        lines,
+        f"{listing.total:,}",
+        listing.number,
+        listing.pages,
+        # Past the end, the way back is to the last page.
+        way(min(listing.number - 1, listing.pages)),
+        way(listing.number + 1),
+    )
 
 
 # ----------------------------------------------------------------------------
