@@ -276,6 +276,7 @@ def test_a_request_line_of_8190_bytes_passes_the_proxy(port):
     assert asked(port, "GET", path) == 401
 
 
+@pytest.mark.alone
 def test_a_token_that_asks_too_often_is_429_and_no_other_is(port):
     spellings = (  # of one token
         *("Bearer {}", "bearer {}", "BEARER {}", "Bearer  {}"),
@@ -313,6 +314,7 @@ def test_a_token_that_asks_too_often_is_429_and_no_other_is(port):
         assert time.monotonic() < deadline
 
 
+@pytest.mark.alone
 def test_an_address_that_asks_too_often_without_a_token_is_429(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = free.getsockname()[1]  # so that every answer is the proxy's own

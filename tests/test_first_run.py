@@ -27,7 +27,8 @@ exec(sys.argv[1])' "$2"
 
 def terminal(environment, **settings):
     """Return an environment as a terminal has it, also where `make test` runs this."""
-    inherited = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+    # With what was set for that make, as in `make test PYTHON=python3.10`.
+    inherited = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PYTHON", "PORT"}
     kept = {name: environment[name] for name in environment.keys() - inherited}
     return {**kept, **settings}
 
