@@ -204,7 +204,7 @@ export class AbacusProvider extends BaseProvider {
     const experiment = definitions.byName.get(isConfig ? key.slice(0, -CONFIG.length) : key);
     if (experiment === undefined) {
       if (definitions.omitted) return this.#remote(key, defaultValue, context, type);
-      throw new FlagNotFoundError(`There is no flag ${key}.`);
+      throw new FlagNotFoundError(`There is no flag '${key}'.`);
     }
     let decision;
     try {

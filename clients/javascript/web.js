@@ -147,7 +147,7 @@ export class AbacusWebProvider extends BaseProvider {
     userOf(this.#context);
     if (this.#flags === null) throw new ProviderNotReadyError("There are no flags yet.");
     const flag = this.#flags.get(key);
-    if (flag === undefined) throw new FlagNotFoundError(`There is no flag ${key}.`);
+    if (flag === undefined) throw new FlagNotFoundError(`There is no flag '${key}'.`);
     const found = evaluation(flag, defaultValue, type);
     // A copy, because the application may change it.
     if (flag.value === found.value && type === "object") found.value = structuredClone(flag.value);
