@@ -21,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SHARED = {"DATABASE_URL"}  # settings that the operator's commands need too
+GRACE = 30  # gunicorn.conf.py's graceful_timeout
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 
 

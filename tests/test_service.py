@@ -351,8 +351,6 @@ def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
         assert service.flask("check").returncode == 0
 
 
-GRACE = 30  # gunicorn.conf.py's graceful_timeout
-
 STOPPED_TOO_EARLY = """
 import os, signal
 
@@ -382,7 +380,7 @@ def test_a_service_that_is_stopped_while_its_workers_start_ends_at_once(tmp_path
 
     assert "Booting worker" in ended.stderr
     assert ended.returncode == 0, ended.stderr
-    assert time.monotonic() - began < GRACE
+    assert time.monotonic() - began < real.GRACE
 
 
 @pytest.mark.one_engine

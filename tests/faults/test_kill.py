@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import service as real
-from service import wait_until
+from service import GRACE, wait_until
 from traffic import Traffic, opened
 
 from models import Assignment
-
-GRACE = 30  # gunicorn.conf.py's graceful_timeout
 
 
 @pytest.fixture
