@@ -36,6 +36,7 @@ from storage.files import driver  # noqa: E402
 TICK = os.sysconf("SC_CLK_TCK")
 SECRET = "only-for-this-measurement-0123456789"  # noqa: S105
 CONNECTIONS, KNOWN, BATCH = 16, 2_000, 1_000
+WORKERS = runpy.run_path(str(ROOT / "gunicorn.conf.py"))["workers"]
 
 # wrk calls `request` for each request; the ids of a round are its own.
 SCRIPT = """
@@ -130,25 +131,22 @@ def measured(side: Side, seconds: int, number: int) -> Round:
 @contextmanager
 def echoing(folder: Path) -> Iterator[Server]:
     """Run the echo under gunicorn with the settings of the service."""
-    settings = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with (folder / "echo.log").open("w") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "gunicorn", "--config", "python:argparse"),
+                *(sys.executable, "-m", "gunicorn"),
+                *("--config", str(ROOT / "bench" / "echo.conf.py")),
                 *("--bind", f"127.0.0.1:{port}", "--chdir", str(ROOT / "bench")),
-                *("--worker-class", settings["worker_class"]),
-                *("--workers", str(settings["workers"])),
-                *("--threads", str(settings["threads"])),
-                *("--keep-alive", str(settings["keepalive"]), "echo:app"),
+                "echo:app",
             ],
             env={**os.environ, "ECHO_SECRET": SECRET},
             stderr=log,
             start_new_session=True,
         )
     try:
-        wait_until(lambda: len(children(process.pid)) == settings["workers"], 20)
+        wait_until(lambda: len(children(process.pid)) == WORKERS, 20)
         wait_until(lambda: answers(port), 20)
         os.environ["ECHO_SECRET"] = SECRET
         from echo import app

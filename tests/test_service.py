@@ -11,8 +11,9 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 
 import peewee
 import pytest
@@ -318,6 +319,53 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(service):
         assert time.monotonic() < deadline, service.log.read_text()
         time.sleep(0.05)
     assert service.flask("check").returncode == 0
+
+
+@contextmanager
+def two_processors():
+    """Let what is started within the block use two processors."""
+    usable = os.sched_getaffinity(0)
+    if len(usable) < 2:
+        pytest.skip("This machine has one processor.")
+    two = set(sorted(usable)[:2])
+    os.sched_setaffinity(0, two)
+    try:
+        yield two
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+def processors(pid):
+    """Return the processors that each thread of a process may use."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {tuple(os.sched_getaffinity(int(thread.name))) for thread in threads}
+
+
+@pytest.mark.one_engine
+def test_two_workers_on_two_processors_have_one_each_also_if_one_is_replaced(tmp_path):
+    with two_processors() as two, real.served(tmp_path / "instance") as service:
+        path = service.running()
+        each = [processors(pid) for pid in service.workers()]
+        kept, killed = sorted(service.workers())
+        os.kill(killed, signal.SIGKILL)
+        real.wait_until(lambda: len(service.workers() - {kept, killed}) == 1, 10)
+        service.data("POST", f"{path}/assignments", {"userId": "u1"})
+        later = [processors(pid) for pid in service.workers()]
+
+    one_each = [{(processor,)} for processor in sorted(two)]
+    assert sorted(each, key=str) == one_each
+    assert sorted(later, key=str) == one_each
+
+
+@pytest.mark.one_engine
+def test_a_worker_may_use_all_processors_if_there_are_more_than_workers(tmp_path):
+    alone = "--workers 1"
+    with (
+        two_processors() as two,
+        real.served(tmp_path / "instance", GUNICORN_CMD_ARGS=alone) as service,
+    ):
+        (worker,) = service.workers()
+        assert processors(worker) == {tuple(two)}
 
 
 def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
