@@ -33,7 +33,7 @@ from web import metrics
 from web.auth import Tokens
 from web.blueprint import pieces
 from web.errors import FAILURE
-from web.fields import Reader, are_plain_ids
+from web.fields import Reader, are_plain_ids, is_an_id
 from web.flags import PREFIX, TargetingKeyMissing, flag_user
 from web.json import InvalidJson, loads, plain_texts
 from web.logging import HEADERS, STARTED, note_answer
@@ -61,6 +61,9 @@ COMMON = [("Content-Type", "application/json"), *HEADERS.items()]
 
 USER, USERS = schemas.UserSchema(), schemas.UsersSchema()
 USER_ID = str(USER.fields["user_id"].data_key)
+
+# What most callers send: one plain id, and nothing else.
+ONE_USER = re.compile(rf'\{{"{USER_ID}": ?"([\w.+@-]{{1,255}})"\}}'.encode())
 
 read_user = Reader(USER)
 read_experiments = Reader(schemas.ExperimentsOfUserSchema())
@@ -151,7 +154,9 @@ None if the request is not simple.
 
 def enrol(name: str, body: bytes) -> Short:
     """Enrol one user in the experiment of this name."""
-    decided = single.enrol([name], User(**read_user(loads(body))))
+    user_id = plain_user_id(body)
+    user = User(user_id) if user_id else User(**read_user(loads(body)))
+    decided = single.enrol([name], user)
     if decided is None:
         return None
     ((known, decision),) = decided
@@ -159,6 +164,13 @@ def enrol(name: str, body: bytes) -> Short:
     return 201 if decision.reason == NEW else 200, decision_text(
         decision, known.derived
     )
+
+
+def plain_user_id(body: bytes) -> str | None:
+    """Return the id of a body with nothing else, if it is plain and `Id` takes it."""
+    found = ONE_USER.fullmatch(body)
+    user_id = found and found[1].decode()
+    return user_id if user_id and is_an_id(user_id) is None else None
 
 
 def enrol_batch(name: str, body: bytes) -> Short:

@@ -158,7 +158,11 @@ SIMPLE = {
     ),
 }
 RAW = st.sampled_from(
-    [b"", b"{", b"[]", b'"u1"', b'{"userId":"u1","userId":"u2"}', b'{"userId":"\xff"}']
+    [
+        *(b"", b"{", b"[]", b'"u1"', b'{"userId":"u1","userId":"u2"}'),
+        *(b'{"userId":"\xff"}', b'{"userId":"u1"}', b'{"userId":"None"}'),
+        *(b'{"userId": "u2"}\n', b'{"userId":"u1",}', b'{"userId":"u\\u0031"}'),
+    ]
 )
 BOOKINGS = st.sampled_from(["assignments", "conversions"]).flatmap(
     lambda kind: st.tuples(
