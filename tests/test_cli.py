@@ -75,7 +75,7 @@ def test_init_makes_what_is_missing_and_keeps_what_is_there(tmp_path):
 
 
 def test_a_token_is_printed_and_nothing_else(tmp_path):
-    real.flask(tmp_path, "init")
+    real.prepare(tmp_path)
 
     told = real.flask(tmp_path, "token", "web", "--scope", "read assign", "--days", "2")
 
@@ -539,7 +539,7 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(
 @pytest.mark.one_engine
 def test_a_backup_that_its_disk_does_not_take_is_named_and_not_kept(tmp_path):
     place, file = tmp_path / "instance", tmp_path / "b.db"
-    real.flask(place, "init")
+    real.prepare(place)
     words = ["-m", "flask", "--app", "wsgi", "backup", str(file)]
 
     told = subprocess.run(
