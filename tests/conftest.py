@@ -345,11 +345,10 @@ def service(
     tmp_path: Path, service_database: ServiceDatabase
 ) -> Iterator[real.Service]:
     """Yield a real service with a new database."""
-    with (
-        service_database() as settings,
-        real.served(tmp_path / "instance", **settings) as made,
-    ):
+    with service_database() as settings:
+        made = real.Service(tmp_path / "instance", **settings)
         yield made
+        made.end()  # it only waits for half a second, while the next test begins
 
 
 @pytest.fixture(scope="session")

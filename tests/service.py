@@ -113,6 +113,21 @@ def made_ready(tree: Path) -> tuple[Path, str]:
     return made, flask(made, "token", "tester", tree=tree).stdout.strip()
 
 
+def prepare(instance: Path) -> None:
+    """Make an instance folder as `init` leaves it, with a database and a secret."""
+    shutil.copytree(made_ready(ROOT)[0], instance, dirs_exist_ok=True)
+
+
+ENDING: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def ended() -> None:
+    """Wait for the services that were told to end; none may take longer than this."""
+    while ENDING:
+        ENDING.pop().wait(GRACE)
+
+
 class Service:
     """A running service; called, it answers status and body.
 
@@ -128,6 +143,7 @@ class Service:
         wrapper: Sequence[str] = (),
         **settings: str,
     ) -> None:
+        ended()
         self.instance, self.tree, self.wrapper = instance, tree, wrapper
         self.settings = settings
         assert not (instance / "abacus.db").exists()
@@ -183,6 +199,11 @@ class Service:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
+
+    def end(self) -> None:
+        """Stop it as `stop` does, and let the next service wait for that."""
+        self.process.terminate()
+        ENDING.append(self.process)
 
     def workers(self) -> set[int]:
         """Return the process ids of the service's workers."""

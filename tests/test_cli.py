@@ -25,6 +25,7 @@ from models import Assignment
 from operations import importer
 from operations.problems import Problems
 from operations.staging import staging
+from storage import engine
 
 TRAFFIC = Path(__file__).parent / "cases" / "open_bandit_men.csv.gz"
 ARMS = [
@@ -74,7 +75,7 @@ def test_init_makes_what_is_missing_and_keeps_what_is_there(tmp_path):
 
 
 def test_a_token_is_printed_and_nothing_else(tmp_path):
-    real.flask(tmp_path, "init")
+    real.prepare(tmp_path)
 
     told = real.flask(tmp_path, "token", "web", "--scope", "read assign", "--days", "2")
 
@@ -86,12 +87,11 @@ def test_a_token_is_printed_and_nothing_else(tmp_path):
     assert told.stderr == ""
 
 
-def test_a_token_of_an_unknown_scope_is_not_made(tmp_path):
-    real.flask(tmp_path, "init")
+@pytest.mark.one_engine
+def test_a_token_of_an_unknown_scope_is_not_made(operate):
+    told = operate("token", "web", "--scope", "admin")
 
-    told = real.flask(tmp_path, "token", "web", "--scope", "admin", check=False)
-
-    assert told.returncode == 1 and told.stdout == ""
+    assert told.exit_code == 1 and told.stdout == ""
     assert told.stderr == (
         "Error: There is no scope 'admin': give any of read, write, assign, with "
         "spaces between them, or leave --scope out for all of them.\n"
@@ -496,27 +496,30 @@ def test_a_file_that_cannot_be_opened_is_named_in_plain_words(
         (["copy", "{own}", "mysql://x/y"], "TARGET_URL starts with 'mysql'", "sqlite:"),
     ],
 )
-def test_a_file_of_no_use_is_named_with_the_next_step(tmp_path, words, named, step):
-    place = tmp_path / "instance"
-    real.flask(place, "init")
-    (tmp_path / "text").write_text("precious")
-    link = tmp_path / "instance" / "link"
+def test_a_file_of_no_use_is_named_with_the_next_step(
+    operate, database_url, tmp_path, words, named, step
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "text").write_text("precious")
+    link = tmp_path / "link"
     link.symlink_to("nowhere")
     filled = {
         "link": str(link),
-        "here": str(tmp_path),
-        "own": f"sqlite:///{place / 'abacus.db'}",
-        "new": f"sqlite:///{tmp_path / 'new.db'}",
+        "here": str(here),
+        "own": database_url,
+        "new": f"sqlite:///{here / 'new.db'}",
     }
+    engine.database.shut()  # as a service that was stopped
 
-    told = real.flask(place, *(word.format(**filled) for word in words), check=False)
+    told = operate(*(word.format(**filled) for word in words))
 
-    assert told.returncode == 1 and told.stdout == ""
+    assert told.exit_code == 1 and told.stdout == ""
     assert told.stderr.count("\n") == 1 and told.stderr.startswith("Error: ")
     assert named.format(**filled) in told.stderr and step in told.stderr
     assert "Errno" not in told.stderr and "Traceback" not in told.stderr
-    assert (tmp_path / "text").read_text() == "precious"
-    assert {file.name for file in tmp_path.iterdir()} == {"instance", "text"}
+    assert (here / "text").read_text() == "precious"
+    assert [file.name for file in here.iterdir()] == ["text"]
 
 
 @pytest.mark.one_engine
@@ -536,7 +539,7 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_next_step(
 @pytest.mark.one_engine
 def test_a_backup_that_its_disk_does_not_take_is_named_and_not_kept(tmp_path):
     place, file = tmp_path / "instance", tmp_path / "b.db"
-    real.flask(place, "init")
+    real.prepare(place)
     words = ["-m", "flask", "--app", "wsgi", "backup", str(file)]
 
     told = subprocess.run(
@@ -554,6 +557,7 @@ def test_a_backup_that_its_disk_does_not_take_is_named_and_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [place]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("days", ["nan", "inf", "-inf", "0", "-1", "36501", "1e300"])
 def test_a_token_that_lasts_no_number_of_days_is_not_made(operate, days):
     result = operate("token", "web", f"--days={days}")

@@ -114,6 +114,7 @@ def test_any_number_in_bounds_is_kept_as_it_is(api, running, enrolled, value):
     assert totals(api, path)[3] == value
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "fields",
     [
@@ -521,6 +522,7 @@ def test_an_event_that_is_sent_twice_counts_once_everywhere(api, running, enroll
         assert quality(api, path) == (1, 1, 0, 0)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("path", "rows"), [("events/batch", "events"), ("conversions/batch", "conversions")]
 )

@@ -165,6 +165,7 @@ def test_twenty_variants_are_not_too_many(draft):
     assert draft(variants=equal(20))
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
@@ -198,6 +199,7 @@ def test_a_field_that_is_wrong_is_named_and_nothing_is_made(api, fields, path):
     assert api.get("experiments").json["meta"]["total"] == 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "splits",
     [
@@ -316,6 +318,7 @@ def test_a_key_that_changes_names_the_experiment_by_its_new_one_alone(api, draft
     assert_error(api.get("experiments/before"), 404, "NOT_FOUND")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("key", ["exp_1", "exp_", "null", "undefined", "none", "nan"])
 def test_a_key_that_could_be_an_id_or_the_mark_of_none_is_refused(api, draft, key):
     path = draft()
@@ -418,6 +421,7 @@ def test_a_patched_variant_keeps_omitted_fields_and_ids_are_new(api, draft):
     assert last[0]["flowId"] == "flow_b"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "variants",
     [
@@ -459,6 +463,7 @@ def test_a_slug_is_a_key(api, draft, key):
     assert api.get(draft(key=key)).json["data"]["key"] == key
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "key", ["", "-a", "a-", ".a", "A", "a b", "é", "a/b", "a" * 101, None, 5]
 )
@@ -481,6 +486,7 @@ def test_a_name_without_a_latin_letter_has_a_key_too(api, draft):
     assert all(key and key.isascii() for key in keys)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "fields",
     [

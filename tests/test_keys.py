@@ -242,7 +242,7 @@ def test_keys_that_cannot_be_trusted_are_refused_before_anything_is_served(
 
 
 def test_gunicorn_does_not_start_where_the_keys_do_not_fit(tmp_path):
-    real.flask(tmp_path, "init")
+    real.prepare(tmp_path)
     said = real.refusal(tmp_path, JWT_JWKS_URL="http://127.0.0.1:9/jwks")
 
     assert "JWT_ALGORITHM is one of" in said

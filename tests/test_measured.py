@@ -151,6 +151,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("body", "path"), REFUSED)
 def test_settings_that_contradict_themselves_are_refused(api, draft, body, path):
     whole = {"name": "N", "variants": two_variants(), **body}

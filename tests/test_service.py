@@ -475,14 +475,14 @@ def test_without_a_good_secret_or_a_database_gunicorn_does_not_start(
     tmp_path, settings, told
 ):
     if settings:
-        real.flask(tmp_path, "init")
+        real.prepare(tmp_path)
 
     assert told in real.refusal(tmp_path, **settings)
     assert (tmp_path / "abacus.db").exists() is bool(settings)
 
 
 def test_a_database_whose_schema_was_altered_is_not_served(tmp_path):
-    real.flask(tmp_path, "init")
+    real.prepare(tmp_path)
     with closing(peewee.sqlite3.connect(tmp_path / "abacus.db")) as database:
         database.execute("DROP INDEX assignment_user_id_experiment_id")
 
@@ -499,7 +499,7 @@ def test_metrics_in_the_folder_of_a_database_are_refused(
     tmp_path,
 ):
     instance = tmp_path / "instance"
-    real.flask(instance, "init")
+    real.prepare(instance)
     (instance / "counter_1.db").write_bytes(b"left by a worker")
     before = contents(instance)
 
@@ -512,7 +512,7 @@ def test_metrics_in_the_folder_of_a_database_are_refused(
 
 def test_metrics_in_the_folder_of_a_broken_database_are_refused_too(tmp_path):
     instance = tmp_path / "instance"
-    real.flask(instance, "init")
+    real.prepare(instance)
     (instance / "abacus.db").write_bytes(b"no database at all" * 500)
     before = contents(instance)
 
@@ -524,7 +524,7 @@ def test_metrics_in_the_folder_of_a_broken_database_are_refused_too(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pipe", "nothing"])
 def test_metrics_in_what_is_no_folder_are_refused(tmp_path, kind):
-    real.flask(tmp_path / "instance", "init")
+    real.prepare(tmp_path / "instance")
     folder = tmp_path / "metrics"
     if kind == "pipe":
         os.mkfifo(folder)

@@ -323,7 +323,7 @@ def test_a_leeway_of_0_to_300_seconds_is_taken(leeway):
     ],
 )
 def test_gunicorn_says_why_it_does_not_start(tmp_path, name, value, reason):
-    real.flask(tmp_path, "init")
+    real.prepare(tmp_path)
     # One worker: gunicorn itself prints a traceback if two refuse at once.
     said = real.refusal(tmp_path, "--workers", "1", **{name: value})
 

@@ -211,7 +211,7 @@ def test_f10_a_damaged_or_missing_database_is_refused_and_not_made_anew(
     tmp_path, damage, figure
 ):
     instance = tmp_path / "instance"
-    real.flask(instance, "init")
+    real.prepare(instance)
     file = instance / "abacus.db"
     if damage == "empty":
         file.write_bytes(b"")
