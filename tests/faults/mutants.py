@@ -94,9 +94,7 @@ def _assigned_late(
         (
             "ledger/single.py",
             "    count_participants(map(",
-            "    database.commit()\n"
-            "    database.begin()\n"
-            "    count_participants(map(",
+            "    database.commit()\n    database.begin()\n    count_participants(map(",
         ),
     ],
     "a swallowed lock error": [
