@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from peewee import JOIN, SQL
@@ -184,7 +185,7 @@ def enrol(names: Sequence[str], user: User) -> list[tuple[Known, Decision]] | No
     if new:
         entered_at = _entered_at(
             [known[place] for place in new],
-            [decisions[place] for place in new],
+            [_place(decisions[place]) for place in new],
             user.covariate,
         )
         if entered_at is None:
@@ -234,32 +235,40 @@ def enrol_each(name: str, user_ids: Sequence[str]) -> list[Decision] | None:
     ):
         return None
     id, present = definition.id, _present(definition, user_ids)
-    decisions = [
-        present.get(user_id)
-        or Decision(id, user_id, NEW if variant else HELD_OUT, variant)
-        for user_id, variant in zip(
-            user_ids, decision.dealt_each(definition, user_ids), strict=True
-        )
+    absent = [one for one in user_ids if one not in present] if present else user_ids
+    dealt = decision.dealt_each(definition, absent)
+    new = [
+        (id, user_id, variant.id)
+        for user_id, variant in zip(absent, dealt, strict=True)
+        if variant
     ]
-    new = [one for one in decisions if one.reason == NEW]
-    if not new:
-        return decisions
-    entered_at = _entered_at([known], new)
-    if entered_at is None:
+    entered_at = _entered_at([known], new) if new else None
+    if new and entered_at is None:
         return None
-    return [
-        one._replace(assigned_at=entered_at) if one.reason == NEW else one
-        for one in decisions
+    decisions = [
+        Decision(id, user_id, NEW, variant, entered_at)
+        if variant
+        else Decision(id, user_id, HELD_OUT)
+        for user_id, variant in zip(absent, dealt, strict=True)
     ]
+    if not present:
+        return decisions
+    present |= zip(absent, decisions, strict=True)
+    return [present[user_id] for user_id in user_ids]
 
 
 def _present(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decision]:
     """Return the decisions of those of these users who are enrolled."""
-    present = {}
+    present: dict[str, Decision] = {}
+    kinds: dict[tuple[str, int], Decision] = {}  # by the variant and the time
     for start in range(0, len(user_ids), CHUNK):
         some = user_ids[start : start + CHUNK]
         for user_id, variant, time in users_in(len(some))(definition.id, *some):
-            present[user_id] = _existing(definition, user_id, variant, time)
+            one = kinds.get((variant, time))
+            if one is None:
+                one = _existing(definition, user_id, variant, time)
+                kinds[variant, time] = one
+            present[user_id] = Decision(one.experiment_id, user_id, *one[2:])
     return present
 
 
@@ -276,16 +285,20 @@ def _existing(
     return Decision(definition.id, user_id, EXISTING, given, at)
 
 
+Place = tuple[str, str, str]
+"""The ids of an experiment, of a user, and of the variant that the user gets."""
+
+
 class Entry(NamedTuple):
     """New users of experiments, to be enrolled together."""
 
     known: Sequence[Known]
-    new: Sequence[Decision]
+    new: Sequence[Place]
     covariate: Decimal | None = None
 
 
 def _entered_at(
-    known: Sequence[Known], new: Sequence[Decision], covariate: Decimal | None = None
+    known: Sequence[Known], new: Sequence[Place], covariate: Decimal | None = None
 ) -> datetime | None:
     """Enrol new users; return when. None if nobody was, because others came first."""
     try:
@@ -294,7 +307,7 @@ def _entered_at(
         return None
 
 
-def _place(new: Decision) -> tuple[str, str, str]:
+def _place(new: Decision) -> Place:
     if new.variant is None:
         raise ValueError(f"{new} comes without a variant.")
     return new.experiment_id, new.user_id, new.variant.id
@@ -309,12 +322,12 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     """
     ((revision,),), now = REVISION(), database.obj.now()
     time = TIME.db_value(now)
-    users: set[tuple[str, str]] = set()
+    users: set[Place] = set()
     rows: list[tuple[Any, ...]] = []
     joined: list[tuple[str, str, datetime, Decimal | None]] = []
     written: list[datetime | None] = []
     for entry in entries:
-        own = {(one.experiment_id, one.user_id) for one in entry.new}
+        own = set(entry.new)  # a user has the same variant in each entry
         is_valid = users.isdisjoint(own) and all(
             known.revision == revision and not decide_for_all(known.definition, "", now)
             for known in entry.known
@@ -323,14 +336,17 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
         if is_valid:
             users |= own
             with_sums = {one.definition.id for one in entry.known if one.own_sums}
-            for place in map(_place, entry.new):
+            if not with_sums:
+                rows += [(*place, time, time, None) for place in entry.new]
+                continue
+            for place in entry.new:
                 covariate = entry.covariate if place[0] in with_sums else None
                 rows.append((*place, time, time, COVARIATE.db_value(covariate)))
                 if place[0] in with_sums:
                     joined.append((place[0], place[2], now, covariate))
     if ENROL.stored(rows) < len(rows):
         raise Overtaken
-    count_participants((experiment, variant) for experiment, _, variant, *_ in rows)
+    count_participants(map(itemgetter(0, 2), rows))
     if joined:
         write_joined(joined)
     return written

@@ -67,6 +67,35 @@ def dealer(splits: Sequence[int]) -> Callable[[str, str], int]:
     )
 
 
+def dealt_each(
+    experiment_id: str, user_ids: Sequence[str], splits: Sequence[int], traffic: int
+) -> Sequence[int | None]:
+    """Return `dealt` for each of these users, None for those outside the traffic."""
+    bounds = [first_hash(end) for end in accumulate(splits[:-1])]
+    places = [bisect_right(bounds, one) for one in _hashes(experiment_id, user_ids)]
+    if traffic == BUCKETS:
+        return places
+    end, drawn = first_hash(traffic), _hashes(traffic_salt(experiment_id), user_ids)
+    return [
+        place if one < end else None for place, one in zip(places, drawn, strict=True)
+    ]
+
+
+def _hashes(salt: str, user_ids: Iterable[str]) -> list[bytes]:
+    head = f"{salt}:".encode()
+    return [sha256(head + user_id.encode()).digest() for user_id in user_ids]
+
+
+def first_hash(place: int) -> bytes:
+    """Return the smallest hash in this bucket, cut after its first 13 hex digits.
+
+    Hashes are in the order of their buckets, so those of many users are compared with
+    the first one of a range, and none is scaled.
+    """
+    digits = -(-(place << 52) // BUCKETS)
+    return (digits << 4).to_bytes(7, "big")
+
+
 def in_traffic(experiment_id: str, user_id: str, traffic: int) -> bool:
     """Tell whether the user is in the first *traffic* buckets of the traffic draw.
 

@@ -7,7 +7,7 @@ this decision: see ``ledger/enrolment.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from targeting import assignment, audience
@@ -114,7 +114,7 @@ def decide_each(
 ) -> list[Decision]:
     """Return the decision for each of these users, in order."""
     if len(users) > 1 and has_plain_entry(definition, now):
-        variants = dealt_each(definition, (user.user_id for user in users))
+        variants = dealt_each(definition, [user.user_id for user in users])
         return [
             Decision(definition.id, user.user_id, NEW if variant else HELD_OUT, variant)
             for user, variant in zip(users, variants, strict=True)
@@ -132,18 +132,15 @@ def has_plain_entry(definition: Definition, now: datetime) -> bool:
 
 
 def dealt_each(
-    definition: Definition, user_ids: Iterable[str]
+    definition: Definition, user_ids: Sequence[str]
 ) -> list[DefinedVariant | None]:
     """Return what each of these users gets if only traffic and split decide.
 
     None for those whom the traffic holds out.
     """
     id, variants, traffic = definition.id, definition.variants, definition.traffic
-    deal = assignment.dealer(definition.splits)
-    return [
-        variants[deal(id, one)] if assignment.in_traffic(id, one, traffic) else None
-        for one in user_ids
-    ]
+    places = assignment.dealt_each(id, user_ids, definition.splits, traffic)
+    return [None if place is None else variants[place] for place in places]
 
 
 def decide_for_all(

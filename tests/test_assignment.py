@@ -6,6 +6,7 @@ The hash's own vectors are asked in `test_enrolment.py`; here shells compute the
 import json
 import shutil
 import subprocess
+from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from targeting.assignment import (
     allotted,
     bucket,
     dealt,
+    dealt_each,
     draws,
+    first_hash,
     in_share,
     in_traffic,
     room,
@@ -51,6 +54,25 @@ def test_a_variant_takes_the_buckets_after_those_before_it(user_id, splits):
 
     before = sum(splits[:position])
     assert before <= bucket("exp_1", user_id) < before + splits[position]
+
+
+@given(st.lists(user_ids), splits, widths)
+def test_a_batch_is_dealt_what_each_of_its_users_is_dealt(users, splits, traffic):
+    alone = [
+        dealt("exp_1", user, splits) if in_traffic("exp_1", user, traffic) else None
+        for user in users
+    ]
+
+    assert list(dealt_each("exp_1", users, splits, traffic)) == alone
+
+
+def test_the_first_hash_of_a_bucket_is_in_it_and_the_one_before_is_not():
+    for place in range(1, BUCKETS):
+        digits = int(first_hash(place).hex()[:13], 16)
+        # As the format is published, in exact fractions.
+        assert Fraction(digits, 16**13) * BUCKETS >= place
+        assert Fraction(digits - 1, 16**13) * BUCKETS < place
+        assert first_hash(place).hex()[13:] == "0"
 
 
 def test_splits_that_leave_buckets_out_deal_nothing_to_them():

@@ -345,6 +345,24 @@ def test_a_batch_keeps_its_good_rows_and_answers_in_order(api, running, enrolled
     assert quality(api, path) == (2, 1, 1, 1)
 
 
+def test_a_long_batch_keeps_every_event_whether_its_rows_are_equal_or_not(
+    api, running, enrolled
+):
+    path = running()
+    enrolled(path, "u1")
+    values = [number / 4 for number in range(1, 60)]
+    rows = [{"userId": "u1", "value": value} for value in values]
+    rows += [{"userId": "u1"}] + [{"userId": "stranger"}] * 60
+
+    answer = api.post(f"{path}/conversions/batch", {"conversions": rows})
+
+    assert answer.status_code == 200
+    text = api.get(f"{path}/export?format=ndjson").text
+    kept = [json.loads(line)["value"] for line in text.splitlines()]
+    assert kept == [*values, None]
+    assert results(api, path)["quality"]["notEnrolled"] == 60
+
+
 def test_what_only_the_last_row_of_a_batch_has_is_kept(api, running, enrolled):
     path = running()
     enrolled(path, "u1")

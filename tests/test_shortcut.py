@@ -481,9 +481,10 @@ def test_nobody_is_entered_if_one_was_enrolled_meanwhile(app, api, running):
     known = single.memory.get(path.partition("/")[2])
     definition = known.definition
     others = [User(f"n{number}") for number in range(600)]
-    new = decide_each(definition, others, utcnow())
+    new = [single._place(one) for one in decide_each(definition, others, utcnow())]
+    again = definition.id, "u1", first["variantId"]
 
-    assert single._entered_at([known], [*new, new[0]._replace(user_id="u1")]) is None
+    assert single._entered_at([known], [*new, again]) is None
     older = known._replace(revision=known.revision - 1)
     assert single._entered_at([older], new) is None
     assert api.get(path).json["data"]["_count"] == {"assignments": 1}

@@ -81,16 +81,16 @@ def decision_texts(decisions: Iterable[Decision]) -> Iterator[str]:
     New users of a variant have the same time, so only the user differs.
     """
     templates: Templates = {}
-    last: dict[Any, tuple[datetime | None, str, str]] = {}
+    last: dict[Any, tuple[datetime | None, list[str]]] = {}
     for one in decisions:
         id, user_id, reason, variant, time = one
         kind = id, reason, variant and variant.id
         known = last.get(kind)
         if known is None or known[0] != time:
             # No JSON text contains NUL.
-            head, _, tail = _decision_text(one, "\0", templates).partition("\0")
-            known = last[kind] = time, head, tail
-        yield known[1] + encode_basestring(user_id) + known[2]
+            around = _decision_text(one, "\0", templates).split("\0")
+            known = last[kind] = time, around
+        yield encode_basestring(user_id).join(known[1])
 
 
 def receipt_texts(receipts: Iterable[Receipt]) -> Iterator[str]:

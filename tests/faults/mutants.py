@@ -93,10 +93,8 @@ def _assigned_late(
         ),
         (
             "ledger/single.py",
-            "    count_participants((experiment,",
-            "    database.commit()\n"
-            "    database.begin()\n"
-            "    count_participants((experiment,",
+            "    count_participants(map(",
+            "    database.commit()\n    database.begin()\n    count_participants(map(",
         ),
     ],
     "a swallowed lock error": [
