@@ -3,11 +3,13 @@
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 from test_stats import (
     HERE,
     SEED_ARMS,
@@ -20,7 +22,7 @@ from test_stats import (
 import stats
 from bench import growthbook
 from bench import values as bench
-from stats import Plan, Tables, evidence
+from stats import Plan, Tables, evidence, horizon
 
 
 def chance_of_ever_rejecting(share, rates, users):
@@ -367,17 +369,31 @@ def test_importing_costs_neither_numpy_nor_scipy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parent)
 
 
+MANUAL = (HERE.parent / "docs" / "statistics.md").read_text(encoding="utf-8")
+PLAN = Plan(0.1, 0.02)
+WORKED = {
+    "without a plan": stats.analyse(SEED_ARMS),
+    "with a plan": stats.analyse(
+        pair((3_048, 306), (3_072, 385)),
+        plan=PLAN,
+        horizon_users=stats.planned_horizon(PLAN, (50, 50)),
+    ),
+}
+
+
 def manual_figures():
-    """Each row of the manual's table of checked figures: path and printed text."""
-    text = (HERE.parent / "docs" / "statistics.md").read_text(encoding="utf-8")
-    block = text.split("<!-- checked -->")[1]
-    rows = [line.strip("|").split("|") for line in block.splitlines() if "`" in line]
-    return [(row[-2].strip().strip("`"), row[-1].strip()) for row in rows]
+    """Each row of the manual's tables of checked figures: example, path, printed."""
+    blocks = MANUAL.split("<!-- checked -->")[1::2]
+    return [
+        (example, path, printed)
+        for example, block in zip(WORKED, blocks, strict=True)
+        for path, printed in re.findall(r"\| `(.+)` \| (.+) \|$", block, re.MULTILINE)
+    ]
 
 
-@pytest.mark.parametrize(("path", "printed"), manual_figures())
-def test_the_manual_prints_the_figures_of_the_worked_example(path, printed):
-    value = stats.analyse(SEED_ARMS)
+@pytest.mark.parametrize(("example", "path", "printed"), manual_figures())
+def test_the_manual_prints_the_figures_of_the_worked_examples(example, path, printed):
+    value = WORKED[example]
     for step in path.split("."):
         value = value[int(step)] if step.isdigit() else getattr(value, step)
 
@@ -385,7 +401,32 @@ def test_the_manual_prints_the_figures_of_the_worked_example(path, printed):
     assert f"{value:.{digits}f}" == printed if digits else str(value) == printed
 
 
-def test_the_manual_quotes_the_verdict():
-    text = (HERE.parent / "docs" / "statistics.md").read_text(encoding="utf-8")
+def test_the_manual_says_what_its_plan_is_worth():
+    planned = WORKED["with a plan"]
+    score = scipy.stats.norm.isf(
+        planned.variants[1].comparison.fixed_horizon.p_value / 2
+    )
+    shares = 1 / 4, 1 / 2, 1, 6_120 / planned.analysis.horizon.users
+    bounds = [horizon.boundary(0.045) / math.sqrt(share) for share in shares]
+    unplanned = stats.analyse(pair((3_048, 306), (3_072, 385)))
+    p_value = unplanned.variants[1].comparison.sequential.p_value
 
-    assert stats.analyse(SEED_ARMS).verdict.sentence in text
+    assert [f"{bound:.1f}" for bound in bounds] == ["4.6", "3.2", "2.3", "2.7"]
+    assert "4.6 at a quarter of the users, 3.2 at half, and 2.3 at" in MANUAL
+    assert f"These are {100 * shares[3]:.0f} % of the\nhorizon" in MANUAL
+    assert f"The difference is {score:.1f}, and" in MANUAL
+    assert unplanned.verdict.status == "keep_running"
+    assert f"would have p = {p_value:.3f}" in MANUAL
+
+
+def test_the_manual_says_the_users_that_its_plans_need():
+    effect = stats.plan_sample_size(0.1, 0.02)
+    margins = [stats.plan_harmless_rate(0.1, 0.01, power=power) for power in (0.8, 0.9)]
+
+    for planned in (effect, *margins):
+        for size in filter(None, planned[2:]):
+            assert f"{size.users_per_variant[0]:,}" in MANUAL
+
+
+def test_the_manual_quotes_the_verdict():
+    assert WORKED["without a plan"].verdict.sentence in MANUAL
