@@ -155,13 +155,13 @@ class Insert(Statement):
                 return [here.run(text, rows[0])]
             head, values, tail = text.partition("VALUES")
             row, end, tail = tail.partition(")")
+            several = (rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK))
             return [
                 here.run(
                     head + values + ",".join([row + end] * len(some)) + tail,
                     list(chain.from_iterable(some)),
                 )
-                for start in range(0, len(rows), CHUNK)
-                if (some := rows[start : start + CHUNK])
+                for some in several
             ]
 
 
