@@ -33,7 +33,7 @@ from web import metrics
 from web.auth import Tokens
 from web.blueprint import pieces
 from web.errors import FAILURE
-from web.fields import Reader, are_plain_ids, is_an_id
+from web.fields import Reader, are_plain_ids, is_plain_id
 from web.flags import PREFIX, TargetingKeyMissing, flag_user
 from web.json import InvalidJson, loads, plain_texts
 from web.logging import HEADERS, STARTED, note_answer
@@ -170,7 +170,7 @@ def plain_user_id(body: bytes) -> str | None:
     """Return the id of a body with nothing else, if it is plain and `Id` takes it."""
     found = ONE_USER.fullmatch(body)
     user_id = found and found[1].decode()
-    return user_id if user_id and is_an_id(user_id) is None else None
+    return user_id if is_plain_id(user_id) else None
 
 
 def enrol_batch(name: str, body: bytes) -> Short:

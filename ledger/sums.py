@@ -31,21 +31,27 @@ class Total(NamedTuple):
     valued: int = 0
     """How many of the events have a value."""
 
+    @classmethod
+    def of(cls, values: Iterable[Decimal | None]) -> Total:
+        """Return the total of events with these values."""
+        whole = cls()
+        for value in values:
+            whole = whole.plus(value)
+        return whole
+
     def plus(self, value: Decimal | None) -> Total:
         """Return the total with one more event."""
+        events, total, valued = self
         if value is None:
-            return self._replace(events=self.events + 1)
-        total = EXACT.add(self.total or Decimal(0), value)
-        return Total(self.events + 1, total, self.valued + 1)
+            return Total(events + 1, total, valued)
+        return Total(events + 1, EXACT.add(total or ZERO, value), valued + 1)
 
     def minus(self, other: Total) -> Total:
         """Return what the total was before these events were added."""
         events, valued = self.events - other.events, self.valued - other.valued
         if self.total is None or not valued:
             return Total(events)
-        return Total(
-            events, EXACT.subtract(self.total, other.total or Decimal(0)), valued
-        )
+        return Total(events, EXACT.subtract(self.total, other.total or ZERO), valued)
 
 
 class Joined(NamedTuple):
@@ -84,12 +90,12 @@ class Gained(NamedTuple):
         after: Total,
         covariate: Decimal | None,
     ) -> Gained:
-        """Return what an event adds that leads from one total to another."""
+        """Return what events add that lead from one total to another."""
         start, end = capped(before.total, settings), capped(after.total, settings)
         rise = EXACT.subtract(end, start)
         return cls(
             users=int(before.events == 0),
-            events=1,
+            events=after.events - before.events,
             event_squares=after.events**2 - before.events**2,
             value_users=int(before.valued == 0 and after.valued > 0),
             value_sum=rise,
@@ -178,7 +184,7 @@ class Tallied(NamedTuple):
     def gain(
         self, settings: MetricSettings, row: Any, before: Total, after: Total
     ) -> Gained:
-        """Add an event that leads from one total to another; return what it adds."""
+        """Add a user's events that lead from total to total; return what they add."""
         day = 0 if settings.window is None else day_of(row.assigned_at)
         one = Gained.one(settings, before, after, row.covariate)
         add_to(self.gained, (row.variant, row.metric, day), one)

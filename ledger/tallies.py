@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from peewee import EXCLUDED, chunked, fn
 
-from ledger.sums import Tallied, Total, write_gained
+from ledger.sums import ZERO, Tallied, Total, write_gained
 from models import (
     MOST_METRICS,
     Conflict,
@@ -212,37 +212,77 @@ def write_bookings(rows: Sequence[Booking]) -> None:
     """
     if ADD_CONVERSIONS.of((*row[:2], *row[3:8]) for row in rows) < len(rows):
         raise Overtaken
-    totals = _add_to_totals(rows)
-    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
+    increases: dict[tuple[str, str, str], Increase] = {}
     sums: dict[str, Tallied] = {}
-    for row in rows:
-        id = row.experiment_id
-        moved = count(row, totals, tallies.setdefault(id, {}))
-        if row.settings:
-            sums.setdefault(id, Tallied.empty()).gain(row.settings, row, *moved)
+    for some, before, after in _add_to_totals(rows):
+        one = some[0]  # the others differ in values and times alone
+        key = one.experiment_id, one.variant, one.metric
+        increase = Increase.of(some, before, after)
+        increases[key] = increases[key].plus(increase) if key in increases else increase
+        if one.settings:
+            own = sums.setdefault(one.experiment_id, Tallied.empty())
+            own.gain(one.settings, one, before, after)
     slot = database.obj.slot
-    ADD_TALLIES.of(
-        [id, *key, slot, *(tally.__data__[field.name] for field in ADDED)]
-        for id, each in sorted(tallies.items())
-        for key, tally in sorted(each.items())
-    )
-    write_gained(sums)
+    ADD_TALLIES.of((*key, slot, *increases[key]) for key in sorted(increases))
+    if sums:
+        write_gained(sums)
 
 
-def _add_to_totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
-    """Add to the totals of participants; return what they were before."""
-    added: dict[tuple[int, str], Total] = {}
+def _add_to_totals(
+    rows: Iterable[Booking],
+) -> Iterator[tuple[list[Booking], Total, Total]]:
+    """Add to the totals of participants.
+
+    Yield the events of each in one metric, with the total before and after them.
+    """
+    events: dict[tuple[int, str], list[Booking]] = {}
     for row in rows:
-        key = row.assignment_id, row.metric
-        added[key] = added.get(key, Total()).plus(row.value)
+        events.setdefault((row.assignment_id, row.metric), []).append(row)
+    added = {key: Total.of(row.value for row in events[key]) for key in sorted(events)}
     # In one order, so that no two transactions wait for each other.
-    after = ADD_OUTCOMES.returned([(*key, *added[key]) for key in sorted(added)])
-    return {
-        (id, metric): Total(events, Outcome.total.python_value(total), valued).minus(
-            added[id, metric]
+    after = ADD_OUTCOMES.returned([(*key, *one) for key, one in added.items()])
+    for id, metric, number, total, valued in after:
+        whole = Total(number, Outcome.total.python_value(total), valued)
+        yield events[id, metric], whole.minus(added[id, metric]), whole
+
+
+class Increase(NamedTuple):
+    """What events add to the tally of their variant in their metric."""
+
+    users: int
+    events: int
+    value_users: int
+    value_sum: Decimal
+    value_sum_squares: Decimal
+    first_at: datetime
+    last_at: datetime
+
+    @classmethod
+    def of(cls, rows: Sequence[Booking], before: Total, after: Total) -> Increase:
+        """Return that of a participant's events, which lead from total to total."""
+        start, end = before.total or ZERO, after.total or ZERO
+        times = [row.occurred_at for row in rows]
+        return cls(
+            int(before.events == 0),
+            len(rows),
+            int(before.valued == 0 and after.valued > 0),
+            EXACT.subtract(end, start),
+            EXACT.subtract(EXACT.multiply(end, end), EXACT.multiply(start, start)),
+            min(times),
+            max(times),
         )
-        for id, metric, events, total, valued in after
-    }
+
+    def plus(self, other: Increase) -> Increase:
+        """Return what both add together."""
+        return Increase(
+            self.users + other.users,
+            self.events + other.events,
+            self.value_users + other.value_users,
+            EXACT.add(self.value_sum, other.value_sum),
+            EXACT.add(self.value_sum_squares, other.value_sum_squares),
+            min(self.first_at, other.first_at),
+            max(self.last_at, other.last_at),
+        )
 
 
 def merged(rows: Iterable[Tally]) -> dict[tuple[str, str], Tally]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import peewee
 from peewee import EXCLUDED, SQL, Model
 
-from storage.columns import Exact
+from storage.columns import Exact, Json, Utc
 from storage.engine import database
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
@@ -83,7 +83,8 @@ class Statement:
         """Return the rows of a run with these values, as they are stored."""
         here = database.obj
         with peewee.__exception_wrapper__:
-            return list(here.run(self._text(here), values).fetchall())
+            rows: list[tuple[Any, ...]] = here.run(self._text(here), values).fetchall()
+            return rows
 
     def rows(self, table: type[Row], *values: Any) -> list[Row]:
         """Return the rows of a run with these values, as objects of their table.
@@ -116,11 +117,17 @@ class Insert(Statement):
         complete: Callable[[Any], Any] = lambda insert: insert,
     ) -> None:
         """*complete* is given the insert, and returns it with what is to follow."""
-        self._fields: list[Any] = list(fields)
+        self._fields = fields
+        # All other columns store values as they are.
+        self._converted = [
+            (place, field.db_value)
+            for place, field in enumerate(fields)
+            if isinstance(field, Exact | Json | Utc)
+        ]
 
         def query(mark: Any) -> Any:
-            values = dict.fromkeys(self._fields, mark)
-            return complete(self._fields[0].model.insert(values).returning())
+            table: Any = fields[0].model
+            return complete(table.insert(dict.fromkeys(fields, mark)).returning())
 
         super().__init__(query)
 
@@ -129,35 +136,42 @@ class Insert(Statement):
         return self.stored([self._row(row) for row in rows])
 
     def _row(self, row: Sequence[Any]) -> list[Any]:
-        pairs = zip(self._fields, row, strict=True)
-        return [field.db_value(value) for field, value in pairs]
+        stored = list(row)
+        for place, converted in self._converted:
+            stored[place] = converted(stored[place])
+        return stored
 
     def stored(self, rows: Sequence[Sequence[Any]]) -> int:
         """Do the same with values as columns store them."""
-        return sum(cursor.rowcount for cursor in self._cursors(rows))
+        return sum([cursor.rowcount for cursor in self._cursors(rows)])
 
     def returned(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
         """Insert these rows, with the values of Python; return what the insert does."""
-        found: list[tuple[Any, ...]] = []
-        for cursor in self._cursors([self._row(row) for row in rows]):
-            found += cursor.fetchall()
-        return found
+        cursors = self._cursors([self._row(row) for row in rows])
+        return [row for cursor in cursors for row in cursor.fetchall()]
 
-    def _cursors(self, rows: Sequence[Sequence[Any]]) -> Iterator[Any]:
+    def _cursors(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         here = database.obj
-        head, values, tail = self._text(here).partition("VALUES")
-        row, end, tail = tail.partition(")")
+        text = self._text(here)
         with peewee.__exception_wrapper__:
+            if len(rows) == 1:
+                return [here.run(text, rows[0])]
+            head, _, tail = text.partition("VALUES")
+            row, end, tail = tail.partition(")")
+            cursors = []
             for start in range(0, len(rows), CHUNK):
                 some = rows[start : start + CHUNK]
                 if len(some) < MANY:
-                    text = head + values + ",".join([row + end] * len(some)) + tail
-                    yield here.run(text, list(chain.from_iterable(some)))
+                    middle = f"VALUES{','.join([row + end] * len(some))}"
+                    values = list(chain.from_iterable(some))
                 else:
-                    text, bound = self._select(here, some)
-                    yield here.run(head + text + tail, bound)
+                    middle, values = self._select(here, some)
+                cursors.append(here.run(head + middle + tail, values))
+            return cursors
 
-    def _select(self, here: Any, rows: Sequence[Sequence[Any]]) -> tuple[str, Any]:
+    def _select(
+        self, here: Any, rows: Sequence[Sequence[Any]]
+    ) -> tuple[str, list[Any]]:
         """Return a query for many rows, and its values: one where a column has one.
 
         To bind six values for each row takes as long as to insert it.

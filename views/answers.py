@@ -15,10 +15,9 @@ from typing import Any
 from ledger.conversions import Receipt
 from schemas import DecisionSchema, ReceiptSchema
 from targeting.decision import Decision
-from web.json import dumps, moment
+from web.json import as_text, dumps, moment
 
 DECISION, RECEIPT = DecisionSchema(), ReceiptSchema()
-VALUE = RECEIPT.fields["value"]
 
 
 class Template:
@@ -69,7 +68,7 @@ def receipt_text(receipt: Receipt, templates: Templates) -> str:
     return template.filled(
         encode_basestring(receipt.user_id),
         encode_basestring(receipt.metric),
-        "null" if value is None else dumps(VALUE.serialize("value", receipt)),
+        "null" if value is None else as_text(value),
         f'"{moment(receipt.occurred_at)}"',
         "null" if own is None else encode_basestring(own),
     )

@@ -60,7 +60,8 @@ def loads(body: bytes, rows: str | None = None) -> Any:
     if body.startswith(BOM_UTF8):  # simplejson would ignore it
         raise InvalidJson("The text begins with a byte order mark.")
     # A pair of backslashes does not escape the character after it.
-    plain_body = body.replace(b"\\\\", b"..") if b"\\" in body else body
+    has_escapes = b"\\" in body
+    plain_body = body.replace(b"\\\\", b"..") if has_escapes else body
     _refuse_size(plain_body, rows)
     try:
         document = _decoder().decode(body.decode())
@@ -68,7 +69,7 @@ def loads(body: bytes, rows: str | None = None) -> Any:
         raise InvalidJson("The text is not UTF-8.") from error
     except (ValueError, ArithmeticError) as error:
         raise InvalidJson(f"The text is not JSON: {error}") from error
-    if UNSTORABLE.search(plain_body):
+    if has_escapes and UNSTORABLE.search(plain_body):
         _refuse_forbidden(document)
     return document
 
