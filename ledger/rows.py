@@ -157,15 +157,16 @@ def _enrol(
     # The ids are in the order of the lines. The rows are written in the order of the
     # users, so that each page of the two indexes is read and written once.
     rows.sort(key=itemgetter(2))
-    ENROL_AS.stored(rows)
+    is_each_new = ENROL_AS.stored(rows) == len(rows)
     rows.clear()  # thousands of them, and the memory is needed below
-    # Other processes may have got some of the ids between the first and the last.
-    users = dict(zip(ids, first, strict=True))
-    present: Any = Assignment.select(Assignment.id).where(
-        Assignment.id >= ids[0], Assignment.id <= ids[-1]
-    )
-    found = database.execute(present)  # the driver's rows, which nothing keeps
-    new = {users[id]: id for (id,) in found if id in users}
+    new = dict(zip(first, ids, strict=True))
+    if not is_each_new:
+        # Others may have got some of the ids between the first and the last.
+        written: Any = Assignment.select(Assignment.id).where(
+            Assignment.id >= ids[0], Assignment.id <= ids[-1]
+        )
+        present = {id for (id,) in database.execute(written)}
+        new = {user_id: id for user_id, id in new.items() if id in present}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     if experiment.own_sums:
         joined = [first[user_id] for user_id in new]
