@@ -25,6 +25,7 @@ from ledger.enrolment import (
 from ledger.sums import is_inside, write_joined
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
+from stats import MetricSettings
 from storage.columns import EPOCH, MICROSECOND
 from storage.engine import database
 from storage.table import CHUNK, Insert, one_of
@@ -206,8 +207,8 @@ def _new_bookings(
     rows = []
     for key, line in events.items():
         participant = participants.get(line.user_id)
-        row = _booking(experiment, seats[line.user_id], line, key, now)
-        row = row._replace(settings=own_sums.get(row.metric))
+        settings = own_sums.get(line.metric or experiment.primary_metric)
+        row = _booking(experiment, seats[line.user_id], line, key, now, settings)
         is_stored = False
         if participant and line.number is not None:
             moment = _time(line.occurred_at)  # as the line has it
@@ -251,7 +252,12 @@ def _seats(
 
 
 def _booking(
-    experiment: Experiment, seat: Participant, line: Line, key: str, now: datetime
+    experiment: Experiment,
+    seat: Participant,
+    line: Line,
+    key: str,
+    now: datetime,
+    settings: MetricSettings | None,
 ) -> Booking:
     """Return the booking of a line's event, not earlier than the enrolment."""
     moment = _time(line.occurred_at)
@@ -266,6 +272,7 @@ def _booking(
         key,
         seat.assigned_at,
         seat.covariate,
+        settings,
     )
 
 

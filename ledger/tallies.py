@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -124,10 +125,11 @@ def write_conversions(experiment: Experiment, rows: Sequence[Booking]) -> None:
     Call it within a transaction, with rows whose keys are new. Raise TooManyMetrics,
     having written nothing, if the experiment has no room for one of their metrics.
     """
-    metrics = Metrics(experiment, [row.metric for row in rows])
-    for row in rows:
-        if not metrics.admit(row.metric):
-            raise TooManyMetrics(row.metric)
+    names = dict.fromkeys(row.metric for row in rows)
+    metrics = Metrics(experiment, names)
+    for metric in names:
+        if not metrics.admit(metric):
+            raise TooManyMetrics(metric)
     metrics.write()
     write_bookings(rows)
 
@@ -210,39 +212,92 @@ def write_bookings(rows: Sequence[Booking]) -> None:
     add to the same rows meanwhile. Call it within a transaction. Raise Overtaken if
     another process has used one of the idempotency keys meanwhile.
     """
-    if ADD_CONVERSIONS.of((*row[:2], *row[3:8]) for row in rows) < len(rows):
+    stored = [
+        (id, assignment, metric, VALUE(value), TIME(occurred), TIME(received), key)
+        for id, assignment, _, metric, value, occurred, received, key, *_ in rows
+    ]
+    if ADD_CONVERSIONS.stored(stored) < len(rows):
         raise Overtaken
-    totals = _add_to_totals(rows)
-    tallies: dict[str, dict[tuple[str, str], Tally]] = {}
+    moves = _add_to_totals(rows)
+    ADD_TALLIES.of(_tallied(rows, moves))
     sums: dict[str, Tallied] = {}
+    totals: dict[Place, Total] = {}
     for row in rows:
-        id = row.experiment_id
-        moved = count(row, totals, tallies.setdefault(id, {}))
         if row.settings:
-            sums.setdefault(id, Tallied.empty()).gain(row.settings, row, *moved)
-    slot = database.obj.slot
-    ADD_TALLIES.of(
-        [id, *key, slot, *(tally.__data__[field.name] for field in ADDED)]
-        for id, each in sorted(tallies.items())
-        for key, tally in sorted(each.items())
-    )
+            place = row.assignment_id, row.metric
+            before = totals.get(place) or moves[place][0]
+            after = totals[place] = before.plus(row.value)
+            mine = sums.setdefault(row.experiment_id, Tallied.empty())
+            mine.gain(row.settings, row, before, after)
     write_gained(sums)
 
 
-def _add_to_totals(rows: Iterable[Booking]) -> dict[tuple[int, str], Total]:
-    """Add to the totals of participants; return what they were before."""
-    added: dict[tuple[int, str], Total] = {}
+VALUE, TIME = Conversion.value.db_value, Conversion.occurred_at.db_value
+
+Place = tuple[int, str]
+"""An assignment's id and a metric: where there is one total."""
+
+Move = tuple[Total, Total]
+"""The total of a place before some events, and after them."""
+
+
+def _add_to_totals(rows: Iterable[Booking]) -> dict[Place, Move]:
+    """Add to the totals of participants; return what they were, and what they are."""
+    added: dict[Place, Total] = {}
     for row in rows:
-        key = row.assignment_id, row.metric
-        added[key] = added.get(key, Total()).plus(row.value)
+        place = row.assignment_id, row.metric
+        added[place] = (added.get(place) or NOTHING).plus(row.value)
     # In one order, so that no two transactions wait for each other.
-    after = ADD_OUTCOMES.returned([(*key, *added[key]) for key in sorted(added)])
-    return {
-        (id, metric): Total(events, Outcome.total.python_value(total), valued).minus(
-            added[id, metric]
-        )
-        for id, metric, events, total, valued in after
-    }
+    written = ADD_OUTCOMES.returned_stored(
+        [
+            (*place, one.events, VALUE(one.total), one.valued)
+            for place, one in sorted(added.items())
+        ]
+    )
+    moves = {}
+    for id, metric, events, total, valued in written:
+        after = one = added[id, metric]
+        before = NOTHING
+        if events > one.events:  # else the row is new, and is what was added
+            after = Total(events, Outcome.total.python_value(total), valued)
+            before = after.minus(one)
+        moves[id, metric] = before, after
+    return moves
+
+
+NOTHING = Total()
+
+
+def _tallied(
+    rows: Iterable[Booking], moves: Mapping[Place, Move]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield what these conversions add to each tally, in one order.
+
+    Only the totals are walked: what each event adds would add up to the same.
+    """
+    times: dict[tuple[str, str, str], list[datetime]] = defaultdict(list)
+    places: dict[tuple[str, str, str], set[Place]] = defaultdict(set)
+    for row in rows:
+        key = row.experiment_id, row.variant, row.metric
+        times[key].append(row.occurred_at)
+        places[key].add((row.assignment_id, row.metric))
+    slot = database.obj.slot
+    for key, moments in sorted(times.items()):
+        users = value_users = 0
+        total = squares = Decimal(0)
+        for before, after in map(moves.__getitem__, places[key]):
+            users += before.events == 0
+            if after.total is not None:
+                start = before.total or Decimal(0)
+                value_users += before.valued == 0
+                total = EXACT.add(total, EXACT.subtract(after.total, start))
+                grown = EXACT.subtract(
+                    EXACT.multiply(after.total, after.total),
+                    EXACT.multiply(start, start),
+                )
+                squares = EXACT.add(squares, grown)
+        counted = users, len(moments), value_users
+        yield *key, slot, *counted, total, squares, min(moments), max(moments)
 
 
 def merged(rows: Iterable[Tally]) -> dict[tuple[str, str], Tally]:

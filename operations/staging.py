@@ -61,6 +61,8 @@ TABLES = (
         occurred_at INTEGER NOT NULL, key TEXT NOT NULL, is_numbered INTEGER NOT NULL
     )
     """,
+    "CREATE TABLE hashes (kind TEXT NOT NULL, part INTEGER NOT NULL, hashes BLOB)",
+    "CREATE INDEX hashes_of_part ON hashes (kind, part)",
     # The lines that may have their user or their key in common with others.
     """
     CREATE TABLE user_lines (
@@ -83,7 +85,7 @@ TABLES = (
     "CREATE TABLE places (line INTEGER PRIMARY KEY, place INTEGER NOT NULL)",
 )
 
-# The tables are walked in the order of their keys: what is sorted would stand in memory.
+# Tables are walked in the order of their keys: what is sorted would stand in memory.
 COMPARE_USERS = (
     """
     INSERT INTO user_lines SELECT user_id, line, assigned_at FROM lines
@@ -164,10 +166,8 @@ class Hashes:
 
     EDGES = tuple(range(-(2**63), 2**63, 2**64 // PARTS))
 
-    def __init__(self, database: peewee.SqliteDatabase, name: str) -> None:
-        self._database, self._name = database, name
-        database.execute_sql(f"CREATE TABLE {name} (part INTEGER, hashes BLOB)")
-        database.execute_sql(f"CREATE INDEX {name}_of_part ON {name} (part)")
+    def __init__(self, database: peewee.SqliteDatabase, kind: str) -> None:
+        self._database, self._kind = database, kind
 
     def add(self, texts: Iterable[str]) -> None:
         """Add the hashes of these texts."""
@@ -175,16 +175,19 @@ class Hashes:
         places = [bisect_left(hashes, edge) for edge in self.EDGES]
         pieces = pairwise([*places, len(hashes)])
         self._database.connection().executemany(
-            f"INSERT INTO {self._name} VALUES (?,?)",
-            [(part, hashes[slice(*piece)]) for part, piece in enumerate(pieces)],
+            "INSERT INTO hashes VALUES (?,?,?)",
+            [
+                (self._kind, part, hashes[slice(*piece)])
+                for part, piece in enumerate(pieces)
+            ],
         )
 
     def repeated(self) -> Iterator[int]:
         """Yield each hash that was added more than once."""
-        query = f"SELECT hashes FROM {self._name} WHERE part = ?"
+        query = "SELECT hashes FROM hashes WHERE kind = ? AND part = ?"
         for part in range(PARTS):
             hashes = array("q")
-            for (piece,) in self._database.execute_sql(query, (part,)):
+            for (piece,) in self._database.execute_sql(query, (self._kind, part)):
                 hashes.frombytes(piece)
             if len(set(hashes)) < len(hashes):
                 yield from (one for one, times in Counter(hashes).items() if times > 1)
@@ -204,8 +207,8 @@ class Staging:
         for statement in TABLES:
             database.execute_sql(statement)
         database.register_function(hash, "hash", 1)
-        self._users = Hashes(database, "user_hashes")
-        self._keys = Hashes(database, "key_hashes")
+        self._users = Hashes(database, "user")
+        self._keys = Hashes(database, "key")
 
     def add(self, number: int, read: Read) -> None:
         """Store a line; lines come in their order."""
@@ -236,7 +239,7 @@ class Staging:
 
     def _compare(self, hashes: Hashes, statements: Iterable[str]) -> None:
         """Compare the lines whose hashes are repeated; mostly there are none."""
-        execute = self._database.execute_sql
+        execute: Any = self._database.execute_sql
         execute("CREATE TABLE repeated (hash INTEGER PRIMARY KEY)")
         found = ((one,) for one in hashes.repeated())
         self._database.connection().executemany(

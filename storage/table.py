@@ -134,10 +134,10 @@ class Insert(Statement):
         """Do the same with values as columns store them."""
         return sum(cursor.rowcount for cursor in self._cursors(rows))
 
-    def returned(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Insert these rows, with the values of Python; return what the insert does."""
+    def returned_stored(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Insert these rows, with values as columns store them; return its rows."""
         found: list[tuple[Any, ...]] = []
-        for cursor in self._cursors([self._row(row) for row in rows]):
+        for cursor in self._cursors(rows):
             found += cursor.fetchall()
         return found
 
