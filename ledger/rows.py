@@ -170,10 +170,9 @@ def _enrol(
         new = {user_id: id for user_id, id in new.items() if id in present}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     if experiment.own_sums:
-        joined = [first[user_id] for user_id in new]
         write_joined(
             (experiment.id, one.variant, _time(one.assigned_at), _number(one.covariate))
-            for one in joined
+            for one in map(first.__getitem__, new)
         )
     return new
 
