@@ -25,6 +25,7 @@ from ledger.enrolment import (
 from ledger.sums import is_inside, write_joined
 from ledger.tallies import Booking, write_conversions
 from models import Assignment, Conflict, Conversion, Experiment
+from stats import MetricSettings
 from storage.columns import EPOCH, MICROSECOND
 from storage.engine import database
 from storage.table import CHUNK, Insert, one_of
@@ -157,21 +158,21 @@ def _enrol(
     # The ids are in the order of the lines. The rows are written in the order of the
     # users, so that each page of the two indexes is read and written once.
     rows.sort(key=itemgetter(2))
-    ENROL_AS.stored(rows)
+    is_each_new = ENROL_AS.stored(rows) == len(rows)
     rows.clear()  # thousands of them, and the memory is needed below
-    # Other processes may have got some of the ids between the first and the last.
-    users = dict(zip(ids, first, strict=True))
-    present: Any = Assignment.select(Assignment.id).where(
-        Assignment.id >= ids[0], Assignment.id <= ids[-1]
-    )
-    found = database.execute(present)  # the driver's rows, which nothing keeps
-    new = {users[id]: id for (id,) in found if id in users}
+    new = dict(zip(first, ids, strict=True))
+    if not is_each_new:
+        # Others may have got some of the ids between the first and the last.
+        written: Any = Assignment.select(Assignment.id).where(
+            Assignment.id >= ids[0], Assignment.id <= ids[-1]
+        )
+        present = {id for (id,) in database.execute(written)}
+        new = {user_id: id for user_id, id in new.items() if id in present}
     count_participants((experiment.id, first[user_id].variant) for user_id in new)
     if experiment.own_sums:
-        joined = [first[user_id] for user_id in new]
         write_joined(
             (experiment.id, one.variant, _time(one.assigned_at), _number(one.covariate))
-            for one in joined
+            for one in map(first.__getitem__, new)
         )
     return new
 
@@ -205,8 +206,8 @@ def _new_bookings(
     rows = []
     for key, line in events.items():
         participant = participants.get(line.user_id)
-        row = _booking(experiment, seats[line.user_id], line, key, now)
-        row = row._replace(settings=own_sums.get(row.metric))
+        settings = own_sums.get(line.metric or experiment.primary_metric)
+        row = _booking(experiment, seats[line.user_id], line, key, now, settings)
         is_stored = False
         if participant and line.number is not None:
             moment = _time(line.occurred_at)  # as the line has it
@@ -250,7 +251,12 @@ def _seats(
 
 
 def _booking(
-    experiment: Experiment, seat: Participant, line: Line, key: str, now: datetime
+    experiment: Experiment,
+    seat: Participant,
+    line: Line,
+    key: str,
+    now: datetime,
+    settings: MetricSettings | None,
 ) -> Booking:
     """Return the booking of a line's event, not earlier than the enrolment."""
     moment = _time(line.occurred_at)
@@ -265,6 +271,7 @@ def _booking(
         key,
         seat.assigned_at,
         seat.covariate,
+        settings,
     )
 
 

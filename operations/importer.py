@@ -175,7 +175,7 @@ def _rows(file: Path, fast: FastReader, progress: Progress) -> Iterator[Record]:
                 raw = opened.enter_context(gzip.GzipFile(fileobj=raw))
             lines = _Lines(raw)
             if ".ndjson" in file.suffixes or ".jsonl" in file.suffixes:
-                yield from lines.records()
+                yield from lines.records(fast)
             else:
                 yield from _table(lines, fast)
         except UNREADABLE as error:
@@ -203,12 +203,12 @@ class _Lines:
         self.problem: str | None = None
         """What is wrong with the bytes of that record."""
 
-    def records(self) -> Iterator[Record]:
-        """Yield each line that is not empty, as it is: a record each."""
+    def records(self, fast: FastReader) -> Iterator[Record]:
+        """Yield each line that is not empty, read or as it is: a record each."""
         for line in self._lines():
             self._number += 1
             if line.strip():
-                yield self.first, line, None
+                yield self.first, fast.read_json(line) or line, None
             self.begin()
 
     def begin(self) -> None:

@@ -6,6 +6,7 @@ reads the same from it. It leaves every other line, and so every error, to the s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -27,10 +28,24 @@ COLUMNS = (
     *("converted_at", "metric", "value", "idempotency_key"),
 )
 
+NAMES = frozenset(COLUMNS)
+
 MOMENT, MICROSECONDS = Moment(), Utc()
 
 # Numbers below 1e12 in the form in which they are stored.
 PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,11})(?:\.[0-9]{1,20})?")
+
+
+class WrittenNumber(str):
+    """A number of a JSON text, as it is written there."""
+
+
+# An object is read as the tuple of its pairs, so that a key that stands twice is seen.
+FLAT = json.JSONDecoder(
+    parse_float=WrittenNumber, parse_int=WrittenNumber, object_pairs_hook=tuple
+)
+
+TEXTS = {str, type(None)}
 
 EARLIER = LEEWAY // MICROSECOND
 
@@ -142,6 +157,27 @@ class FastReader:
         places = [names.index(one) if one in names else -1 for one in COLUMNS]
         picked = itemgetter(*places)
         return lambda cells: self.read(*picked([*cells, ""]))
+
+    def read_json(self, line: bytes) -> Read | None:
+        """Return what a line of NDJSON says, or None if the schema has to read it."""
+        try:
+            pairs = FLAT.decode(line.decode())
+        except (ValueError, RecursionError):
+            return None
+        if type(pairs) is not tuple:
+            return None
+        fields = dict(pairs)
+        if len(fields) < len(pairs) or not fields.keys() <= NAMES:
+            return None
+        value = fields.pop("value", None)
+        texts = fields.values()
+        # An empty text is refused here; in CSV it means that there is none.
+        if "" in texts or not TEXTS.issuperset(map(type, texts)):
+            return None
+        if value is not None and (type(value) is not WrittenNumber or value == "-0"):
+            return None  # a whole number has no negative zero, and a cell of CSV has
+        fields["value"] = value and str(value)
+        return self.read(*[fields.get(name) or "" for name in COLUMNS])
 
     def read(
         self,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice, starmap
+from itertools import islice, pairwise, starmap
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +18,11 @@ from ledger.rows import Line
 from operations.reader import Read
 from storage.scratch import scratch
 
-CHUNK = 1_000
+CHUNK = 1_000  # lines that are checked at once
+
+STORED = 10_000  # lines that are stored at once
+
+PARTS = 256  # of all hashes, of which one at a time is in memory
 
 Row = TypeVar("Row")
 
@@ -47,14 +55,26 @@ TABLES = (
         assigned_at INTEGER NOT NULL, covariate TEXT NOT NULL
     )
     """,
-    "CREATE INDEX lines_of_user ON lines (user_id, assigned_at)",
     """
     CREATE TABLE events (
         line INTEGER PRIMARY KEY, metric TEXT NOT NULL, value TEXT NOT NULL,
         occurred_at INTEGER NOT NULL, key TEXT NOT NULL, is_numbered INTEGER NOT NULL
     )
     """,
-    "CREATE INDEX lines_of_key ON events (key)",
+    "CREATE TABLE hashes (kind TEXT NOT NULL, part INTEGER NOT NULL, hashes BLOB)",
+    "CREATE INDEX hashes_of_part ON hashes (kind, part)",
+    # The lines that may have their user or their key in common with others.
+    """
+    CREATE TABLE user_lines (
+        user_id TEXT, line INTEGER, assigned_at INTEGER NOT NULL,
+        PRIMARY KEY (user_id, line)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE key_lines (
+        key TEXT, line INTEGER, PRIMARY KEY (key, line)
+    ) WITHOUT ROWID
+    """,
     # What several lines have in common: few rows, so that all lines can look here.
     """
     CREATE TABLE users (
@@ -65,20 +85,30 @@ TABLES = (
     "CREATE TABLE places (line INTEGER PRIMARY KEY, place INTEGER NOT NULL)",
 )
 
-# The indexes are walked in their order: what is sorted would stand in memory.
-COMPARE = (
+# Tables are walked in the order of their keys: what is sorted would stand in memory.
+COMPARE_USERS = (
     """
-    INSERT INTO users
-    SELECT user_id, MIN(assigned_at), MIN(line) FROM lines
+    INSERT INTO user_lines SELECT user_id, line, assigned_at FROM lines
+    WHERE hash(user_id) IN (SELECT hash FROM repeated)
+    """,
+    """
+    INSERT INTO users SELECT user_id, MIN(assigned_at), MIN(line) FROM user_lines
     GROUP BY user_id HAVING COUNT(*) > 1
+    """,
+)
+
+COMPARE_KEYS = (
+    """
+    INSERT INTO key_lines SELECT key, line FROM events
+    WHERE hash(key) IN (SELECT hash FROM repeated)
     """,
     """
     INSERT INTO keys
-    SELECT key, MIN(line) FROM events GROUP BY key HAVING COUNT(*) > 1
+    SELECT key, MIN(line) FROM key_lines GROUP BY key HAVING COUNT(*) > 1
     """,
     """
     INSERT INTO places
-    SELECT line, ROW_NUMBER() OVER (PARTITION BY key ORDER BY line) FROM events
+    SELECT line, ROW_NUMBER() OVER (PARTITION BY key ORDER BY line) FROM key_lines
     WHERE key IN (SELECT key FROM keys)
     """,
 )
@@ -127,6 +157,42 @@ WHERE first.variant <> lines.variant OR other.user_id <> lines.user_id
 """
 
 
+class Hashes:
+    """The hashes of many texts, to find those that are equal, in bounded memory.
+
+    An index of the texts would take most of the time of a line. Equal texts have equal
+    hashes, so that only few lines have to be compared, and mostly none.
+    """
+
+    EDGES = tuple(range(-(2**63), 2**63, 2**64 // PARTS))
+
+    def __init__(self, database: peewee.SqliteDatabase, kind: str) -> None:
+        self._database, self._kind = database, kind
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Add the hashes of these texts."""
+        hashes = array("q", sorted(map(hash, texts)))
+        places = [bisect_left(hashes, edge) for edge in self.EDGES]
+        pieces = pairwise([*places, len(hashes)])
+        self._database.connection().executemany(
+            "INSERT INTO hashes VALUES (?,?,?)",
+            [
+                (self._kind, part, hashes[slice(*piece)])
+                for part, piece in enumerate(pieces)
+            ],
+        )
+
+    def repeated(self) -> Iterator[int]:
+        """Yield each hash that was added more than once."""
+        query = "SELECT hashes FROM hashes WHERE kind = ? AND part = ?"
+        for part in range(PARTS):
+            hashes = array("q")
+            for (piece,) in self._database.execute_sql(query, (self._kind, part)):
+                hashes.frombytes(piece)
+            if len(set(hashes)) < len(hashes):
+                yield from (one for one, times in Counter(hashes).items() if times > 1)
+
+
 class Staging:
     """Lines in a database file of their own, which blocks no other writer."""
 
@@ -140,6 +206,9 @@ class Staging:
         """How many lines there are."""
         for statement in TABLES:
             database.execute_sql(statement)
+        database.register_function(hash, "hash", 1)
+        self._users = Hashes(database, "user")
+        self._keys = Hashes(database, "key")
 
     def add(self, number: int, read: Read) -> None:
         """Store a line; lines come in their order."""
@@ -147,7 +216,7 @@ class Staging:
         self._lines.append((number, *read[:4]))
         if read.event:
             self._events.append((number, *read.event))
-        if len(self._lines) >= CHUNK:
+        if len(self._lines) >= STORED:
             self._flush()
 
     def _flush(self) -> None:
@@ -157,14 +226,29 @@ class Staging:
             connection.executemany(
                 "INSERT INTO events VALUES (?,?,?,?,?,?)", self._events
             )
+            self._users.add(map(itemgetter(1), self._lines))
+            self._keys.add(map(itemgetter(4), self._events))
         self._lines.clear()
         self._events.clear()
 
     def compare(self) -> None:
         """Compare all lines with each other, after the last one was added."""
         self._flush()
-        for statement in COMPARE:
-            self._database.execute_sql(statement)
+        self._compare(self._users, COMPARE_USERS)
+        self._compare(self._keys, COMPARE_KEYS)
+
+    def _compare(self, hashes: Hashes, statements: Iterable[str]) -> None:
+        """Compare the lines whose hashes are repeated; mostly there are none."""
+        execute: Any = self._database.execute_sql
+        execute("CREATE TABLE repeated (hash INTEGER PRIMARY KEY)")
+        found = ((one,) for one in hashes.repeated())
+        self._database.connection().executemany(
+            "INSERT INTO repeated VALUES (?)", found
+        )
+        if execute("SELECT 1 FROM repeated LIMIT 1").fetchone():
+            for statement in statements:
+                execute(statement)
+        execute("DROP TABLE repeated")
 
     def chunks(self, size: int) -> Iterator[list[Line]]:
         """Yield all lines as they are booked, in their order, a chunk at a time."""

@@ -1,15 +1,18 @@
 """The fast reader of an import reads what the schema reads."""
 
+import json
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from operations import importer
-from operations.reader import COLUMNS, FastReader
+from operations.reader import COLUMNS, Event, FastReader, Read
+from operations.staging import staging
+from web.json import InvalidJson
 
 VARIANTS = {"v1": "v1", "Control": "v1", "v2": "v2", "'=x": "v2"}
 FULL = {"full", "purchase"}
@@ -147,3 +150,93 @@ def test_the_columns_are_in_any_order_and_may_be_missing(names):
 
     assert read is not None and (read.event is None) == (len(names) == 3)
     assert FastReader(VARIANTS, METRICS, "x").of((*names, "more"))([*cells, ""]) is None
+
+
+def quick_json(line):
+    return FastReader(VARIANTS, METRICS, "purchase").read_json(line)
+
+
+def json_by_schema(line):
+    try:
+        return importer._read(EXPERIMENT, line, VARIANTS, METRICS)
+    except (ValidationError, InvalidJson):
+        return None
+
+
+def quoted(texts):
+    return texts.map(json.dumps)
+
+
+ODD = st.sampled_from(
+    [
+        *("null", "true", "5", "-0", "1.50", "1e3", "NaN", "[]", "{}", '""', "01"),
+        *("[[1]]", '{"a": 1, "a": 2}', '"\\ud83d\\ude00"', '"\\ud83d"', "'x'", ""),
+        *('"a\tb"', "Infinity", "123456789012", "-12.5", '"5"', "[" * 2_000),
+    ]
+)
+JSON = {
+    "user_id": IDS,
+    "variant": st.sampled_from(["", *VARIANTS, "v9"]),
+    "timestamp": TIMES,
+    "converted_at": TIMES,
+    "metric": IDS,
+    "value": NUMBERS,
+    "idempotency_key": IDS,
+    "covariate": NUMBERS,
+    "other": IDS,
+}
+GOOD_JSON = {
+    name: json.dumps(cell) for name, cell in zip(COLUMNS, GOOD, strict=True) if cell
+}
+
+
+@given(data=st.data())
+def test_a_line_of_ndjson_is_read_as_the_schema_reads_it(data):
+    pairs = list(GOOD_JSON.items())
+    for _ in range(data.draw(st.integers(0, 3))):
+        name = data.draw(st.sampled_from([*JSON]))
+        texts = JSON[name] if name in ("value", "covariate") else quoted(JSON[name])
+        pair = name, data.draw(st.one_of(texts, quoted(JSON[name]), ODD))
+        if data.draw(st.integers(0, 9)):
+            pairs = [one for one in pairs if one[0] != name]
+        pairs.append(pair)
+    text = ", ".join(f'"{name}": {cell}' for name, cell in pairs)
+    line = data.draw(st.sampled_from(["", " ", "\ufeff"])) + f"{{{text}}}\r\n"
+    line = line.encode(errors="surrogatepass")
+
+    read = quick_json(line)
+
+    assert read is None or read == json_by_schema(line)
+
+
+@pytest.mark.parametrize("value", [None, 5, 19.25, -0.5])
+def test_the_usual_lines_of_ndjson_are_read_without_the_schema(value):
+    fields = dict(zip(COLUMNS, GOOD, strict=True), value=value, idempotency_key=None)
+    line = json.dumps(fields | {"metric": "revenue"}).encode()
+
+    assert quick_json(line) == json_by_schema(line)
+    assert quick_json(line) is not None
+    assert quick_json(line[:-1] + b', "metric": "revenue"}') is None
+
+
+@settings(max_examples=5)
+@given(st.lists(st.tuples(st.integers(0, 25_000), st.integers(0, 25_000)), max_size=9))
+def test_lines_that_are_far_from_each_other_are_compared(repeats):
+    of_user = {number: number for number in range(25_001)} | dict(repeats)
+    earliest, places = {}, {}
+    with staging(None) as staged:
+        for number, user in of_user.items():
+            event = Event("purchase", "", 5, f"key {user}", True)
+            time = 30_000 - number
+            staged.add(number, Read(f"user {user}", "v1", time, "", event))
+            earliest[user] = min(time, earliest.get(user, time))
+            places.setdefault(user, []).append(number)
+        staged.compare()
+        written = [line for chunk in staged.chunks(10_000) for line in list(chunk)]
+
+    assert [line.assigned_at for line in written] == [
+        earliest[user] for user in of_user.values()
+    ]
+    assert [line.number for line in written] == [
+        places[user].index(number) + 1 for number, user in of_user.items()
+    ]
