@@ -164,20 +164,35 @@ def _start(
     ratio: Floats,
     shift: Floats,
 ) -> Floats:
-    """Return the closed-form root, exact but for cancellation."""
+    """Return the closed-form root, exact but for cancellation.
+
+    The sines take longer than all else, and only the rows of differences need them.
+    """
+    columns = (control_rate, treatment_rate, share, ratio, shift)
+    is_shifted = np.ravel(shift) != 0
+    if is_shifted.all():
+        return _cubic_root(*columns)
+    if not is_shifted.any():
+        return _quadratic_root(*columns)
+    root = np.empty(np.shape(control_rate))
+    for rows, root_of in ((is_shifted, _cubic_root), (~is_shifted, _quadratic_root)):
+        root[rows] = root_of(*(each[rows] for each in columns))
+    return root
+
+
+def _quadratic_root(
+    control_rate: Floats,
+    treatment_rate: Floats,
+    share: Floats,
+    ratio: Floats,
+    _: Floats,
+) -> Floats:
+    """Return the root where the shift is 0."""
     other = 1 - share
     linear = other * (1 + ratio * control_rate) + share * (treatment_rate + ratio)
     constant = other * control_rate + share * treatment_rate
     inner = np.maximum(linear * linear - 4 * ratio * constant, 0.0)
-    root = 2 * constant / (linear + np.sqrt(inner))
-    # The sines take longer than all else. Only the rows of differences need them.
-    rows = np.flatnonzero(shift)
-    if len(rows) and np.size(shift) == len(root):
-        columns = (control_rate, treatment_rate, share, ratio, shift)
-        root[rows] = _cubic_root(*(each[rows] for each in columns))
-    elif len(rows):
-        root = _cubic_root(control_rate, treatment_rate, share, ratio, shift)
-    return root
+    return np.asarray(2 * constant / (linear + np.sqrt(inner)))
 
 
 def _cubic_root(
@@ -361,30 +376,34 @@ def _walk(
     ends = np.full(len(searches.start), np.nan)
     going = np.flatnonzero(~searches.unknown)
     sign, limit = searches.sign, searches.limit
-    inside = np.clip(searches.start, -np.abs(limit), np.abs(limit))
-    outside = np.full(len(inside), np.nan)
-    ahead = going[(sign * inside < 0)[going]]
+    # Points, and the excess at each: it is not computed again when the ends are found.
+    inside = np.stack([np.clip(searches.start, -np.abs(limit), np.abs(limit)), ends])
+    outside = np.full_like(inside, np.nan)
+
+    def rejects(points: Floats, index: Indices) -> Flags:
+        values = at(points, index)
+        tried, rejected = np.stack([points, values]), values >= 0
+        outside[:, index[rejected]] = tried[:, rejected]
+        inside[:, index[~rejected]] = tried[:, ~rejected]
+        return np.asarray(rejected)
+
+    ahead = going[(sign * inside[0] < 0)[going]]
     if len(ahead):
-        rejects = at(np.zeros(len(ahead)), ahead) >= 0
-        outside[ahead[rejects]] = 0.0
-        inside[ahead[~rejects]] = 0.0
+        rejects(np.zeros(len(ahead)), ahead)
     step = searches.step.copy()
-    walking = going[np.isnan(outside[going])]
+    walking = going[np.isnan(outside[0, going])]
     while len(walking):
-        trial = inside[walking] + sign[walking] * step[walking]
+        trial = inside[0, walking] + sign[walking] * step[walking]
         past = sign[walking] * (trial - limit[walking]) >= 0
-        trial = np.where(past, limit[walking], trial)
-        rejects = at(trial, walking) >= 0
-        outside[walking[rejects]] = trial[rejects]
-        inside[walking[~rejects]] = trial[~rejects]
-        ends[walking[past & ~rejects]] = searches.closed[walking[past & ~rejects]]
+        accepts = ~rejects(np.where(past, limit[walking], trial), walking)
+        ends[walking[past & accepts]] = searches.closed[walking[past & accepts]]
         step[walking] *= 1.5
-        walking = walking[~rejects & ~past]
-    found = np.flatnonzero(~np.isnan(outside))
+        walking = walking[accepts & ~past]
+    found = np.flatnonzero(~np.isnan(outside[0]))
     ends[found] = crossings(
         lambda point, index: at(point, found[index]),
-        inside[found],
-        outside[found],
+        inside[:, found],
+        outside[:, found],
         precision,
     )
     return ends

@@ -7,12 +7,15 @@ should not need. So they are imported only here, at the first use of either name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
-from math import isfinite
+from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 __all__ = ["crossing", "crossings", "normal_quantile", "np", "special"]
+
+#: The bytes of arrays that an analysis needs at once, at most.
+WORKSPACE = 4 << 20
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +42,13 @@ else:
     special = _Library("scipy.special")
 
 
+# The C library returns free memory to the kernel above a limit, by default 128 KB. The
+# arrays of an analysis take more, so it would be fetched again, page by page, thousands
+# of times: a third of the time. glibc raises the limit to twice the largest block that
+# was ever mapped and released, as this one is; see M_TRIM_THRESHOLD in mallopt(3).
+bytes(WORKSPACE)
+
+
 def normal_quantile(probability: float) -> float:
     """Return the quantile of the standard normal distribution."""
     return float(special.ndtri(probability))
@@ -56,7 +66,7 @@ def crossing(
     side of the crossing, so an interval between answers includes a tested value
     exactly if the test accepts it.
     """
-    search = _search(inside, outside, precision)
+    search = _search((inside, nan), (outside, nan), precision)
     point = next(search)
     while True:
         try:
@@ -73,12 +83,13 @@ def crossings(
 ) -> Floats:
     """Return the `crossing` of each pair of points.
 
-    *excess* is called with points and the indices of their pairs, for all pairs at
-    once: many points cost little more than one.
+    Two rows are the points and the excess at each, NaN where it is unknown. *excess*
+    is called with further points and the indices of their pairs, for all pairs at once:
+    many points cost little more than one.
     """
-    ends = zip(inside.tolist(), outside.tolist(), strict=True)
+    ends = zip(inside.T.tolist(), outside.T.tolist(), strict=True)
     searches = [_search(*pair, precision) for pair in ends]
-    answers = np.array(inside, dtype=float)
+    answers = np.zeros(len(searches))
     trials = [(place, next(search)) for place, search in enumerate(searches)]
     while trials:
         places, points = zip(*trials, strict=True)
@@ -93,18 +104,22 @@ def crossings(
 
 
 def _search(
-    inside: float, outside: float, precision: float
+    inside: Sequence[float], outside: Sequence[float], precision: float
 ) -> Generator[float, float, float]:
     """Yield the points at which the excess is needed; return the crossing.
+
+    Each end is a point and the excess at it, NaN where it is unknown.
 
     For the few pairs of an analysis, floats are several times faster than arrays.
 
     Chandrupatla (1997), "A new hybrid quadratic/bisection algorithm for finding
     the zero of a nonlinear function", Adv. Eng. Software 28, p. 145-149.
     """
-    first, second = outside, inside
-    at_first = yield first
-    at_second = yield second
+    (first, at_first), (second, at_second) = outside, inside
+    if isnan(at_first):
+        at_first = yield first
+    if isnan(at_second):
+        at_second = yield second
     tolerance, fraction = precision * abs(first - second), 0.5
     for _ in range(200):
         trial = first + fraction * (second - first)
