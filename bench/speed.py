@@ -141,6 +141,7 @@ def echoing(folder: Path) -> Iterator[Server]:
                 *("--bind", f"127.0.0.1:{port}", "--chdir", str(ROOT / "bench")),
                 "echo:app",
             ],
+            cwd=ROOT,
             env={**os.environ, "ECHO_SECRET": SECRET},
             stderr=log,
             start_new_session=True,
