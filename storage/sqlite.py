@@ -49,6 +49,10 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
+RETRY = (
+    0.0003  # seconds until a lock is tried again; most are held for a few times that
+)
+
 STEPS = 100_000  # instructions of SQLite between two reports of a progress
 
 SMALL = 32 * 1024 * 1024  # bytes that are written anew well within a second
@@ -100,8 +104,8 @@ class Sqlite(Engine, peewee.SqliteDatabase):
     """SQLite with a queue before its write lock.
 
     SQLite's own wait polls more and more slowly, so that under load some writers wait
-    for seconds. Here threads take turns, and the first one tries every millisecond
-    until its time is over.
+    for seconds. Here threads take turns, and the first one tries again and again until
+    its time is over.
     """
 
     migrations = migrations.SQLITE
@@ -173,7 +177,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             connection.set_busy_timeout(0)
             try:
                 while not self._begun(deadline):
-                    time.sleep(0.001)
+                    time.sleep(RETRY)
             finally:
                 connection.set_busy_timeout(PATIENCE)
         except BaseException:

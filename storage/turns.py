@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from storage.engine import Refused, Unsettled
+from storage.traffic import traffic
 
 
 class Turns:
@@ -91,10 +93,13 @@ def run(jobs: Sequence[Job]) -> None:
 class Group:
     """Jobs that are committed together: one flush to the disk for several answers.
 
-    The first thread leads: it begins a transaction, does the jobs of all threads that
-    have come meanwhile, and commits. Then it wakes them, and the first one that has
-    come since leads the next group. Nobody is answered before the commit.
+    The first thread leads: it waits a moment if the process is answering other requests
+    too, begins a transaction, does the jobs of all threads that have come meanwhile,
+    and commits. Then it wakes them, and the first one that has come since leads the
+    next group. Nobody is answered before the commit.
     """
+
+    MOMENT = 0.0005  # seconds
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -125,6 +130,7 @@ class Group:
         """Do all jobs that wait, this one among them, in one transaction."""
         jobs = [job]
         try:
+            self._await_others()
             try:
                 with transaction():
                     jobs = self._all(job.place)
@@ -133,6 +139,12 @@ class Group:
                 self._part(jobs, error, transaction)
         finally:
             self._hand_over(jobs, job)
+
+    def _await_others(self) -> None:
+        """Wait a moment for requests that have not come to their write yet."""
+        end = time.monotonic() + self.MOMENT
+        while len(self._waiting) < traffic.quick and time.monotonic() < end:
+            time.sleep(self.MOMENT / 3)
 
     def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:

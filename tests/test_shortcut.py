@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -19,7 +20,7 @@ from ledger import proof, single
 from ledger.conversions import Event
 from models import Assignment, Experiment, Tally
 from schemas import UsersSchema
-from storage import engine, turns
+from storage import engine, traffic, turns
 from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.schema import Identity
 from targeting.decision import User, decide_each
@@ -783,3 +784,48 @@ def test_the_threads_of_a_group_share_one_transaction():
     assert begun == [0]
     assert [sorted(numbers) for numbers in done] == [list(range(6))]
     assert results == [-number for number in range(6)]
+
+
+@pytest.fixture
+def two_requests():
+    """Count two requests that are being answered."""
+    for _ in range(2):
+        traffic.traffic.enter()
+    yield
+    for _ in range(2):
+        traffic.traffic.leave()
+
+
+def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
+    group, begun = turns.Group(turns.Turns()), []
+    group.MOMENT = 3
+
+    class Transaction(ExitStack):
+        def __enter__(self):
+            begun.append(len(group._waiting))
+            return super().__enter__()
+
+    def write(number):
+        job = group.join(list, number, "a file", 10)
+        if job.leads:
+            group.lead(job, Transaction)
+        return job.outcome()
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(write, 0)
+        while not group._waiting:
+            assert not first.done()
+        second = threads.submit(write, 1)
+        assert (first.result(10), second.result(10)) == (0, 1)
+    assert begun == [2]
+
+
+def test_who_leads_a_group_alone_waits_for_nobody(app, api, running):
+    path, began = running(), time.monotonic()
+    turns.Group.MOMENT, usual = 60, turns.Group.MOMENT
+    try:
+        answer = api.post(f"{path}/assignments", {"userId": "u1"})
+    finally:
+        turns.Group.MOMENT = usual
+
+    assert answer.status_code == 201 and time.monotonic() - began < 20
