@@ -208,10 +208,12 @@ def post_fork(server, worker):
 
     One of them runs at a time, because they share an interpreter. On several processors
     each call that gives it up wakes a thread elsewhere, which takes it: a write is
-    interrupted ten to fifty times. On one, the caller mostly has it back first.
+    interrupted ten to fifty times. On one, the caller mostly has it back first. A
+    worker that may not choose its processor, as in some sandboxes, serves all the same.
     """
     if worker.processor is not None:
-        os.sched_setaffinity(0, {worker.processor})
+        with suppress(OSError):
+            os.sched_setaffinity(0, {worker.processor})
 
 
 def post_worker_init(worker):

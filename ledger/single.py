@@ -327,7 +327,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
     joined: list[tuple[str, str, datetime, Decimal | None]] = []
     written: list[datetime | None] = []
     for entry in entries:
-        own = set(entry.new)  # a user has the same variant in each entry
+        own = set(entry.new)  # a user's variant is the same as of one revision
         is_valid = users.isdisjoint(own) and all(
             known.revision == revision and not decide_for_all(known.definition, "", now)
             for known in entry.known

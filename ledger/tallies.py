@@ -215,7 +215,7 @@ def write_bookings(rows: Sequence[Booking]) -> None:
     increases: dict[tuple[str, str, str], Increase] = {}
     sums: dict[str, Tallied] = {}
     for some, before, after in _add_to_totals(rows):
-        one = some[0]  # the others differ in values and times alone
+        one = some[0]  # the others differ in values, times and keys alone
         key = one.experiment_id, one.variant, one.metric
         increase = Increase.of(some, before, after)
         increases[key] = increases[key].plus(increase) if key in increases else increase

@@ -22,7 +22,7 @@ CHUNK = 1_000  # lines that are checked at once
 
 STORED = 10_000  # lines that are stored at once
 
-PARTS = 256  # of all hashes, of which one at a time is in memory
+PARTS = 256  # into which all hashes are split; one of them at a time is in memory
 
 Row = TypeVar("Row")
 
@@ -240,15 +240,16 @@ class Staging:
     def _compare(self, hashes: Hashes, statements: Iterable[str]) -> None:
         """Compare the lines whose hashes are repeated; mostly there are none."""
         execute: Any = self._database.execute_sql
-        execute("CREATE TABLE repeated (hash INTEGER PRIMARY KEY)")
-        found = ((one,) for one in hashes.repeated())
-        self._database.connection().executemany(
-            "INSERT INTO repeated VALUES (?)", found
-        )
-        if execute("SELECT 1 FROM repeated LIMIT 1").fetchone():
-            for statement in statements:
-                execute(statement)
-        execute("DROP TABLE repeated")
+        with self._database.atomic():  # else each hash would be written by itself
+            execute("CREATE TABLE repeated (hash INTEGER PRIMARY KEY)")
+            found = ((one,) for one in hashes.repeated())
+            self._database.connection().executemany(
+                "INSERT INTO repeated VALUES (?)", found
+            )
+            if execute("SELECT 1 FROM repeated LIMIT 1").fetchone():
+                for statement in statements:
+                    execute(statement)
+            execute("DROP TABLE repeated")
 
     def chunks(self, size: int) -> Iterator[list[Line]]:
         """Yield all lines as they are booked, in their order, a chunk at a time."""

@@ -49,9 +49,8 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
-RETRY = (
-    0.0003  # seconds until a lock is tried again; most are held for a few times that
-)
+# Seconds until a lock is tried again. Most are held for a few times that.
+RETRY = 0.0003
 
 STEPS = 100_000  # instructions of SQLite between two reports of a progress
 

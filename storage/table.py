@@ -14,7 +14,7 @@ from storage.engine import database
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
 
-MANY = 50  # rows from which a statement binds a value that they share once
+MANY = 50  # rows from which a value that all have in common is bound once
 
 Row = TypeVar("Row", bound="Table")
 
@@ -172,13 +172,14 @@ class Insert(Statement):
     def _select(
         self, here: Any, rows: Sequence[Sequence[Any]]
     ) -> tuple[str, list[Any]]:
-        """Return a query for many rows, and its values: one where a column has one.
+        """Return a SELECT of many rows, and its values.
 
-        To bind six values for each row takes as long as to insert it.
+        A value that all rows have in common is bound once: to bind six values for each
+        row takes as long as to insert it.
         """
         columns = list(zip(*rows, strict=True))
         varied = [len(set(column)) > 1 for column in columns]
-        varied[0] = varied[0] or not any(varied)
+        varied[0] = varied[0] or not any(varied)  # VALUES need a column
         selected, shared, own = [], [], []
         for field, column, varies in zip(self._fields, columns, varied, strict=True):
             if not varies:
@@ -187,7 +188,7 @@ class Insert(Statement):
                 continue
             own.append(column)
             name = f"own.column{len(own)}"
-            if isinstance(field, Exact):  # PostgreSQL takes its text for a text
+            if isinstance(field, Exact):  # PostgreSQL would take it for a text
                 name = f"CAST({name} AS {here.field_types['EXACT']})"
             selected.append(name)
         marks = ",".join([f"({','.join([here.param] * len(own))})"] * len(rows))

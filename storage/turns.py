@@ -141,7 +141,7 @@ class Group:
             self._hand_over(jobs, job)
 
     def _await_others(self) -> None:
-        """Wait a moment for requests that have not come to their write yet."""
+        """Wait a moment for requests that may be about to write."""
         end = time.monotonic() + self.MOMENT
         while len(self._waiting) < traffic.quick and time.monotonic() < end:
             time.sleep(self.MOMENT / 3)
