@@ -199,7 +199,9 @@ def pre_fork(server, worker):
     usable = sorted(os.sched_getaffinity(0)) if CAN_PIN else []
     worker.processor = None
     if usable and len(usable) <= server.num_workers:
-        taken = Counter(one.processor for one in server.WORKERS.values())
+        # A reload (HUP) reads these settings in a master that began with older ones.
+        others = server.WORKERS.values()
+        taken = Counter(getattr(one, "processor", None) for one in others)
         worker.processor = min(usable, key=taken.__getitem__)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -240,3 +241,42 @@ def test_lines_that_are_far_from_each_other_are_compared(repeats):
     assert [line.number for line in written] == [
         places[user].index(number) + 1 for number, user in of_user.items()
     ]
+
+
+def test_a_hash_that_two_users_have_in_common_makes_them_no_one_user():
+    with staging(None) as staged:
+        for number in range(1, 4):
+            event = Event("purchase", "", 5, f"key {number}", True)
+            staged.add(number, Read(f"user {number}", "v1", number, "", event))
+        staged._users.add(["user 2"])  # as if another user had the same hash
+        staged._keys.add(["key 3"])
+        staged.compare()
+
+        assert not list(staged.differing())
+        (written,) = map(list, staged.chunks(10))
+    assert [(line.user_id, line.assigned_at, line.number) for line in written] == [
+        ("user 1", 1, 1),
+        ("user 2", 2, 1),
+        ("user 3", 3, 1),
+    ]
+
+
+def writes():
+    """Return how often this process has asked for a write."""
+    numbers = dict(line.split(": ") for line in IO.read_text().splitlines())
+    return int(numbers["syscw"])
+
+
+IO = Path("/proc/self/io")
+
+
+@pytest.mark.skipif(not IO.exists(), reason="no kernel counts the writes")
+def test_the_hashes_of_repeated_users_are_written_together(tmp_path):
+    with staging(tmp_path / "abacus.db") as staged:
+        for number in range(20_000):
+            user = f"user {number % 10_000}"
+            staged.add(number, Read(user, "v1", number, "", None))
+        before = writes()
+        staged.compare()
+
+        assert writes() - before < 10_000

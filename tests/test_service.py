@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from types import SimpleNamespace
 
 import peewee
 import pytest
@@ -366,6 +367,40 @@ def test_a_worker_may_use_all_processors_if_there_are_more_than_workers(tmp_path
     ):
         (worker,) = service.workers()
         assert processors(worker) == {tuple(two)}
+
+
+@pytest.mark.one_engine
+def test_a_reload_of_newer_settings_replaces_the_workers(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for file in real.ROOT.iterdir():
+        (tree / file.name).symlink_to(file)
+    settings = tree / "gunicorn.conf.py"
+    newer = settings.read_text()
+    settings.unlink()
+    settings.write_text(f"{newer}\ndel pre_fork, post_fork\n")
+    with (
+        two_processors() as two,
+        real.served(tmp_path / "instance", tree=tree) as service,
+    ):
+        before = service.workers()
+        settings.write_text(newer)
+        os.kill(service.process.pid, signal.SIGHUP)
+        real.wait_until(lambda: not before & service.workers(), 20)
+        service("GET", "/readyz")
+        each = [processors(pid) for pid in service.workers()]
+
+    assert sorted(each, key=str) == [{(processor,)} for processor in sorted(two)]
+
+
+@pytest.mark.one_engine
+def test_a_worker_that_may_not_have_its_processor_uses_the_others():
+    usable = os.sched_getaffinity(0)
+    settings = runpy.run_path(str(real.ROOT / "gunicorn.conf.py"))
+
+    settings["post_fork"](None, SimpleNamespace(processor=10**6))  # there is none such
+
+    assert os.sched_getaffinity(0) == usable
 
 
 def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):
