@@ -25,6 +25,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
 from hypothesis import HealthCheck, settings
+from reuse import Reused
 
 import models
 from app import create_app
@@ -309,9 +310,33 @@ def identify(connection: Any, mark: str) -> None:
     connection.close()
 
 
+@pytest.fixture(scope="session")
+def reused(request: pytest.FixtureRequest) -> Iterator[Reused]:
+    """Return the PostgreSQL database that the tests of this process use in turn."""
+
+    def copied() -> AbstractContextManager[str]:
+        return servers.made(*map(request.getfixturevalue, ("server", "template")))
+
+    made = Reused(copied)
+    yield made
+    made.drop()
+
+
 @pytest.fixture
-def database_url(new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a database for this test, which has the tables."""
+def database_url(
+    request: pytest.FixtureRequest,
+    engine_name: str,
+    new_database: NewDatabase,
+    reused: Reused,
+    tmp_path: Path,
+) -> Iterator[str]:
+    """Return the URL of an empty database for this test, which has the tables.
+
+    A test that is about PostgreSQL has one that no other test has used.
+    """
+    if engine_name == "postgresql" and not request.node.get_closest_marker(engine_name):
+        yield reused.url()
+        return
     with new_database(tmp_path / "abacus.db") as url:
         yield url
 
@@ -381,11 +406,14 @@ KEPT = {"flask-jwt-extended", "flask-smorest"}
 
 
 @pytest.fixture
-def app(compiled: Flask, database_url: str) -> Iterator[Flask]:
+def app(compiled: Flask, database_url: str, reused: Reused) -> Iterator[Flask]:
     """Yield an app; what the test itself asks the tables goes to its database."""
     made = renewed(compiled, database_url)
     with engine.using(made.extensions["database"]) as database:
+        reused.lend(database)
         yield made
+        database.close()
+        reused.take_back(database)
         database.shut()
 
 
