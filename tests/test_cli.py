@@ -473,7 +473,7 @@ def test_a_file_that_cannot_be_opened_is_named_in_plain_words(
     assert "Errno" not in result.output
 
 
-@pytest.mark.one_engine
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("words", "named", "step"),
     [
