@@ -751,6 +751,18 @@ def test_a_job_that_fails_takes_no_other_with_it(app, api, running):
     assert len(written) == 5
 
 
+def writer(group, work, transaction):
+    """Return what a thread does to write an item together with others."""
+
+    def write(number):
+        job = group.join(work, number, "a file", 10)
+        if job.leads:
+            group.lead(job, transaction)
+        return job.outcome()
+
+    return write
+
+
 def test_the_threads_of_a_group_share_one_transaction():
     group, begun, done = turns.Group(turns.Turns()), [], []
     begins, waiting = threading.Event(), threading.Event()
@@ -766,12 +778,7 @@ def test_the_threads_of_a_group_share_one_transaction():
         done.append(numbers)
         return [-number for number in numbers]
 
-    def write(number):
-        job = group.join(note, number, "a file", 10)
-        if job.leads:
-            group.lead(job, Transaction)
-        return job.outcome()
-
+    write = writer(group, note, Transaction)
     with ThreadPoolExecutor(6) as threads:
         first = threads.submit(write, 0)
         assert begins.wait(10)
@@ -805,12 +812,7 @@ def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
             begun.append(len(group._waiting))
             return super().__enter__()
 
-    def write(number):
-        job = group.join(list, number, "a file", 10)
-        if job.leads:
-            group.lead(job, Transaction)
-        return job.outcome()
-
+    write = writer(group, list, Transaction)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(write, 0)
         while not group._waiting:
