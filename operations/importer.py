@@ -8,13 +8,16 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from io import BufferedReader, FileIO
+from math import inf
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from marshmallow import ValidationError
 from peewee import chunked
@@ -23,7 +26,7 @@ from ledger import conversions, rows
 from ledger.enrolment import Participant, participants_among
 from ledger.tallies import Metrics, TooManyMetrics, metrics_of
 from models import Assignment, Conversion, Experiment, GroupShare
-from operations.reader import Event, FastReader, Read
+from operations.reader import Assigned, BlockReader, Event, FastReader, Read
 from operations.staging import CheckedLine, Staging
 from schemas import ImportLineSchema
 from storage.columns import EPOCH, MICROSECOND, Exact
@@ -80,6 +83,9 @@ def stage(
         if isinstance(row, Read):
             staging.add(number, row)
             continue
+        if isinstance(row, Assigned):
+            staging.add_assigned(number, row)
+            continue
         try:
             if problem:
                 raise ValidationError(problem)
@@ -110,6 +116,9 @@ def _may_be_stored(experiment: Experiment) -> bool:
     return Assignment.get_or_none(experiment=experiment.id) is not None
 
 
+Item = TypeVar("Item")
+
+
 class Written(NamedTuple):
     """How many lines a file has, and what became of them."""
 
@@ -128,11 +137,25 @@ def write(
     Each chunk is a transaction; an interrupted run is completed by the next one.
     """
     lines, whole = 0, rows.Booked(0, 0, 0)
-    for chunk in staging.chunks(WRITTEN):
-        whole = whole.plus(rows.book(experiment, chunk))
-        lines += len(chunk)
-        progress(len(chunk))
+    with closing(ahead(staging.chunks(WRITTEN))) as chunks:
+        for chunk in chunks:
+            whole = whole.plus(rows.book(experiment, chunk))
+            lines += len(chunk)
+            progress(len(chunk))
+            chunk.clear()  # else it would be in memory beside the next two
     return Written(lines, *whole)
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Yield the same items, each made in a thread while the one before is in use.
+
+    The thread ends with this generator: close it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def _value(line: CheckedLine) -> Decimal | None:
@@ -147,7 +170,8 @@ def _moment(line: CheckedLine) -> datetime | None:
 Record = tuple[int, Any, str | None]
 """A record: the number of its first line, its fields, and what keeps it unread.
 
-The fields are a dict, or the text to parse, or what the fast reader has read.
+The fields are a dict, or the text to parse, or what the fast reader has read: that may
+be many records, each of one line.
 """
 
 
@@ -188,6 +212,9 @@ def _rows(file: Path, fast: FastReader, progress: Progress) -> Iterator[Record]:
             ) from error
 
 
+Peekable = BufferedReader | gzip.GzipFile
+
+
 class _Lines:
     """The lines of a file, one at a time.
 
@@ -195,9 +222,10 @@ class _Lines:
     with LF, CRLF or, as Excel for Mac writes it, CR.
     """
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Peekable) -> None:
         self._raw = raw
         self._number = self._size = 0
+        self._alone: float = 0  # bytes to read before lines are read together again
         self.first = 1
         """The number of the first line of the record that is being read."""
         self.problem: str | None = None
@@ -211,8 +239,27 @@ class _Lines:
                 yield self.first, fast.read_json(line) or line, None
             self.begin()
 
+    def together(self, read: BlockReader) -> Iterator[Record]:
+        """Yield what the next lines say while they can be read together.
+
+        They are those that are in memory already, so that no error of the file comes
+        earlier than with one line at a time.
+        """
+        while self._alone <= 0:
+            block = self._raw.peek(1)
+            block = block[: block.rfind(b"\n") + 1]
+            lines = read(block) if block else None
+            if lines is None:
+                self._alone = len(block) or 1
+                return
+            self._raw.read(len(block))
+            yield self.first, lines, None
+            self._number += len(lines.user_ids)
+            self.begin()
+
     def begin(self) -> None:
         """Begin a record with the next line."""
+        self._alone -= self._size
         self.first, self._size, self.problem = self._number + 1, 0, None
 
     def __iter__(self) -> Iterator[str]:
@@ -227,6 +274,7 @@ class _Lines:
                 self._number += 1
                 yield text
                 continue
+            self._alone = inf  # what is in memory comes after the other pieces
             for piece in re.split(r"(?<=\r)(?!\n|\Z)", text):
                 self._number += 1
                 yield piece
@@ -254,6 +302,8 @@ def _table(lines: _Lines, fast: FastReader) -> Iterator[Record]:
         raise csv.Error(f"the header is missing; it names {', '.join(REQUIRED)}")
     lines.begin()
     read, width = fast.of(names), len(names)
+    read_block = partial(fast.read_block, names)
+    yield from lines.together(read_block)
     for cells in reader:
         if len(cells) > width:
             problem = f"It has {len(cells)} cells, more than the header's {width}."
@@ -263,6 +313,7 @@ def _table(lines: _Lines, fast: FastReader) -> Iterator[Record]:
             row = (read(cells) if is_usual else None) or _fields(names, cells)
             yield lines.first, row, lines.problem
         lines.begin()
+        yield from lines.together(read_block)
 
 
 def _fields(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:

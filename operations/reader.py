@@ -6,13 +6,14 @@ reads the same from it. It leaves every other line, and so every error, to the s
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marshmallow import ValidationError
 
@@ -73,7 +74,17 @@ class Event(NamedTuple):
     """Whether the key is made of the content, so that equal lines have numbers."""
 
 
+class Assigned(NamedTuple):
+    """What lines without a conversion say, as columns."""
+
+    user_ids: Sequence[str]
+    variants: Sequence[str]
+    assigned_at: Sequence[int]
+
+
 Reader = Callable[[Sequence[str]], Read | None]
+
+BlockReader = Callable[[bytes], Assigned | None]
 
 
 def microseconds(text: str) -> int | None:
@@ -158,6 +169,35 @@ class FastReader:
         picked = itemgetter(*places)
         return lambda cells: self.read(*picked([*cells, ""]))
 
+    def read_block(self, names: Sequence[str], block: bytes) -> Assigned | None:
+        """Return what whole lines of a CSV file with this header say together.
+
+        It is None unless each line is a record that `read` would read, without a
+        conversion. By columns this takes a third of the time.
+        """
+        if not NAMES.issuperset(names) or block.count(b"\r") > block.count(b"\r\n"):
+            return None
+        try:
+            lines = block.decode().removesuffix("\n").split("\n")
+            records = list(csv.reader(lines, strict=True))
+        except (UnicodeDecodeError, csv.Error):
+            return None
+        if len(records) < len(lines) or {*map(len, records)} != {len(names)}:
+            return None
+        columns = dict(zip(names, zip(*records, strict=True), strict=True))
+        user_ids, variants, timestamps = map(columns.pop, COLUMNS[:3])
+        times = {text: self._assigned_at(text) for text in {*timestamps}}
+        if (
+            any(map(any, columns.values()))
+            or None in times.values()
+            or not self._variants.keys() >= {*variants}
+            or not all(map(is_usual_id, user_ids))
+        ):
+            return None
+        chosen = [*map(self._variants.__getitem__, variants)]
+        assigned_at: Any = [*map(times.__getitem__, timestamps)]
+        return Assigned(user_ids, chosen, assigned_at)
+
     def read_json(self, line: bytes) -> Read | None:
         """Return what a line of NDJSON says, or None if the schema has to read it."""
         try:
@@ -190,10 +230,8 @@ class FastReader:
         key: str,
     ) -> Read | None:
         """Return what these cells say, or None if the schema has to read them."""
-        chosen, assigned_at = self._variants.get(variant), microseconds(timestamp)
-        if chosen is None or assigned_at is None or assigned_at > self._latest:
-            return None
-        if not is_usual_id(user_id):
+        chosen, assigned_at = self._variants.get(variant), self._assigned_at(timestamp)
+        if chosen is None or assigned_at is None or not is_usual_id(user_id):
             return None
         if converted_at:
             event = self._event(user_id, assigned_at, converted_at, metric, value, key)
@@ -201,6 +239,10 @@ class FastReader:
         if metric or value or key:
             return None
         return Read(user_id, chosen, assigned_at, "", None)
+
+    def _assigned_at(self, timestamp: str) -> int | None:
+        time = microseconds(timestamp)
+        return None if time is None or time > self._latest else time
 
     def _event(
         self,

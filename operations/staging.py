@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice, pairwise, starmap
+from itertools import count, islice, pairwise, repeat, starmap
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import peewee
 
 from ledger.rows import Line
-from operations.reader import Read
+from operations.reader import Assigned, Read
 from storage.scratch import scratch
 
 CHUNK = 1_000  # lines that are checked at once
@@ -219,6 +219,13 @@ class Staging:
         if len(self._lines) >= STORED:
             self._flush()
 
+    def add_assigned(self, number: int, lines: Assigned) -> None:
+        """Store lines that follow each other, of which the first has this number."""
+        self.count += len(lines.user_ids)
+        self._lines.extend(zip(count(number), *lines, repeat("")))
+        if len(self._lines) >= STORED:
+            self._flush()
+
     def _flush(self) -> None:
         connection = self._database.connection()
         with self._database.atomic():
@@ -270,7 +277,6 @@ class Staging:
         rows = starmap(kind, self._database.execute_sql(query))
         while chunk := list(islice(rows, size)):
             yield chunk
-            chunk.clear()  # else it would be in memory beside the next one
 
 
 @contextmanager

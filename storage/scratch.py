@@ -16,11 +16,14 @@ def scratch(folder: Path | None) -> Iterator[peewee.SqliteDatabase]:
 
     It is SQLite, whatever engine the service has. The file is unlinked at once, so that
     it disappears with the process. A temporary table would be in memory, because of how
-    the driver is compiled.
+    the driver is compiled. Threads may use it in turn.
     """
     with tempfile.NamedTemporaryFile(dir=folder) as file:  # mode 0600
         database = peewee.SqliteDatabase(
-            file.name, pragmas={"journal_mode": "off", "synchronous": "off"}
+            file.name,
+            pragmas={"journal_mode": "off", "synchronous": "off"},
+            thread_safe=False,
+            check_same_thread=False,
         )
         database.connect()
     try:
