@@ -142,13 +142,14 @@ def _enrol(
     first: dict[str, Line] = {}
     for line in lines:
         first.setdefault(line.user_id, line)
+    experiment_id = experiment.id  # to look it up takes as long as to make a row
     kept = bool(experiment.own_sums)  # the covariates
     received_at = _microseconds(now)
     ids = database.obj.new_ids(Assignment, len(first))
     rows = [
         (
             id,
-            experiment.id,
+            experiment_id,
             *line[:3],
             received_at,
             (kept and line.covariate) or None,
@@ -168,10 +169,10 @@ def _enrol(
         )
         present = {id for (id,) in database.execute(written)}
         new = {user_id: id for user_id, id in new.items() if id in present}
-    count_participants((experiment.id, first[user_id].variant) for user_id in new)
+    count_participants((experiment_id, first[user_id].variant) for user_id in new)
     if experiment.own_sums:
         write_joined(
-            (experiment.id, one.variant, _time(one.assigned_at), _number(one.covariate))
+            (experiment_id, one.variant, _time(one.assigned_at), _number(one.covariate))
             for one in map(first.__getitem__, new)
         )
     return new

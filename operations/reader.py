@@ -6,7 +6,6 @@ reads the same from it. It leaves every other line, and so every error, to the s
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -175,16 +174,19 @@ class FastReader:
         It is None unless each line is a record that `read` would read, without a
         conversion. By columns this takes a third of the time.
         """
-        if not NAMES.issuperset(names) or block.count(b"\r") > block.count(b"\r\n"):
+        ends = block.count(b"\r\n")
+        if not NAMES.issuperset(names) or b'"' in block or block.count(b"\r") > ends:
             return None
         try:
-            lines = block.decode().removesuffix("\n").split("\n")
-            records = list(csv.reader(lines, strict=True))
-        except (UnicodeDecodeError, csv.Error):
+            text = block.decode()
+        except UnicodeDecodeError:
             return None
-        if len(records) < len(lines) or {*map(len, records)} != {len(names)}:
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        width = len(names)
+        if {line.count(",") + 1 for line in lines} != {width}:
             return None
-        columns = dict(zip(names, zip(*records, strict=True), strict=True))
+        cells = ",".join(lines).split(",")
+        columns = {name: cells[place::width] for place, name in enumerate(names)}
         user_ids, variants, timestamps = map(columns.pop, COLUMNS[:3])
         times = {text: self._assigned_at(text) for text in {*timestamps}}
         if (
