@@ -274,8 +274,10 @@ class _Lines:
                 self._number += 1
                 yield text
                 continue
-            self._alone = inf  # what is in memory comes after the other pieces
-            for piece in re.split(r"(?<=\r)(?!\n|\Z)", text):
+            pieces = re.split(r"(?<=\r)(?!\n|\Z)", text)
+            if len(pieces) > 1:
+                self._alone = inf  # the file is ahead of the pieces
+            for piece in pieces:
                 self._number += 1
                 yield piece
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -283,4 +284,8 @@ class Staging:
 def staging(beside: Path | None) -> Iterator[Staging]:
     """Yield a place for lines on the disk of this file, and drop it."""
     with scratch(beside and beside.resolve().parent) as database:
-        yield Staging(database)
+        gc.freeze()  # or the collector walks all modules whenever a chunk has been made
+        try:
+            yield Staging(database)
+        finally:
+            gc.unfreeze()

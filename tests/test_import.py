@@ -1,7 +1,11 @@
 """The fast reader of an import reads what the schema reads."""
 
+import gzip
 import json
+import threading
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from marshmallow import ValidationError
 
 from operations import importer
-from operations.reader import COLUMNS, Event, FastReader, Read
+from operations.reader import COLUMNS, Assigned, Event, FastReader, Read
 from operations.staging import staging
 from web.json import InvalidJson
 
@@ -153,6 +157,108 @@ def test_the_columns_are_in_any_order_and_may_be_missing(names):
     assert FastReader(VARIANTS, METRICS, "x").of((*names, "more"))([*cells, ""]) is None
 
 
+class ByLines(FastReader):
+    """Reads each line by itself."""
+
+    def read_block(self, names, block):
+        return None
+
+
+def records(raw, reader=FastReader):
+    """Return each record of a file, and at last why no more of it can be read."""
+    lines, read = importer._Lines(raw), []
+    try:
+        fast = reader(VARIANTS, METRICS, "purchase")
+        for number, row, problem in importer._table(lines, fast):
+            if isinstance(row, Assigned):
+                for place, cells in enumerate(zip(*row, strict=True)):
+                    read.append((number + place, Read(*cells, "", None), problem))
+            else:
+                read.append((number, row, problem))
+    except importer.UNREADABLE as error:
+        read.append((lines.first, None, str(error)))
+    return read
+
+
+def opened(data, is_compressed=False, size=importer.BUFFER):
+    raw = BufferedReader(BytesIO(data), size)
+    return gzip.GzipFile(fileobj=raw) if is_compressed else raw
+
+
+PLAIN = [
+    *("u{},v1,2024-01-01T00:00:09Z", "u{},Control,2024-01-01T00:00:00.894123Z"),
+    *("Zoë {},v2,2024-01-01 01:00:00+01:00", " u{} ,v1,2024-01-01T00:00:09Z"),
+]
+ODD_LINES = [
+    *('"u{}",v1,2024-01-01T00:00:09Z', '"a\nb\r\n{}",v1,2024-01-01T00:00:09Z'),
+    *('u"{}",v1,2024-01-01T00:00:09Z', '"u{},v1,2024-01-01T00:00:09Z', ""),
+    *("u{},v1", "u{},v1,2024-01-01T00:00:09Z,", "u{},v9,2024-01-01T00:00:09Z"),
+    *("null,v1,2024-01-01T00:00:09Z", "u{},v1,soon", ",v1,2024-01-01T00:00:09Z"),
+    *("'=x{},v1,2024-01-01T00:00:09Z", f"u{{}},v1,{SOON.isoformat()}", "u,v1\n,x"),
+    *("\ud83d{},v1,2024-01-01T00:00:09Z", "u\0{},v1,2024-01-01T00:00:09Z"),
+    *("u{}\r,v1,2024-01-01T00:00:09Z", "u\u2028{},v1,2024-01-01T00:00:09Z"),
+    *("u{},v1,2024-01-01T00:00:09Z\r", "x" * 300 + "{},v1,2024-01-01T00:00:09Z"),
+    *(",", ",,", " ", '"', "\r"),
+]
+CONVERTED = [",,,", "2024-01-01T00:00:10Z,revenue,5,key {}", "2024-01-01T00:00:10Z,,,"]
+
+
+@given(data=st.data())
+def test_lines_that_are_read_together_are_read_as_each_by_itself(data):
+    ends = data.draw(st.sampled_from([["\n"], ["\r\n"], ["\r"], ["\n", "\r\n", "\r"]]))
+    names = data.draw(st.sampled_from([COLUMNS[:3], COLUMNS]))
+    odd = st.one_of(st.sampled_from(PLAIN), st.sampled_from(ODD_LINES))
+    text = data.draw(st.sampled_from(["", "\ufeff"])) + ",".join(names)
+    for piece in data.draw(st.lists(st.tuples(odd, st.integers(0, 9)), max_size=5)):
+        for line in (piece[0], *[data.draw(st.sampled_from(PLAIN))] * piece[1]):
+            more = data.draw(st.sampled_from(CONVERTED)) if len(names) > 3 else None
+            number = data.draw(st.integers(0, 99))
+            cells = line if more is None else f"{line},{more}"
+            text += data.draw(st.sampled_from(ends)) + cells.replace("{}", str(number))
+    text += data.draw(st.sampled_from(["", *ends]))
+    content = text.encode(errors="surrogatepass")
+    is_compressed = data.draw(st.booleans())
+    if is_compressed:
+        content = gzip.compress(content)[: data.draw(st.sampled_from([None, -9, -20]))]
+    size = data.draw(st.sampled_from([40, 100, 1_000, importer.BUFFER]))
+
+    read = records(opened(content, is_compressed, size))
+
+    assert read == records(opened(content, is_compressed), ByLines)
+
+
+def plain_lines(number, end="\n"):
+    lines = (
+        f"user {line},v{line % 2 + 1},2024-01-01T00:00:09Z" for line in range(number)
+    )
+    return "".join(f"{line}{end}" for line in (",".join(COLUMNS[:3]), *lines)).encode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_usual_lines_of_csv_are_read_together(end):
+    lines = importer._Lines(opened(plain_lines(30_000, end)))
+    fast = FastReader(VARIANTS, METRICS, "purchase")
+
+    together = [isinstance(row, Assigned) for _, row, _ in importer._table(lines, fast)]
+
+    assert len(together) < 30 and sum(together) >= len(together) // 2
+
+
+GOOD_LINE = b"u1,v1,2024-01-01T00:00:09Z\n"
+
+
+@pytest.mark.parametrize("before", [0, 2_900, 3_000, 3_100])
+@pytest.mark.parametrize("size", [importer.LONGEST, importer.LONGEST + 1])
+def test_a_long_line_after_others_is_read_or_refused_as_by_itself(before, size):
+    long = GOOD_LINE.rstrip().ljust(size - 1, b",") + b"\n"
+    content = plain_lines(before) + long + GOOD_LINE * 5
+
+    read = records(opened(content))
+
+    assert read == records(opened(content), ByLines)
+    assert len(read) == before + (6 if size == importer.LONGEST else 1)
+
+
 def quick_json(line):
     return FastReader(VARIANTS, METRICS, "purchase").read_json(line)
 
@@ -259,6 +365,54 @@ def test_a_hash_that_two_users_have_in_common_makes_them_no_one_user():
         ("user 2", 2, 1),
         ("user 3", 3, 1),
     ]
+
+
+def test_lines_that_come_together_are_staged_as_each_by_itself():
+    users = [f"user {number % 24_000}" for number in range(25_000)]
+    times = [*range(25_000, 0, -1)]
+    written = []
+    for size in (1, 2_900):
+        with staging(None) as staged:
+            for start in range(0, 25_000, size):
+                some = slice(start, start + size)
+                columns = users[some], ["v1"] * len(users[some]), times[some]
+                if size > 1:
+                    staged.add_assigned(start + 1, Assigned(*columns))
+                else:
+                    (line,) = zip(*columns, strict=True)
+                    staged.add(start + 1, Read(*line, "", None))
+            staged.compare()
+            written.append([line for chunk in staged.chunks(10_000) for line in chunk])
+
+            assert staged.count == 25_000
+
+    assert written[0] == written[1]
+    assert [line.assigned_at for line in written[0][:1_001]] == [
+        *range(1_000, 0, -1),
+        24_000,
+    ]
+
+
+def test_no_more_than_one_item_is_made_ahead_and_the_thread_ends():
+    made, before = [], threading.active_count()
+
+    with closing(importer.ahead(made.append(one) or one for one in range(9))) as items:
+        assert [next(items), next(items)] == [0, 1]
+
+    assert len(made) <= 3 and threading.active_count() == before
+    assert list(importer.ahead(iter("abc"))) == ["a", "b", "c"]
+
+
+def test_an_error_while_an_item_is_made_ahead_follows_the_items_before():
+    items, before = (
+        importer.ahead(1 // one for one in (1, 1, 0, 1)),
+        threading.active_count(),
+    )
+
+    assert [next(items), next(items)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert threading.active_count() == before
 
 
 def writes():
