@@ -19,7 +19,7 @@ from operations.reader import COLUMNS, Assigned, Event, FastReader, Read
 from operations.staging import staging
 from web.json import InvalidJson
 
-VARIANTS = {"v1": "v1", "Control": "v1", "v2": "v2", "'=x": "v2"}
+VARIANTS = {"v1": "v1", "Control": "v1", "v2": "v2", "'=x": "v2", "a\rb": "v2"}
 FULL = {"full", "purchase"}
 METRICS = SimpleNamespace(admit=lambda name: name not in FULL - {"purchase"})
 EXPERIMENT = SimpleNamespace(primary_metric="purchase")
@@ -198,7 +198,7 @@ ODD_LINES = [
     *("\ud83d{},v1,2024-01-01T00:00:09Z", "u\0{},v1,2024-01-01T00:00:09Z"),
     *("u{}\r,v1,2024-01-01T00:00:09Z", "u\u2028{},v1,2024-01-01T00:00:09Z"),
     *("u{},v1,2024-01-01T00:00:09Z\r", "x" * 300 + "{},v1,2024-01-01T00:00:09Z"),
-    *(",", ",,", " ", '"', "\r"),
+    *("u{},a\rb,2024-01-01T00:00:09Z", ",", ",,", " ", '"', "\r"),
 ]
 CONVERTED = [",,,", "2024-01-01T00:00:10Z,revenue,5,key {}", "2024-01-01T00:00:10Z,,,"]
 
