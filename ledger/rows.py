@@ -147,13 +147,7 @@ def _enrol(
     received_at = _microseconds(now)
     ids = database.obj.new_ids(Assignment, len(first))
     rows = [
-        (
-            id,
-            experiment_id,
-            *line[:3],
-            received_at,
-            (kept and line.covariate) or None,
-        )
+        (id, experiment_id, *line[:3], received_at, (kept and line.covariate) or None)
         for id, line in zip(ids, first.values(), strict=True)
     ]
     # The ids are in the order of the lines. The rows are written in the order of the
