@@ -41,7 +41,7 @@ REQUIRED = [name for name, field in LINE.fields.items() if field.required]
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
 
-WRITTEN = 10_000  # lines of a transaction: as many as the rows of a batch of the API
+WRITTEN = 7_000  # lines of a transaction; while it is written, as many are read
 
 BUFFER = 128 * 1024  # bytes that are read at once
 
