@@ -11,7 +11,7 @@ Row = TypeVar("Row")
 
 
 class Traffic:
-    """The number of quick requests that this process is answering.
+    """The number of quick requests that this process has received or is answering.
 
     Work that takes seconds lets them go first. All threads share one interpreter, and a
     write releases it about twenty times, each of which could be a wait.

@@ -99,7 +99,7 @@ class Group:
     next group. Nobody is answered before the commit.
     """
 
-    MOMENT = 0.0005  # seconds
+    MOMENT = 0.003  # seconds
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -141,10 +141,13 @@ class Group:
             self._hand_over(jobs, job)
 
     def _await_others(self) -> None:
-        """Wait a moment for requests that may be about to write."""
+        """Wait a moment for requests that may be about to write.
+
+        Who has come meanwhile shares the transaction, and the process computes anyway.
+        """
         end = time.monotonic() + self.MOMENT
         while len(self._waiting) < traffic.quick and time.monotonic() < end:
-            time.sleep(self.MOMENT / 3)
+            time.sleep(self.MOMENT / 6)
 
     def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:
