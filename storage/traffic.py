@@ -21,17 +21,36 @@ class Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._own = threading.local()
         self.quick = 0
+        self.left = 0
+        """How many requests have stopped to count, since the process began."""
 
-    def enter(self) -> None:
-        """Count a quick request."""
+    def announce(self) -> None:
+        """Count a request that has been received, and that a thread will take."""
         with self._lock:
             self.quick += 1
 
+    def take(self) -> None:
+        """Note that the request of this thread counts already."""
+        self._own.counts = True
+
+    def enter(self) -> None:
+        """Count the request of this thread as a quick one, unless it counts already."""
+        if not self._counts():
+            self.announce()
+            self.take()
+
     def leave(self) -> None:
         """Stop counting it: it was answered, or it takes seconds."""
-        with self._lock:
-            self.quick -= 1
+        if self._counts():
+            self._own.counts = False
+            with self._lock:
+                self.quick -= 1
+                self.left += 1
+
+    def _counts(self) -> bool:
+        return getattr(self._own, "counts", False)
 
     def pause(self) -> None:
         """Pause for a moment if quick requests are being answered."""

@@ -69,28 +69,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.place is not None:
             connections[self.place] = self.nr_conns if self.alive else NOBODY
 
-    # A request counts as traffic from here on, because it may wait for a thread; and
-    # the app counts it while it answers.
+    # A request counts as traffic from here on, because it may wait for a thread.
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """Give a request on a kept connection to a thread."""
-        conn.is_coming = True
-        traffic.enter()
+        conn.is_announced = True
+        traffic.announce()
         super().on_client_socket_readable(conn, client)
 
     def handle(self, conn: Any) -> Any:
         """Read a request and answer it, in a thread."""
+        if getattr(conn, "is_announced", False):
+            conn.is_announced = False
+            traffic.take()
         try:
             return super().handle(conn)
         finally:
-            self._arrived(conn)
-
-    def handle_request(self, req: Any, conn: Any) -> bool:
-        """Answer a request that has been read."""
-        self._arrived(conn)
-        return bool(super().handle_request(req, conn))
-
-    def _arrived(self, conn: Any) -> None:
-        if getattr(conn, "is_coming", False):
-            conn.is_coming = False
             traffic.leave()
