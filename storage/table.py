@@ -77,7 +77,7 @@ class Statement:
 
     def __init__(self, query: Callable[[Any], Any]) -> None:
         self._query = query
-        self._texts: dict[type, str] = {}
+        self._texts: dict[tuple[type, int], str] = {}
 
     def __call__(self, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a run with these values, as they are stored."""
@@ -93,14 +93,26 @@ class Statement:
         """
         return [table.read(row) for row in self(*values)]
 
-    def _text(self, here: Any) -> str:
-        """Return the text of the query, composed once for each kind of engine."""
-        text = self._texts.get(type(here))
+    def each(self, runs: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Return the rows of a few runs with these lists of values, in any order.
+
+        They are one statement, which takes half the time of a statement for each.
+        """
+        here = database.obj
+        text, values = self._text(here, len(runs)), list(chain.from_iterable(runs))
+        with peewee.__exception_wrapper__:
+            rows: list[tuple[Any, ...]] = here.run(text, values).fetchall()
+            return rows
+
+    def _text(self, here: Any, number: int = 1) -> str:
+        """Return the text of so many runs, composed once for each kind of engine."""
+        text = self._texts.get((type(here), number))
         if text is None:
             text, values = self._query(SQL(here.param)).bind(here).sql()
             if values:
                 raise ValueError(f"Not every value is a mark: {text}")
-            self._texts[type(here)] = text
+            text = " UNION ALL ".join([text] * number)
+            self._texts[type(here), number] = text
         return text
 
 
