@@ -36,7 +36,7 @@ from models import (
 from stats import MetricSettings
 from storage.columns import Json, utcnow
 from storage.engine import Overtaken, database
-from storage.table import CHUNK, Statement
+from storage.table import Statement, pieces
 from targeting import decision
 from targeting.decision import (
     EXISTING,
@@ -261,8 +261,7 @@ def _present(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decis
     """Return the decisions of those of these users who are enrolled."""
     present: dict[str, Decision] = {}
     kinds: dict[tuple[str, int], Decision] = {}  # by the variant and the time
-    for start in range(0, len(user_ids), CHUNK):
-        some = user_ids[start : start + CHUNK]
+    for some in pieces(user_ids):
         for user_id, variant, time in users_in(len(some))(definition.id, *some):
             one = kinds.get((variant, time))
             if one is None:

@@ -57,9 +57,6 @@ class Turns:
                     self._line[0][1].release()
 
 
-import os
-AGAIN=os.environ.get('AGAIN')
-OLD=os.environ.get('OLD')
 Work = Callable[[list[Any]], Sequence[Any]]
 """Writes a list of items; returns a result for each."""
 
@@ -124,6 +121,7 @@ class Group:
             self._turns.refuse_too_many()
             self._turns.members += 1
             self._waiting.append(job)
+        traffic.wait_to_write()
         job.wait.acquire()
         return job
 
@@ -144,22 +142,11 @@ class Group:
             self._hand_over(jobs, job)
 
     def _await_others(self) -> None:
-        """Wait a moment for requests that may be about to write.
-
-        Who has come meanwhile shares the transaction, and the process computes anyway.
-        """
-        end = time.monotonic() + self.MOMENT
-        if OLD:
-            while len(self._waiting) < traffic.quick and time.monotonic() < end:
-                time.sleep(self.MOMENT / 6)
-            return
-        joined = 0
+        """Wait for requests that may be about to write, as long as some of them do."""
+        end, joined = time.monotonic() + self.MOMENT, 0
         while joined < len(self._waiting) and time.monotonic() < end:
             joined = len(self._waiting)
-            everyone = traffic.left + traffic.quick
-            while traffic.left + len(self._waiting) < everyone and time.monotonic() < end:
-                time.sleep(self.MOMENT / 6)
-            if not AGAIN: return
+            traffic.await_others(joined, end - time.monotonic())
 
     def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:

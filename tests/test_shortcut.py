@@ -893,10 +893,16 @@ def test_the_threads_of_a_group_share_one_transaction():
 def two_requests():
     """Count two requests that are being answered."""
     for _ in range(2):
-        traffic.traffic.enter()
+        traffic.traffic.announce()
     yield
-    for _ in range(2):
-        traffic.traffic.leave()
+    while traffic.traffic.quick:
+        leave()
+
+
+def leave():
+    """Answer a request that was announced."""
+    traffic.traffic.take()
+    traffic.traffic.leave()
 
 
 def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
@@ -916,6 +922,22 @@ def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
         second = threads.submit(write, 1)
         assert (first.result(10), second.result(10)) == (0, 1)
     assert begun == [2]
+
+
+def test_who_leads_a_group_waits_no_longer_for_a_request_that_was_answered(
+    two_requests,
+):
+    group, began = turns.Group(turns.Turns()), time.monotonic()
+    group.MOMENT = 60
+    write = writer(group, list, ExitStack)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(write, 0)
+        while not group._waiting:
+            assert not first.done()
+        threads.submit(leave).result(10)
+        assert first.result(10) == 0
+
+    assert time.monotonic() - began < 20
 
 
 def test_who_leads_a_group_alone_waits_for_nobody(app, api, running):
