@@ -85,6 +85,10 @@ class Engine(peewee.Database, ABC):
         """Open it, or reopen it if another one is at its address now."""
 
     @abstractmethod
+    def lend(self) -> None:
+        """Let another thread use this thread's connection, after a request."""
+
+    @abstractmethod
     def identity(self) -> tuple[int, int] | None:
         """Return what distinguishes the database at this address from any other."""
 

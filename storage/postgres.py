@@ -194,6 +194,9 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
     def open(self) -> None:
         pass  # whoever needs a connection borrows one
 
+    def lend(self) -> None:
+        pass  # and gives it back after each statement
+
     def identity(self) -> tuple[int, int] | None:
         return self._number, self.pool.generation
 

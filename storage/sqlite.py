@@ -7,13 +7,14 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import peewee
@@ -37,6 +38,8 @@ from storage.shape import shape
 from storage.turns import Group, Turns
 
 PATIENCE = 5  # seconds that a statement waits for others
+
+IDLE = 10  # seconds after which a connection that nobody used is closed
 
 SETTINGS: dict[str, Any] = {
     "timeout": PATIENCE,
@@ -99,6 +102,14 @@ def exact_sum(left: str | None, right: str | None) -> str | None:
     return format(EXACT.add(Decimal(left), Decimal(right)), "f")
 
 
+class Spare(NamedTuple):
+    """A connection that no thread uses, the file that it is of, and since when."""
+
+    connection: Any
+    file: tuple[int, int] | None
+    since: float
+
+
 class Sqlite(Engine, peewee.SqliteDatabase):
     """SQLite with a queue before its write lock.
 
@@ -117,9 +128,12 @@ class Sqlite(Engine, peewee.SqliteDatabase):
         self._group = Group(self.turns)
         self.patience: float = PATIENCE
         self._opened = threading.local()  # which file this thread's handle is of
+        self._spare: deque[Spare] = deque()
+        self._spare_lock = threading.Lock()
         # The file is opened as a URI, whose options are SQLite's.
         path = ":memory:" if file is None else f"file:{quote(str(file))}?{options}"
-        super().__init__(path, uri=True, **settings)
+        # A connection goes from thread to thread; one at a time uses it.
+        super().__init__(path, uri=True, check_same_thread=False, **settings)
         self.register_function(exact_sum, "exact_sum", 2)
         _databases.add(self)
 
@@ -147,12 +161,48 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def shut(self) -> None:
         self.close()
+        while spare := self._unspare():
+            spare.connection.close()
 
     def open(self) -> None:
-        if not self.is_closed() and self.identity() != self.opened():
+        # Asked before: if the file is replaced meanwhile, the next call notices it.
+        file = self.identity()
+        if not self._state.closed:
+            if file == self.opened():
+                return
             self.close()
-        if self.connect(reuse_if_open=True):
-            self._opened.file = self.identity()
+        while spare := self._unspare():
+            if spare.file == file:
+                self._state.set_connection(spare.connection)
+                break
+            spare.connection.close()
+        else:
+            self.connect()
+        self._opened.file = file
+
+    def lend(self) -> None:
+        """Leave this thread's connection to the next thread that opens the database.
+
+        Each one keeps prepared statements and pages, up to 3 MiB. The one that was used
+        last is used next, and those that no request needed are closed. If every thread
+        kept its own, the memory of a process would grow for hours.
+        """
+        if self._state.closed or self.file is None:  # in memory, it is the database
+            return
+        connection, now = self._state.conn, time.monotonic()
+        if self.in_transaction() or connection.in_transaction:
+            return  # this thread has still to end it
+        self._state.reset()
+        with self._spare_lock:
+            self._spare.append(Spare(connection, self.opened(), now))
+            is_idle = self._spare[0].since < now - IDLE
+            idle = self._spare.popleft() if is_idle else None
+        if idle:
+            idle.connection.close()
+
+    def _unspare(self) -> Spare | None:
+        with self._spare_lock:
+            return self._spare.pop() if self._spare else None
 
     def opened(self) -> tuple[int, int] | None:
         return getattr(self._opened, "file", None)
@@ -432,11 +482,10 @@ _databases: weakref.WeakSet[Sqlite] = weakref.WeakSet()
 
 
 def _close_before_fork() -> None:
-    """Close every database that this thread has open, even if one close fails."""
+    """Close what this thread has open and what is spare, even if one close fails."""
     with ExitStack() as stack:
         for one in tuple(_databases):
-            if not one.is_closed():
-                stack.callback(one.close)
+            stack.callback(one.shut)
 
 
 # SQLite's locks do not survive a fork: a handle that is open in the parent makes

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from models import (
     Variant,
 )
 from storage import columns, engine, factory, postgres, schema, sqlite
+from storage.files import driver
 from storage.table import pieces
 from storage.turns import Turns
 
@@ -170,7 +172,6 @@ def test_rows_with_different_columns_are_refused(app, table):
     assert table.insert_many([whole, whole]) is not None
 
 
-@pytest.mark.sqlite
 @pytest.mark.one_engine
 def test_statements_have_few_different_numbers_of_rows():
     sizes = set()
@@ -183,6 +184,7 @@ def test_statements_have_few_different_numbers_of_rows():
     assert len(sizes) == 21
 
 
+@pytest.mark.sqlite
 def test_writers_queue_with_begin_immediate(api, running):
     path = running()
     statements = []
@@ -291,9 +293,23 @@ def test_a_first_boot_of_several_at_once_makes_one_database(tmp_path):
     assert (tmp_path / "instance" / "abacus.db").stat().st_mode & 0o777 == 0o600
 
 
+def in_another_thread(work):
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result(20)
+
+
+def lent(database):
+    """Open the database and lend the connection; return it."""
+    database.open()
+    used = database.connection()
+    database.lend()
+    return used
+
+
 @pytest.mark.sqlite  # its locks do not survive a fork
 def test_no_handle_is_open_at_a_fork(app):
     engine.database.connect(reuse_if_open=True)
+    spare = in_another_thread(lambda: lent(app.extensions["database"]))
 
     child = os.fork()
     if child == 0:
@@ -301,6 +317,67 @@ def test_no_handle_is_open_at_a_fork(app):
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert engine.database.is_closed()
+    with pytest.raises(driver.ProgrammingError, match="closed"):
+        spare.execute("SELECT 1")
+
+
+@pytest.mark.sqlite
+def test_a_connection_that_was_lent_is_the_next_one_that_is_used(app):
+    with engine.using(app.extensions["database"]) as database:
+        database.open()
+        own = database.connection()
+        other = in_another_thread(lambda: lent(database))
+        database.lend()
+
+        assert other is not own
+        assert in_another_thread(lambda: lent(database)) is own
+        database.shut()
+
+
+@pytest.mark.sqlite
+def test_a_connection_is_not_lent_within_a_transaction(app):
+    with engine.using(app.extensions["database"]) as database:
+        database.open()
+        own = database.connection()
+        with database.atomic():
+            database.lend()
+            assert in_another_thread(lambda: lent(database)) is not own
+            assert database.connection() is own
+        database.shut()
+
+
+@pytest.mark.sqlite
+def test_a_connection_that_nobody_needs_is_closed(app):
+    with engine.using(app.extensions["database"]) as database:
+        database.open()
+        other = in_another_thread(lambda: lent(database))
+        usual, sqlite.IDLE = sqlite.IDLE, 0
+        try:
+            database.lend()
+        finally:
+            sqlite.IDLE = usual
+
+        with pytest.raises(driver.ProgrammingError, match="closed"):
+            other.execute("SELECT 1")
+        database.open()
+        assert database.pragma("quick_check") == "ok"
+        database.shut()
+
+
+@pytest.mark.sqlite
+def test_a_connection_to_a_file_that_was_replaced_is_never_used(app, tmp_path):
+    with engine.using(app.extensions["database"]) as database:
+        before = lent(database)
+        copy = tmp_path / "copy.db"
+        shutil.copy(database.file, copy)
+        copy.replace(database.file)
+
+        database.open()
+        assert database.opened() == database.identity()
+        assert database.connection() is not before
+        with pytest.raises(driver.ProgrammingError, match="closed"):
+            before.execute("SELECT 1")
+        database.shut()
 
 
 def test_an_app_can_be_tested_in_memory_in_three_lines():
