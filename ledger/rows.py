@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
+from itertools import repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def _booked(given: Experiment, lines: Sequence[Line]) -> Booked:
     experiment = Experiment.get_by_id(given.id)
     refuse_unless_open(experiment)
     new = _enrol(experiment, lines, now)
-    others = {line.user_id: line.variant for line in lines if line.user_id not in new}
+    others = {user_id: variant for user_id, variant, *_ in lines if user_id not in new}
     participants = participants_among(experiment.id, others)
     if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
         participants[user_id].variant != variant for user_id, variant in others.items()
@@ -139,9 +140,11 @@ def _enrol(
     experiment: Experiment, lines: Sequence[Line], now: datetime
 ) -> dict[str, int]:
     """Enrol the users of the lines who are not enrolled; return their rows' ids."""
-    first: dict[str, Line] = {}
-    for line in lines:
-        first.setdefault(line.user_id, line)
+    first = dict(zip(map(itemgetter(0), lines), lines, strict=True))
+    if len(first) < len(lines):
+        first.clear()
+        for line in lines:
+            first.setdefault(line.user_id, line)
     experiment_id = experiment.id  # to look it up takes as long as to make a row
     kept = bool(experiment.own_sums)  # the covariates
     received_at = _microseconds(now)
@@ -163,7 +166,8 @@ def _enrol(
         )
         present = {id for (id,) in database.execute(written)}
         new = {user_id: id for user_id, id in new.items() if id in present}
-    count_participants((experiment_id, first[user_id].variant) for user_id in new)
+    variants = map(itemgetter(1), map(first.__getitem__, new))
+    count_participants(zip(repeat(experiment_id), variants))
     if experiment.own_sums:
         write_joined(
             (experiment_id, one.variant, _time(one.assigned_at), _number(one.covariate))
