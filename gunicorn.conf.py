@@ -22,6 +22,7 @@ from models import TABLES
 from storage import engine, factory, schema
 from web import settings
 from web.keys import WeakSecret, keys_are_ready
+from web.worker import Worker, free, free_place
 
 
 class DiscreetLogger(Logger):
@@ -41,7 +42,8 @@ class DiscreetLogger(Logger):
 
 
 bind = "127.0.0.1:8000"
-worker_class = "gthread"  # a sync worker never exits after its master was killed
+# A thread worker: a sync one never exits after its master was killed.
+worker_class = Worker
 workers = 2
 threads = 32  # at most 28 wait for a write; the other four answer health checks
 timeout = 30
@@ -179,7 +181,8 @@ def _lock(folder, mode):
 
 
 def child_exit(server, worker):
-    """Keep the counters of a worker that ended, but not its gauges."""
+    """Keep the counters of a worker that ended, but not its gauges; free its place."""
+    free(worker)
     # Imported late: prometheus_client reads the folder's variable when imported.
     from prometheus_client.multiprocess import mark_process_dead
 
@@ -195,7 +198,8 @@ def on_exit(server):
 
 
 def pre_fork(server, worker):
-    """Choose a processor for a worker, if there are enough workers to use them all."""
+    """Give a worker a place among the others, and a processor if each can have one."""
+    worker.place = free_place(server.WORKERS.values())
     usable = sorted(os.sched_getaffinity(0)) if CAN_PIN else []
     worker.processor = None
     if usable and len(usable) <= server.num_workers:

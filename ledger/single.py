@@ -36,7 +36,7 @@ from models import (
 from stats import MetricSettings
 from storage.columns import Json, utcnow
 from storage.engine import Overtaken, database
-from storage.table import CHUNK, Statement
+from storage.table import Statement, pieces
 from targeting import decision
 from targeting.decision import (
     EXISTING,
@@ -261,8 +261,7 @@ def _present(definition: Definition, user_ids: Sequence[str]) -> dict[str, Decis
     """Return the decisions of those of these users who are enrolled."""
     present: dict[str, Decision] = {}
     kinds: dict[tuple[str, int], Decision] = {}  # by the variant and the time
-    for start in range(0, len(user_ids), CHUNK):
-        some = user_ids[start : start + CHUNK]
+    for some in pieces(user_ids):
         for user_id, variant, time in users_in(len(some))(definition.id, *some):
             one = kinds.get((variant, time))
             if one is None:
@@ -356,10 +355,11 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
 # Conversions
 # ----------------------------------------------------------------------------
 
-# A row for each thing that an event depends on, null where there is none.
+# What an event depends on, null where there is none, behind the place of the event.
 FACTS = Statement(
     lambda mark: (
         Identity.select(
+            mark,
             Identity.revision,
             Assignment.id,
             Assignment.variant,
@@ -423,18 +423,30 @@ def _book(candidates: Sequence[Candidate]) -> list[Receipt | None]:
     Return the receipt of each that is simply accepted, else None.
     """
     now, books = database.obj.now(), Books([], set())
-    receipts = [_counted(books, one, now) for one in candidates]
+    asked = [_asked(place, *one) for place, one in enumerate(candidates)]
+    facts = sorted(FACTS.each(asked))  # by the place
+    receipts = [
+        _counted(books, one, found, now)
+        for one, found in zip(candidates, facts, strict=True)
+    ]
     tallies.write_bookings(books.bookings)
     return receipts
 
 
-def _counted(books: Books, candidate: Candidate, now: datetime) -> Receipt | None:
+def _asked(place: int, name: str, known: Known, event: Event) -> tuple[Any, ...]:
+    """Return the values for the facts of an event."""
+    id, metric = known.definition.id, event.metric or known.primary_metric
+    return place, id, event.user_id, id, metric, id, event.idempotency_key
+
+
+def _counted(
+    books: Books, candidate: Candidate, found: Sequence[Any], now: datetime
+) -> Receipt | None:
     """Add an event to the books if it is simply accepted; return its receipt."""
     name, known, event = candidate
     id, user_id, key = known.definition.id, event.user_id, event.idempotency_key
     metric = event.metric or known.primary_metric
-    (found,) = FACTS(id, user_id, id, metric, id, key)
-    revision, assignment_id, variant, assigned_at, covariate, number, taken = found
+    _, revision, assignment_id, variant, assigned_at, covariate, number, taken = found
     if revision != known.revision:
         memory.forget(name)
         return None

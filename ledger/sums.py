@@ -7,9 +7,10 @@ costs the same for any number of them, and several processes can add at the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
 from peewee import EXCLUDED
@@ -32,12 +33,10 @@ class Total(NamedTuple):
     """How many of the events have a value."""
 
     @classmethod
-    def of(cls, values: Iterable[Decimal | None]) -> Total:
+    def of(cls, values: Sequence[Decimal | None]) -> Total:
         """Return the total of events with these values."""
-        whole = cls()
-        for value in values:
-            whole = whole.plus(value)
-        return whole
+        held = [value for value in values if value is not None]
+        return cls(len(values), reduce(EXACT.add, held) if held else None, len(held))
 
     def plus(self, value: Decimal | None) -> Total:
         """Return the total with one more event."""

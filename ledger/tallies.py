@@ -214,14 +214,14 @@ def write_bookings(rows: Sequence[Booking]) -> None:
         raise Overtaken
     increases: dict[tuple[str, str, str], Increase] = {}
     sums: dict[str, Tallied] = {}
-    for some, before, after in _add_to_totals(rows):
+    for some, new, after in _add_to_totals(rows):
         one = some[0]  # the others differ in values, times and keys alone
         key = one.experiment_id, one.variant, one.metric
-        increase = Increase.of(some, before, after)
+        increase = Increase.of(some, new, after)
         increases[key] = increases[key].plus(increase) if key in increases else increase
         if one.settings:
             own = sums.setdefault(one.experiment_id, Tallied.empty())
-            own.gain(one.settings, one, before, after)
+            own.gain(one.settings, one, after.minus(new), after)
     slot = database.obj.slot
     ADD_TALLIES.of((*key, slot, *increases[key]) for key in sorted(increases))
     if sums:
@@ -233,17 +233,20 @@ def _add_to_totals(
 ) -> Iterator[tuple[list[Booking], Total, Total]]:
     """Add to the totals of participants.
 
-    Yield the events of each in one metric, with the total before and after them.
+    Yield the events of each in one metric, with their total and the one after them.
     """
     events: dict[tuple[int, str], list[Booking]] = {}
     for row in rows:
         events.setdefault((row.assignment_id, row.metric), []).append(row)
-    added = {key: Total.of(row.value for row in events[key]) for key in sorted(events)}
+    added = {
+        key: Total.of([row.value for row in events[key]]) for key in sorted(events)
+    }
     # In one order, so that no two transactions wait for each other.
     after = ADD_OUTCOMES.returned([(*key, *one) for key, one in added.items()])
-    for id, metric, number, total, valued in after:
-        whole = Total(number, Outcome.total.python_value(total), valued)
-        yield events[id, metric], whole.minus(added[id, metric]), whole
+    number_of = Outcome.total.python_value
+    for id, metric, events_after, total, valued in after:
+        whole = Total(events_after, number_of(total), valued)
+        yield events[id, metric], added[id, metric], whole
 
 
 class Increase(NamedTuple):
@@ -258,16 +261,17 @@ class Increase(NamedTuple):
     last_at: datetime
 
     @classmethod
-    def of(cls, rows: Sequence[Booking], before: Total, after: Total) -> Increase:
-        """Return that of a participant's events, which lead from total to total."""
-        start, end = before.total or ZERO, after.total or ZERO
+    def of(cls, rows: Sequence[Booking], new: Total, after: Total) -> Increase:
+        """Return that of a participant's events, from their total and the one after."""
+        rise, end = new.total or ZERO, after.total or ZERO
         times = [row.occurred_at for row in rows]
         return cls(
-            int(before.events == 0),
-            len(rows),
-            int(before.valued == 0 and after.valued > 0),
-            EXACT.subtract(end, start),
-            EXACT.subtract(EXACT.multiply(end, end), EXACT.multiply(start, start)),
+            int(new.events == after.events),
+            new.events,
+            int(0 < new.valued == after.valued),
+            rise,
+            # The square of the end less that of the start, which is end - rise.
+            EXACT.multiply(rise, EXACT.subtract(EXACT.add(end, end), rise)),
             min(times),
             max(times),
         )

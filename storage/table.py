@@ -14,9 +14,23 @@ from storage.engine import database
 
 CHUNK = 500  # rows a statement: far below any engine's limit of parameters
 
+# How many rows a statement has. The driver keeps each statement that it has met, with
+# about 200 bytes a row, in each connection; of every size, that would be megabytes.
+SIZES = (CHUNK, 250, 125, 64, 32, *range(16, 0, -1))
+
 MANY = 50  # rows from which a value that all have in common is bound once
 
 Row = TypeVar("Row", bound="Table")
+Item = TypeVar("Item")
+
+
+def pieces(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield the items, in order, in pieces of few different sizes."""
+    start = 0
+    for size in SIZES:
+        while len(items) - start >= size:
+            yield items[start : start + size]
+            start += size
 
 
 class Table(Model):
@@ -77,7 +91,7 @@ class Statement:
 
     def __init__(self, query: Callable[[Any], Any]) -> None:
         self._query = query
-        self._texts: dict[type, str] = {}
+        self._texts: dict[tuple[type, int], str] = {}
 
     def __call__(self, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a run with these values, as they are stored."""
@@ -93,14 +107,27 @@ class Statement:
         """
         return [table.read(row) for row in self(*values)]
 
-    def _text(self, here: Any) -> str:
-        """Return the text of the query, composed once for each kind of engine."""
-        text = self._texts.get(type(here))
+    def each(self, runs: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Return the rows of a few runs with these lists of values, in any order.
+
+        They are one statement, which takes half the time of a statement for each.
+        """
+        here, rows = database.obj, []
+        with peewee.__exception_wrapper__:
+            for some in pieces(runs):
+                text = self._text(here, len(some))
+                rows += here.run(text, list(chain.from_iterable(some))).fetchall()
+        return rows
+
+    def _text(self, here: Any, number: int = 1) -> str:
+        """Return the text of so many runs, composed once for each kind of engine."""
+        text = self._texts.get((type(here), number))
         if text is None:
             text, values = self._query(SQL(here.param)).bind(here).sql()
             if values:
                 raise ValueError(f"Not every value is a mark: {text}")
-            self._texts[type(here)] = text
+            text = " UNION ALL ".join([text] * number)
+            self._texts[type(here), number] = text
         return text
 
 
@@ -159,8 +186,7 @@ class Insert(Statement):
             head, _, tail = text.partition("VALUES")
             row, end, tail = tail.partition(")")
             cursors = []
-            for start in range(0, len(rows), CHUNK):
-                some = rows[start : start + CHUNK]
+            for some in pieces(rows):
                 if len(some) < MANY:
                     middle = f"VALUES{','.join([row + end] * len(some))}"
                     values = list(chain.from_iterable(some))

@@ -99,7 +99,7 @@ class Group:
     next group. Nobody is answered before the commit.
     """
 
-    MOMENT = 0.0005  # seconds
+    MOMENT = 0.003  # seconds
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -121,6 +121,7 @@ class Group:
             self._turns.refuse_too_many()
             self._turns.members += 1
             self._waiting.append(job)
+        traffic.wait_to_write()
         job.wait.acquire()
         return job
 
@@ -141,10 +142,11 @@ class Group:
             self._hand_over(jobs, job)
 
     def _await_others(self) -> None:
-        """Wait a moment for requests that may be about to write."""
-        end = time.monotonic() + self.MOMENT
-        while len(self._waiting) < traffic.quick and time.monotonic() < end:
-            time.sleep(self.MOMENT / 3)
+        """Wait for requests that may be about to write, as long as some of them do."""
+        end, joined = time.monotonic() + self.MOMENT, 0
+        while joined < len(self._waiting) and time.monotonic() < end:
+            joined = len(self._waiting)
+            traffic.await_others(joined, end - time.monotonic())
 
     def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:

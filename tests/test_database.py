@@ -30,6 +30,7 @@ from models import (
     Variant,
 )
 from storage import columns, engine, factory, postgres, schema, sqlite
+from storage.table import pieces
 from storage.turns import Turns
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +171,18 @@ def test_rows_with_different_columns_are_refused(app, table):
 
 
 @pytest.mark.sqlite
+@pytest.mark.one_engine
+def test_statements_have_few_different_numbers_of_rows():
+    sizes = set()
+    for number in range(1_200):
+        cut = list(pieces(range(number)))
+        assert [item for piece in cut for item in piece] == list(range(number))
+        assert len(cut) <= 6 + number // 500
+        sizes |= set(map(len, cut))
+
+    assert len(sizes) == 21
+
+
 def test_writers_queue_with_begin_immediate(api, running):
     path = running()
     statements = []

@@ -53,7 +53,7 @@ PACKAGES = {
         {"published"},
     ],
     "web": [
-        {"completion", "csv", "json", "keys", "settings"},
+        {"completion", "csv", "json", "keys", "settings", "worker"},
         {"links", "metrics"},
         {"auth", "fields", "logging"},
         {"flags", "html", "slots"},

@@ -4,14 +4,17 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
 import signal
+import socket
+import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import SimpleNamespace
@@ -369,16 +372,24 @@ def test_a_worker_may_use_all_processors_if_there_are_more_than_workers(tmp_path
         assert processors(worker) == {tuple(two)}
 
 
-@pytest.mark.one_engine
-def test_a_reload_of_newer_settings_replaces_the_workers(tmp_path):
-    tree = tmp_path / "tree"
+def copied_tree(folder, more):
+    """Return the code with some more lines in gunicorn's settings."""
+    tree = folder / "tree"
     tree.mkdir()
     for file in real.ROOT.iterdir():
         (tree / file.name).symlink_to(file)
     settings = tree / "gunicorn.conf.py"
-    newer = settings.read_text()
+    text = settings.read_text()
     settings.unlink()
-    settings.write_text(f"{newer}\ndel pre_fork, post_fork\n")
+    settings.write_text(f"{text}\n{more}")
+    return tree
+
+
+@pytest.mark.one_engine
+def test_a_reload_of_newer_settings_replaces_the_workers(tmp_path):
+    tree = copied_tree(tmp_path, "del pre_fork, post_fork\nworker_class = 'gthread'\n")
+    settings = tree / "gunicorn.conf.py"
+    newer = (real.ROOT / settings.name).read_text()
     with (
         two_processors() as two,
         real.served(tmp_path / "instance", tree=tree) as service,
@@ -401,6 +412,101 @@ def test_a_worker_that_may_not_have_its_processor_uses_the_others():
     settings["post_fork"](None, SimpleNamespace(processor=10**6))  # there is none such
 
     assert os.sched_getaffinity(0) == usable
+
+
+@contextmanager
+def connections(service, number):
+    """Open so many connections within a moment; each has a request answered."""
+    request = b"GET /healthz HTTP/1.1\r\nHost: abacus\r\n\r\n"
+    with ExitStack() as opened:
+        sockets = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+            for _ in range(number)
+        ]
+        for one in sockets:
+            one.sendall(request)
+        for one in sockets:
+            one.settimeout(20)
+            assert one.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        yield sockets
+
+
+def held(service):
+    """Return how many connections each worker has."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    port = f":{service.port:04X}"
+    sockets = {
+        f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "01"
+    }
+    each = []
+    for pid in sorted(service.workers()):
+        links = set()
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                links.add(os.readlink(file))
+        each.append(len(sockets & links))
+    return each
+
+
+def shares(service, number):
+    """Open connections within a moment; return how many of them each worker has."""
+    real.wait_until(lambda: not sum(held(service)), 10)
+    with connections(service, number):
+        return held(service)
+
+
+@pytest.mark.one_engine
+def test_connections_that_are_opened_at_once_are_shared_by_the_workers(tmp_path):
+    with real.served(tmp_path / "instance") as service:
+        real.wait_until(lambda: min(shares(service, 16)) > 0, 20)  # both have started
+        each = [shares(service, 16) for _ in range(9)]
+
+    assert {sum(share) for share in each} == {16}
+    # gunicorn's own worker leaves 0 or 1 to the other one.
+    assert statistics.median(map(min, each)) >= 5, each
+
+
+@pytest.mark.one_engine
+def test_a_worker_that_hangs_keeps_no_connection_from_the_other(tmp_path):
+    with real.served(tmp_path / "instance") as service:
+        hung, _ = sorted(service.workers())
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            with connections(service, 40):
+                pass
+        finally:
+            os.kill(hung, signal.SIGCONT)
+
+
+LEFT = """
+def worker_exit(server, worker):
+    from storage.traffic import traffic
+    server.log.warning("Requests left: %d", traffic.quick)
+"""
+
+
+@pytest.mark.one_engine
+def test_every_request_that_was_announced_is_seen_to_arrive(tmp_path):
+    tree = copied_tree(tmp_path, LEFT)
+    with real.served(tmp_path / "instance", tree=tree) as service:
+        path = service.running()
+        body = json.dumps({"userId": "u1"})
+        post = (
+            f"POST /api/{path}/assignments HTTP/1.1\r\nHost: abacus\r\n"
+            f"Authorization: Bearer {service.token}\r\n"
+            "Content-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        seconds = [post, post[:40], b"no HTTP\r\n\r\n", b"", post + post]
+        with connections(service, len(seconds)) as opened:
+            for one, request in zip(opened, seconds, strict=True):
+                one.sendall(request)
+                one.shutdown(socket.SHUT_WR)
+                while one.recv(4096):
+                    pass
+
+    left = re.findall(r"Requests left: (-?\d+)", service.log.read_text())
+    assert left == ["0", "0"]
 
 
 def test_a_worker_that_meets_an_io_error_answers_and_leaves(tmp_path):

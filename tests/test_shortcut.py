@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from decimal import Decimal
 
 import peewee
 import pytest
@@ -14,19 +15,21 @@ from conftest import Caller, assert_error, configured
 from flask_jwt_extended import create_access_token
 from hypothesis import given
 from hypothesis import strategies as st
+from marshmallow import ValidationError
 
 from app import create_app
 from ledger import proof, single
 from ledger.conversions import Event
 from models import Assignment, Experiment, Tally
-from schemas import UsersSchema
+from schemas import EventSchema, UsersSchema
+from shortcut import plain_event
 from storage import engine, traffic, turns
 from storage.columns import EPOCH, MICROSECOND, utcnow
 from storage.schema import Identity
 from targeting.decision import User, decide_each
 from web.auth import Claims, Verified
 from web.fields import are_plain_ids
-from web.json import loads, plain_texts
+from web.json import InvalidJson, loads, plain_texts
 
 EXPERIMENTS = 120
 
@@ -370,6 +373,95 @@ def test_a_batch_with_a_wrong_id_is_left_to_the_long_way(id):
     assert not are_plain_ids(["u1", id])
 
 
+WORDS = ["u1", "a:b@c.d", "null", "Undefined", "", " ", "x" * 255, "x" * 256, "Zoë"]
+NUMBERS = [
+    *("0", "1", "-1", "-0", "-0.0", "0.0", "12.5", "12.50", "1e3", "1E+3", "0.1e-2"),
+    *("01", "00.5", "01.5", ".5", "5.", "+1", "1_000", "NaN", "Infinity", "-"),
+    *("999999999999", "1000000000000", "1000000000001", "9" * 400, "0." + "1" * 341),
+    *("0.123456789", "0.1234567891", "99999999999.999999999", "१", "1 2", "0x1"),
+]
+ODD_VALUES = [
+    "null",
+    "true",
+    "[]",
+    "{}",
+    r'"\u0061"',
+    r'"a\"b"',
+    '"\0"',
+    "",
+    '"',
+    "'a'",
+]
+KEYS = ["userId", "metric", "value", "idempotencyKey", "occurredAt", "x", "userid"]
+
+
+def read_the_long_way(body):
+    """Return the event of a body, or None if the schema refuses it."""
+    try:
+        return Event(**EventSchema().load(loads(body)))
+    except (InvalidJson, ValidationError):
+        return None
+
+
+def compare_the_readers_of_an_event(text):
+    short = plain_event(text.encode())
+    # The texts show more than equality: the digits of a number, and minus 0.
+    assert short is None or repr(short) == repr(read_the_long_way(text.encode())), text
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_event_that_is_read_the_short_way_is_the_same_the_long_way(key):
+    values = [*(f'"{word}"' for word in WORDS), *NUMBERS, *ODD_VALUES]
+    for before, value, after, between, ends in itertools.product(
+        ["", '"userId": "u1"', '"userId":"u2", "value": 1'],
+        values,
+        ["", '"idempotencyKey":"k1"', '"metric": "order"', '"value":2'],
+        [", ", ",", " "],
+        ["{}", "{,}", "[]", "{}}", "\ufeff{}", "{}\n"],
+    ):
+        members = [one for one in (before, f'"{key}": {value}', after) if one]
+        compare_the_readers_of_an_event(f"{ends[:-1]}{between.join(members)}{ends[-1]}")
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False).map(str)
+    | st.integers(-(10**13), 10**13).map(str)
+    | st.text("0123456789.-+eE", min_size=1, max_size=16)
+)
+def test_a_number_that_is_read_the_short_way_is_the_same_the_long_way(number):
+    compare_the_readers_of_an_event(f'{{"userId": "u1", "value": {number}}}')
+
+
+@pytest.mark.parametrize("value", ["0", "7", "12.5", "12.50", "0.10", "99999999999"])
+def test_an_event_in_the_usual_form_is_read_the_short_way(value):
+    members = ['"userId": "u-1"', f'"value": {value}', '"idempotencyKey": "k_1"']
+    expected = Event("u-1", None, Decimal(value), None, "k_1")
+    for some in itertools.permutations(members):
+        for between in (", ", ","):
+            body = f"{{{between.join(some)}}}".encode()
+            assert repr(plain_event(body)) == repr(expected)
+            assert repr(read_the_long_way(body)) == repr(expected)
+    assert plain_event(b'{"userId":"u-1"}') == Event("u-1")
+    own = b'{"userId":"u-1","metric":"order"}'
+    assert plain_event(own) == Event("u-1", "order") == read_the_long_way(own)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        *('"value": 1', '"userId": "u1", "userId": "u2"', '"userId": "u1", "x": 1'),
+        *('"userId": "null"', '"userId": "u1", "idempotencyKey": "NaN"'),
+        *('"userId": "u1", "value": 1, "value": 1', '"userId": "u1",', '"userId": 1'),
+        *('"userId": "u1" "value": 1', '"userId": "\\u0061"', '"userId": ""'),
+        *('"userId": "u1", "occurredAt": null', '"userId": "u1", "metric": "None"'),
+        *(f'"userId": "u1", "value": {number}' for number in ("1e3", "-0", "01.5")),
+        *(f'"userId": "u1", "value": {number}' for number in ("1.", "null", "9" * 13)),
+    ],
+)
+def test_an_event_in_another_form_is_left_to_its_schema(members):
+    assert plain_event(f"{{{members}}}".encode()) is None
+
+
 # ----------------------------------------------------------------------------
 # Which way is taken
 # ----------------------------------------------------------------------------
@@ -511,6 +603,7 @@ def test_events_that_are_booked_together_count_as_one_after_another(app, api, ru
         ("u1", 4, "b"),
         ("u1", None, None),
         ("u2", 5, None),
+        ("u2", 6, "c"),
     ]
     candidates = [
         single.Candidate(
@@ -522,11 +615,14 @@ def test_events_that_are_booked_together_count_as_one_after_another(app, api, ru
     with engine.database.atomic():
         receipts = single._book(candidates)
 
-    assert [one is not None for one in receipts] == [True, False, True, True, True] * 2
+    counted = [True, False, True, True, True, True]
+    assert [one is not None for one in receipts] == counted * len(paths)
+    values = [one and one.value for one in receipts]
+    assert values == [2, None, 4, None, 5, 6] * len(paths)
     tallies = list(Tally.select())
     assert sum(one.users for one in tallies) == 2 * len(paths)
-    assert sum(one.events for one in tallies) == 6 * len(paths)
-    assert sum(one.value_sum for one in tallies) == (1 + 2 + 4 + 1 + 5) * len(paths)
+    assert sum(one.events for one in tallies) == 7 * len(paths)
+    assert sum(one.value_sum for one in tallies) == (1 + 2 + 4 + 1 + 5 + 6) * len(paths)
     assert list(proof.discrepancies()) == []
 
 
@@ -797,10 +893,16 @@ def test_the_threads_of_a_group_share_one_transaction():
 def two_requests():
     """Count two requests that are being answered."""
     for _ in range(2):
-        traffic.traffic.enter()
+        traffic.traffic.announce()
     yield
-    for _ in range(2):
-        traffic.traffic.leave()
+    while traffic.traffic.quick:
+        leave()
+
+
+def leave():
+    """Answer a request that was announced."""
+    traffic.traffic.take()
+    traffic.traffic.leave()
 
 
 def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
@@ -820,6 +922,22 @@ def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
         second = threads.submit(write, 1)
         assert (first.result(10), second.result(10)) == (0, 1)
     assert begun == [2]
+
+
+def test_who_leads_a_group_waits_no_longer_for_a_request_that_was_answered(
+    two_requests,
+):
+    group, began = turns.Group(turns.Turns()), time.monotonic()
+    group.MOMENT = 60
+    write = writer(group, list, ExitStack)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(write, 0)
+        while not group._waiting:
+            assert not first.done()
+        threads.submit(leave).result(10)
+        assert first.result(10) == 0
+
+    assert time.monotonic() - began < 20
 
 
 def test_who_leads_a_group_alone_waits_for_nobody(app, api, running):

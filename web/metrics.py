@@ -8,7 +8,6 @@ all (`gunicorn.conf.py` creates the folder).
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -101,17 +100,17 @@ def _series(metric: Any, *labels: Any) -> Any:
 
 def enrolled(decisions: Answer) -> Answer:
     """Count the decisions by their reasons, and return them."""
-    reasons = Tally(decision.reason for decision in decisions)
-    for reason, number in reasons.items():
-        _series(enrolments, reason).inc(number)
+    reasons = [decision.reason for decision in decisions]
+    for reason in set(reasons):
+        _series(enrolments, reason).inc(reasons.count(reason))
     return decisions
 
 
 def converted(receipts: Answer) -> Answer:
     """Count the receipts by status and reason, and return them."""
-    kinds = Tally((receipt.status, receipt.reason or "") for receipt in receipts)
-    for kind, number in kinds.items():
-        _series(conversions, *kind).inc(number)
+    kinds = [(receipt.status, receipt.reason or "") for receipt in receipts]
+    for kind in set(kinds):
+        _series(conversions, *kind).inc(kinds.count(kind))
     return receipts
 
 
