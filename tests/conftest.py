@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_jwt_extended import create_access_token
 from hypothesis import HealthCheck, settings
-from reuse import Reused
+from reuse import Reused, clear
 
 import models
 from app import create_app
@@ -38,6 +39,10 @@ from web.slots import Slots
 SECRET = "8Jt2vQm4xZ0pLr7yWc5nKd1sHf6gBa3u"
 ENGINES = ("sqlite", "postgresql")
 numbers = itertools.count(1)
+
+# Each process of this run, and each that a test starts, would compile all modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples in every run: a change that breaks one is the change under test.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -365,15 +370,33 @@ def service_database(
     return settings
 
 
-@pytest.fixture
-def service(
-    tmp_path: Path, service_database: ServiceDatabase
-) -> Iterator[real.Service]:
-    """Yield a real service with a new database."""
+@pytest.fixture(scope="session")
+def shared_service(
+    tmp_path_factory: pytest.TempPathFactory, service_database: ServiceDatabase
+) -> Iterator[tuple[real.Service, str, str]]:
+    """Yield the service that the tests of this process use in turn, with the URL of
+    its database, and with its token.
+    """
+    folder = tmp_path_factory.mktemp("service") / "instance"
     with service_database() as settings:
-        made = real.Service(tmp_path / "instance", **settings)
-        yield made
-        made.end()  # it only waits for half a second, while the next test begins
+        made = real.Service(folder, **settings)
+        url = settings.get("DATABASE_URL", f"sqlite:///{folder / 'abacus.db'}")
+        yield made, url, made.token
+        made.end()
+
+
+@pytest.fixture
+def service(shared_service: tuple[real.Service, str, str]) -> real.Service:
+    """Return a real service with an empty database; a test may change its token, and
+    may end it.
+
+    To start one takes a second of a processor, which is more than most tests take.
+    """
+    made, url, made.token = shared_service
+    clear(url)
+    if made.process.poll() is not None:
+        made.start()
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import documents
 import jsonschema
 import pytest
 import service as real
+from reuse import clear
 
 import app as application
 import cli
@@ -24,6 +25,20 @@ pytestmark = pytest.mark.one_engine
 README = (real.ROOT / "README.md").read_text()
 API = (real.ROOT / "docs" / "api.md").read_text()
 OPERATING = (real.ROOT / "docs" / "operating.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Yield the service beside which the documents are pasted, one after the other."""
+    with real.served(tmp_path_factory.mktemp("readme") / "instance") as made:
+        yield made
+
+
+@pytest.fixture
+def service(started):
+    """Return a service with an empty database."""
+    clear(f"sqlite:///{started.instance / 'abacus.db'}")
+    return started
 
 
 def adapted(script, service, folder):
@@ -95,10 +110,9 @@ def test_every_curl_line_works_when_pasted_in_order(tmp_path):
     assert asked == routes, "an endpoint has no curl line"
 
 
-def test_the_walk_of_the_front_page_works_when_pasted_in_order(tmp_path):
-    with real.served(tmp_path / "instance") as service:
-        script, printed = pasted("README.md", service, tmp_path)
-        counts = service.data("GET", "experiments/onboarding/results")
+def test_the_walk_of_the_front_page_works_when_pasted_in_order(service, tmp_path):
+    script, printed = pasted("README.md", service, tmp_path)
+    counts = service.data("GET", "experiments/onboarding/results")
 
     assert printed.count('{"data": ') == script.count("\nask ") - 1
     assert "There is not enough data" in printed or "Keep running" in printed
@@ -116,10 +130,11 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_command_of_a_document_works_when_pasted_in_order(tmp_path, name):
-    with real.served(tmp_path / "instance") as service:
-        pasted(name, service, tmp_path)
-        assert service.flask("check").returncode == 0
+def test_every_command_of_a_document_works_when_pasted_in_order(
+    service, tmp_path, name
+):
+    pasted(name, service, tmp_path)
+    assert service.flask("check").returncode == 0
 
 
 def shape(answer):
@@ -133,10 +148,9 @@ def shape(answer):
     return [shape(one) for one in answer] if isinstance(answer, list) else answer
 
 
-def test_the_commands_and_answers_of_the_openfeature_page_are_real(tmp_path):
+def test_the_commands_and_answers_of_the_openfeature_page_are_real(service, tmp_path):
     text = (real.ROOT / "docs" / "openfeature.md").read_text()
-    with real.served(tmp_path / "instance") as service:
-        _, printed = pasted("docs/openfeature.md", service, tmp_path)
+    _, printed = pasted("docs/openfeature.md", service, tmp_path)
 
     answers = [json.loads(line) for line in printed.splitlines()]
     examples = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
@@ -153,11 +167,10 @@ def test_the_front_page_is_read_in_five_minutes():
     assert len(README.split()) < 900
 
 
-def test_the_commands_of_a_backup_work_while_the_service_runs(tmp_path):
-    with real.served(tmp_path / "instance") as service:
-        enrolled = service.running()
-        service("POST", f"{enrolled}/assignments", {"userId": "user-1"})
-        _, printed = pasted("docs/operating.md", service, tmp_path)
+def test_the_commands_of_a_backup_work_while_the_service_runs(service, tmp_path):
+    enrolled = service.running()
+    service("POST", f"{enrolled}/assignments", {"userId": "user-1"})
+    _, printed = pasted("docs/operating.md", service, tmp_path)
 
     assert "Every count is what its rows say." in printed
     assert len(re.findall(r"^ +1 assignment$", printed, re.MULTILINE)) == 2
@@ -294,26 +307,23 @@ def test_every_warning_of_the_table_is_one_that_is_given():
         assert f'"{code}"' in sources
 
 
-def test_the_example_of_an_import_loads_and_loads_once(tmp_path):
+def test_the_example_of_an_import_loads_and_loads_once(service, tmp_path):
     example = re.search(r"```csv\n(.*?)```", OPERATING, re.DOTALL).group(1)
     file = tmp_path / "example.csv"
     file.write_text(example)
-    with real.served(tmp_path / "instance") as service:
-        path = service.running(primaryMetric="purchase")
-        id = path.partition("/")[2]
+    path = service.running(primaryMetric="purchase")
+    id = path.partition("/")[2]
 
-        first, second = (
-            service.flask("import", id, str(file)).stdout for _ in range(2)
-        )
+    first, second = (service.flask("import", id, str(file)).stdout for _ in range(2))
 
-        assert first == "3 lines: 2 users enrolled, 2 conversions.\n"
-        assert second == "3 lines: 0 users enrolled, 0 conversions.\n"
-        control, detailed = service.data("GET", f"{path}/results")["variants"]
-        assert (control["participants"], control["results"]) == (1, [])
-        assert detailed["participants"] == 1
-        assert detailed["results"][0]["value"]["sum"] == 24.99
-        assert detailed["results"][0]["conversions"] == 1
-        assert service.flask("check").returncode == 0
+    assert first == "3 lines: 2 users enrolled, 2 conversions.\n"
+    assert second == "3 lines: 0 users enrolled, 0 conversions.\n"
+    control, detailed = service.data("GET", f"{path}/results")["variants"]
+    assert (control["participants"], control["results"]) == (1, [])
+    assert detailed["participants"] == 1
+    assert detailed["results"][0]["value"]["sum"] == 24.99
+    assert detailed["results"][0]["conversions"] == 1
+    assert service.flask("check").returncode == 0
 
 
 def test_nothing_in_the_repository_names_where_it_was_made():

@@ -5,12 +5,10 @@ import pytest
 import servers
 from conftest import Caller, renewed, two_variants
 from flask_jwt_extended import create_access_token
-from reuse import Reused
+from reuse import Reused, clear
 
 import models
 from storage import engine
-
-pytestmark = pytest.mark.postgresql
 
 
 @pytest.fixture
@@ -55,6 +53,7 @@ def used(app):
         return models.Assignment.get().id
 
 
+@pytest.mark.postgresql
 def test_each_use_finds_the_same_rows_and_numbers_and_no_locks(own, compiled):
     pid, found, others = "SELECT pg_backend_pid()", [], []
     for _ in range(3):
@@ -132,6 +131,7 @@ def altered(statement):
         ),
     ],
 )
+@pytest.mark.postgresql
 def test_a_database_that_was_altered_is_not_used_again(own, change):
     url = own.url()
     first = content(url)
@@ -142,3 +142,31 @@ def test_a_database_that_was_altered_is_not_used_again(own, change):
     assert after != url
     assert content(after).keys() == first.keys()
     assert own.url() == after
+
+
+def test_a_service_forgets_what_is_cleared_while_it_runs(service, shared_service):
+    _, url, _ = shared_service
+    enrolled = {}
+    for turn in range(2):
+        path = service.running(key="checkout")
+        forced = {"variantId": "v2"}
+        service.data("PUT", f"{path}/overrides/u2", forced)
+        for _ in range(20):  # so that each worker remembers it
+            made = service.data("POST", f"{path}/assignments", {"userId": "u1"})
+            enrolled.setdefault((turn, made["experimentId"]), made["reason"])
+            service.data("POST", f"{path}/conversions", {"userId": "u1"})
+            assert len(service.data("GET", "definitions")["experiments"]) == 1
+            context = {"context": {"targetingKey": "u2"}}
+            flag = service("POST", "/ofrep/v1/evaluate/flags/checkout", context)
+            assert (flag[0], flag[1]["variant"]) == (200, "v2")
+
+        clear(url)
+
+        for _ in range(20):
+            assert service.data("GET", "definitions")["experiments"] == []
+            assert service.data("GET", "experiments") == []
+            assert service("GET", path)[0] == 404
+            assert service("POST", f"{path}/assignments", {"userId": "u1"})[0] == 404
+            flag = service("POST", "/ofrep/v1/evaluate/flags/checkout", context)
+            assert flag[0] == 404
+    assert list(enrolled.values()) == ["NEW_ASSIGNMENT", "NEW_ASSIGNMENT"]

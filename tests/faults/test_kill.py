@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import service as real
 from service import GRACE, wait_until
 from traffic import Traffic, opened
 
@@ -16,12 +15,8 @@ from models import Assignment
 
 
 @pytest.fixture
-def traffic(tmp_path, service_database):
-    with (
-        service_database() as settings,
-        real.served(tmp_path / "instance", **settings) as service,
-    ):
-        yield Traffic(service, service.running())
+def traffic(service):
+    return Traffic(service, service.running())
 
 
 def living(service):
