@@ -155,7 +155,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             return None
         try:
             status = os.stat(self._path)  # noqa: PTH116 - a Path costs twice as much
-        except FileNotFoundError:
+        except OSError:  # SQLite says why it cannot be opened
             return None
         return status.st_dev, status.st_ino
 

@@ -11,7 +11,7 @@ Row = TypeVar("Row")
 
 
 class Traffic:
-    """The number of quick requests that this process has received or is answering.
+    """The quick requests that this process has received or is answering.
 
     Work that takes seconds lets them go first. All threads share one interpreter, and a
     write releases it about twenty times, each of which could be a wait.
@@ -19,59 +19,75 @@ class Traffic:
 
     PAUSE = 0.001  # seconds; about three times as long as the work between two pauses
 
+    SLOW = 0.1  # seconds; after them no writer waits, as a client may send slowly
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._own = threading.local()
         self.quick = 0
+        # Those that may be about to write, and since when; the first one is the oldest.
+        self._coming: dict[object, float] = {}
         self._settled = self._due = 0
         self._bell: threading.Lock | None = None
 
-    def announce(self) -> None:
+    def announce(self) -> object:
         """Count a request that has been received, and that a thread will take."""
+        request = object()
         with self._lock:
             self.quick += 1
+            self._coming[request] = time.monotonic()
+        return request
 
-    def take(self) -> None:
-        """Note that the request of this thread counts already."""
-        self._own.counts = True
+    def take(self, request: object) -> None:
+        """Note that this thread answers a request that counts already."""
+        self._own.request = request
 
     def enter(self) -> None:
         """Count the request of this thread, unless it counts already."""
-        if not self._counts():
-            self.announce()
-            self.take()
+        if self._request() is None:
+            self.take(self.announce())
 
     def leave(self) -> None:
         """Stop counting it: it was answered, or it takes seconds."""
-        if self._counts():
-            self._own.counts = False
+        request = self._request()
+        if request is not None:
+            self._own.request = None
             with self._lock:
                 self.quick -= 1
-                self._settle()
+                self._settle(request)
 
-    def _counts(self) -> bool:
-        return getattr(self._own, "counts", False)
+    def _request(self) -> object | None:
+        return getattr(self._own, "request", None)
 
-    def wait_to_write(self) -> None:
-        """Note that the request of this thread waits until another one has written."""
+    def wait_to_write(self) -> object | None:
+        """Note that the request of this thread waits to be written; return it."""
+        request = self._request()
         with self._lock:
-            self._settle()
+            self._settle(request)
+        return request
 
-    def await_others(self, waiting: int, seconds: float) -> None:
-        """Wait until every request that counts now has left, or waits to be written.
-
-        So many wait already, the caller's among them.
-        """
+    def go_on(self, requests: Iterable[object | None]) -> None:
+        """Note that these requests were written, and are about to be answered."""
         with self._lock:
-            others = self.quick - waiting
-            if others <= 0:
+            now = time.monotonic()
+            self._coming |= {one: now for one in requests if one is not None}
+
+    def await_others(self, seconds: float) -> None:
+        """Wait until every request that comes now has left, or waits to be written."""
+        with self._lock:
+            slow = time.monotonic() - self.SLOW
+            while self._coming and next(iter(self._coming.values())) <= slow:
+                del self._coming[next(iter(self._coming))]
+            if not self._coming:
                 return
-            self._due = self._settled + others
+            self._due = self._settled + len(self._coming)
             bell = self._bell = threading.Lock()
             bell.acquire()
         bell.acquire(timeout=max(0, seconds))
 
-    def _settle(self) -> None:
+    def _settle(self, request: object) -> None:
+        if self._coming.pop(request, None) is None:
+            return
         self._settled += 1
         if self._bell and self._settled >= self._due:
             self._bell.release()

@@ -67,6 +67,7 @@ class Job:
     def __init__(self, work: Work, item: Any, place: Any, deadline: float) -> None:
         self.work, self.item, self.place, self.deadline = work, item, place, deadline
         self.leads = False
+        self.request: object | None = None  # as the traffic knows it
         self.result: Any = None
         self.error: BaseException | None = None
         self.wait = threading.Lock()
@@ -116,13 +117,13 @@ class Group:
         with self._turns.lock:
             if not self._is_led:
                 self._is_led = job.leads = True
-                self._waiting.append(job)
-                return job
-            self._turns.refuse_too_many()
-            self._turns.members += 1
+            else:
+                self._turns.refuse_too_many()
+                self._turns.members += 1
             self._waiting.append(job)
-        traffic.wait_to_write()
-        job.wait.acquire()
+        job.request = traffic.wait_to_write()
+        if not job.leads:
+            job.wait.acquire()
         return job
 
     def lead(
@@ -146,7 +147,7 @@ class Group:
         end, joined = time.monotonic() + self.MOMENT, 0
         while joined < len(self._waiting) and time.monotonic() < end:
             joined = len(self._waiting)
-            traffic.await_others(joined, end - time.monotonic())
+            traffic.await_others(end - time.monotonic())
 
     def _all(self, place: Any) -> list[Job]:
         with self._turns.lock:
@@ -176,6 +177,7 @@ class Group:
 
     def _hand_over(self, jobs: list[Job], leader: Job) -> None:
         """Wake the threads of these jobs, and the next leader if there is one."""
+        traffic.go_on(one.request for one in jobs)
         with self._turns.lock:
             if leader in self._waiting:  # its transaction never began
                 self._waiting.remove(leader)

@@ -33,6 +33,7 @@ from models import (
 from storage import columns, engine, factory, postgres, schema, sqlite
 from storage.files import driver
 from storage.table import pieces
+from storage.traffic import Traffic
 from storage.turns import Turns
 
 ROOT = Path(__file__).parent.parent
@@ -380,6 +381,21 @@ def test_a_connection_to_a_file_that_was_replaced_is_never_used(app, tmp_path):
         database.shut()
 
 
+@pytest.mark.sqlite
+def test_a_folder_that_became_something_else_is_told_as_a_missing_database(app, api):
+    assert api.get("experiments").status_code == 200
+    folder = app.extensions["database"].file.parent
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    folder.touch()
+    try:
+        assert_error(api.get("experiments"), 503, "UNAVAILABLE")
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+    assert api.get("experiments").status_code == 200
+
+
 def test_an_app_can_be_tested_in_memory_in_three_lines():
     app = create_app({"TESTING": True, "DATABASE_URL": "sqlite:///:memory:"})
     assert app.test_client().get("/readyz").status_code == 200
@@ -564,6 +580,58 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
         assert slow.result() == ("BUSY", "The other writers took too long.")
     turns.give()
     turns.take(0)  # who gave up stands in nobody's way
+
+
+@pytest.mark.one_engine
+@pytest.mark.alone
+def test_a_writer_waits_for_a_request_that_comes_until_it_leaves_or_writes():
+    traffic = Traffic()
+    traffic.enter()  # the writer's own
+    traffic.wait_to_write()
+
+    def pass_by(step):
+        request = traffic.announce()
+        arrived.wait(20)
+        traffic.take(request)
+        step()
+
+    for step in (traffic.leave, traffic.wait_to_write):
+        arrived = threading.Event()
+        with ThreadPoolExecutor(2) as others:
+            passing = others.submit(pass_by, step)
+            while traffic.quick < 2:
+                assert not passing.done()
+            waiting = others.submit(traffic.await_others, 20)
+            while not traffic._bell:
+                assert not waiting.done()
+            began = time.monotonic()
+            arrived.set()
+            waiting.result(20)
+        assert time.monotonic() - began < 10
+        traffic.quick = 1
+
+
+@pytest.mark.one_engine
+@pytest.mark.alone
+def test_no_writer_waits_for_a_request_that_comes_slowly():
+    traffic = Traffic()
+    traffic.SLOW = 0
+    slow = traffic.announce()
+    traffic.enter()
+    request = traffic.wait_to_write()
+
+    began = time.monotonic()
+    traffic.await_others(20)
+    assert time.monotonic() - began < 10
+
+    # Each leaves once, and what leaves is forgotten.
+    traffic.go_on([request])
+    traffic.leave()
+    traffic.leave()
+    assert traffic.quick == 1
+    traffic.take(slow)
+    traffic.leave()
+    assert (traffic.quick, traffic._coming) == (0, {})
 
 
 @pytest.mark.sqlite

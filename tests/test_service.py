@@ -481,7 +481,7 @@ def test_a_worker_that_hangs_keeps_no_connection_from_the_other(tmp_path):
 LEFT = """
 def worker_exit(server, worker):
     from storage.traffic import traffic
-    server.log.warning("Requests left: %d", traffic.quick)
+    server.log.warning("Requests left: %d", traffic.quick + len(traffic._coming))
 """
 
 

@@ -73,15 +73,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """Give a request on a kept connection to a thread."""
-        conn.is_announced = True
-        traffic.announce()
+        conn.announced = traffic.announce()
         super().on_client_socket_readable(conn, client)
 
     def handle(self, conn: Any) -> Any:
         """Read a request and answer it, in a thread."""
-        if getattr(conn, "is_announced", False):
-            conn.is_announced = False
-            traffic.take()
+        announced = getattr(conn, "announced", None)
+        if announced:
+            conn.announced = None
+            traffic.take(announced)
         try:
             return super().handle(conn)
         finally:
