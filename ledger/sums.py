@@ -36,7 +36,8 @@ class Total(NamedTuple):
     def of(cls, values: Sequence[Decimal | None]) -> Total:
         """Return the total of events with these values."""
         held = [value for value in values if value is not None]
-        return cls(len(values), reduce(EXACT.add, held) if held else None, len(held))
+        total = reduce(EXACT.add, held, ZERO) if held else None  # minus 0 becomes 0
+        return cls(len(values), total, len(held))
 
     def plus(self, value: Decimal | None) -> Total:
         """Return the total with one more event."""

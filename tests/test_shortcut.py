@@ -20,7 +20,7 @@ from marshmallow import ValidationError
 from app import create_app
 from ledger import proof, single
 from ledger.conversions import Event
-from models import Assignment, Experiment, Tally
+from models import Assignment, Experiment, Outcome, Tally
 from schemas import EventSchema, UsersSchema
 from shortcut import plain_event
 from storage import engine, traffic, turns
@@ -624,6 +624,22 @@ def test_events_that_are_booked_together_count_as_one_after_another(app, api, ru
     assert sum(one.events for one in tallies) == 7 * len(paths)
     assert sum(one.value_sum for one in tallies) == (1 + 2 + 4 + 1 + 5 + 6) * len(paths)
     assert list(proof.discrepancies()) == []
+
+
+def test_the_total_of_a_first_value_of_minus_zero_has_no_sign(app, api, running):
+    path = running()
+    api.post(f"{path}/assignments/batch", users(["u1"]))
+
+    assert (
+        api.post(
+            f"{path}/conversions",
+            data='{"userId": "u1", "value": -0.0}',
+            content_type="application/json",
+        ).status_code
+        == 201
+    )
+
+    assert str(Outcome.get().total) in ("0", "0.0")
 
 
 def test_what_the_headers_say_otherwise_takes_the_long_way(app, api, running):
