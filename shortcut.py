@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from decimal import Decimal
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -135,7 +136,8 @@ class Shortcut:
         traffic.traffic.enter()
         engine.enter(self._app.extensions["database"])
         try:
-            body = environ["wsgi.input"].read(length)
+            with suppress(Exception):  # each server raises its own if a client vanishes
+                body = environ["wsgi.input"].read(length)
             if len(body) == length:
                 engine.connect()
                 answer = way.answer(name, body)

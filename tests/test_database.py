@@ -584,35 +584,6 @@ def test_no_more_writers_wait_than_a_worker_can_spare():
 
 @pytest.mark.one_engine
 @pytest.mark.alone
-def test_a_writer_waits_for_a_request_that_comes_until_it_leaves_or_writes():
-    traffic = Traffic()
-    traffic.enter()  # the writer's own
-    traffic.wait_to_write()
-
-    def pass_by(step):
-        request = traffic.announce()
-        arrived.wait(20)
-        traffic.take(request)
-        step()
-
-    for step in (traffic.leave, traffic.wait_to_write):
-        arrived = threading.Event()
-        with ThreadPoolExecutor(2) as others:
-            passing = others.submit(pass_by, step)
-            while traffic.quick < 2:
-                assert not passing.done()
-            waiting = others.submit(traffic.await_others, 20)
-            while not traffic._bell:
-                assert not waiting.done()
-            began = time.monotonic()
-            arrived.set()
-            waiting.result(20)
-        assert time.monotonic() - began < 10
-        traffic.quick = 1
-
-
-@pytest.mark.one_engine
-@pytest.mark.alone
 def test_no_writer_waits_for_a_request_that_comes_slowly():
     traffic = Traffic()
     traffic.SLOW = 0

@@ -907,18 +907,20 @@ def test_the_threads_of_a_group_share_one_transaction():
 
 @pytest.fixture
 def two_requests():
-    """Count two requests that are being answered."""
-    for _ in range(2):
-        traffic.traffic.announce()
-    yield
-    while traffic.traffic.quick:
-        leave()
+    """Count two requests that are being answered, and are never slow."""
+    usual, traffic.traffic.SLOW = traffic.traffic.SLOW, 60
+    yield [traffic.traffic.announce() for _ in range(2)]
+    traffic.traffic.SLOW = usual
+    assert traffic.traffic.quick == 0
 
 
-def leave():
-    """Answer a request that was announced."""
-    traffic.traffic.take()
-    traffic.traffic.leave()
+def answering(request, step, *words):
+    """Do a step of the answer to a request that was announced, and answer it."""
+    traffic.traffic.take(request)
+    try:
+        return step(*words)
+    finally:
+        traffic.traffic.leave()
 
 
 def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
@@ -930,12 +932,13 @@ def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
             begun.append(len(group._waiting))
             return super().__enter__()
 
+    one, other = two_requests
     write = writer(group, list, Transaction)
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(write, 0)
+        first = threads.submit(answering, one, write, 0)
         while not group._waiting:
             assert not first.done()
-        second = threads.submit(write, 1)
+        second = threads.submit(answering, other, write, 1)
         assert (first.result(10), second.result(10)) == (0, 1)
     assert begun == [2]
 
@@ -945,12 +948,13 @@ def test_who_leads_a_group_waits_no_longer_for_a_request_that_was_answered(
 ):
     group, began = turns.Group(turns.Turns()), time.monotonic()
     group.MOMENT = 60
+    one, other = two_requests
     write = writer(group, list, ExitStack)
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(write, 0)
+        first = threads.submit(answering, one, write, 0)
         while not group._waiting:
             assert not first.done()
-        threads.submit(leave).result(10)
+        threads.submit(answering, other, list).result(10)
         assert first.result(10) == 0
 
     assert time.monotonic() - began < 20

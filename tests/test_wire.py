@@ -133,6 +133,25 @@ def test_a_body_that_is_cut_off_is_refused(api):
     assert_error(api("POST", "experiments", **options), 400, "BAD_REQUEST")
 
 
+class Vanished(io.BytesIO):
+    """The body of a client that has reset the connection, as gunicorn gives it."""
+
+    def read(self, *_):
+        raise ConnectionResetError
+
+
+@pytest.mark.one_engine
+def test_a_client_that_vanishes_within_a_body_is_no_crash(api, running):
+    options = {
+        "input_stream": Vanished(),
+        "environ_overrides": {"CONTENT_LENGTH": "500"},
+        "headers": {"Content-Type": "application/json"},
+    }
+
+    for path in ("experiments", f"{running()}/assignments"):
+        assert_error(api("POST", path, **options), 400, "BAD_REQUEST")
+
+
 def test_an_absent_body_is_an_empty_one_where_nothing_is_required(api, draft):
     assert api.post(f"{draft()}/start").status_code == 200
     assert_error(api.post(f"{draft()}/start", {"x": 1}), 400, "VALIDATION_ERROR")
