@@ -172,7 +172,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
                 return
             self.close()
         while spare := self._unspare():
-            if spare.file == file:
+            if file is not None and spare.file == file:
                 self._state.set_connection(spare.connection)
                 break
             spare.connection.close()
