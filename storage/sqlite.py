@@ -155,7 +155,7 @@ class Sqlite(Engine, peewee.SqliteDatabase):
             return None
         try:
             status = os.stat(self._path)  # noqa: PTH116 - a Path costs twice as much
-        except OSError:  # SQLite says why it cannot be opened
+        except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
 
@@ -166,7 +166,10 @@ class Sqlite(Engine, peewee.SqliteDatabase):
 
     def open(self) -> None:
         # Asked before: if the file is replaced meanwhile, the next call notices it.
-        file = self.identity()
+        try:
+            file = self.identity()
+        except OSError:  # SQLite says why it cannot be opened
+            file = None
         if not self._state.closed:
             if file == self.opened():
                 return
