@@ -396,6 +396,11 @@ class Candidate(NamedTuple):
     known: Known
     event: Event
 
+    @property
+    def metric(self) -> str:
+        """The metric that the event is for."""
+        return self.event.metric or self.known.primary_metric
+
 
 def book(name: str, event: Event) -> tuple[Known, Receipt] | None:
     """Return the receipt of an accepted event; None, unless it is simply accepted."""
@@ -423,7 +428,7 @@ def _book(candidates: Sequence[Candidate]) -> list[Receipt | None]:
     Return the receipt of each that is simply accepted, else None.
     """
     now, books = database.obj.now(), Books([], set())
-    asked = [_asked(place, *one) for place, one in enumerate(candidates)]
+    asked = [_asked(place, one) for place, one in enumerate(candidates)]
     facts = sorted(FACTS.each(asked))  # by the place
     receipts = [
         _counted(books, one, found, now)
@@ -433,10 +438,10 @@ def _book(candidates: Sequence[Candidate]) -> list[Receipt | None]:
     return receipts
 
 
-def _asked(place: int, name: str, known: Known, event: Event) -> tuple[Any, ...]:
+def _asked(place: int, candidate: Candidate) -> tuple[Any, ...]:
     """Return the values for the facts of an event."""
-    id, metric = known.definition.id, event.metric or known.primary_metric
-    return place, id, event.user_id, id, metric, id, event.idempotency_key
+    id, event = candidate.known.definition.id, candidate.event
+    return place, id, event.user_id, id, candidate.metric, id, event.idempotency_key
 
 
 def _counted(
@@ -445,7 +450,7 @@ def _counted(
     """Add an event to the books if it is simply accepted; return its receipt."""
     name, known, event = candidate
     id, user_id, key = known.definition.id, event.user_id, event.idempotency_key
-    metric = event.metric or known.primary_metric
+    metric = candidate.metric
     _, revision, assignment_id, variant, assigned_at, covariate, number, taken = found
     if revision != known.revision:
         memory.forget(name)

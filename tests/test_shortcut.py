@@ -923,6 +923,14 @@ def answering(request, step, *words):
         traffic.traffic.leave()
 
 
+def led(group, threads, request, write):
+    """Let a thread lead the group; return its future when it waits for others."""
+    first = threads.submit(answering, request, write, 0)
+    while not group._waiting:
+        assert not first.done()
+    return first
+
+
 def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
     group, begun = turns.Group(turns.Turns()), []
     group.MOMENT = 3
@@ -935,9 +943,7 @@ def test_who_leads_a_group_waits_for_a_request_that_is_on_its_way(two_requests):
     one, other = two_requests
     write = writer(group, list, Transaction)
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(answering, one, write, 0)
-        while not group._waiting:
-            assert not first.done()
+        first = led(group, threads, one, write)
         second = threads.submit(answering, other, write, 1)
         assert (first.result(10), second.result(10)) == (0, 1)
     assert begun == [2]
@@ -951,9 +957,7 @@ def test_who_leads_a_group_waits_no_longer_for_a_request_that_was_answered(
     one, other = two_requests
     write = writer(group, list, ExitStack)
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(answering, one, write, 0)
-        while not group._waiting:
-            assert not first.done()
+        first = led(group, threads, one, write)
         threads.submit(answering, other, list).result(10)
         assert first.result(10) == 0
 
