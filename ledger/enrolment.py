@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -241,7 +242,8 @@ def write_assignments(
     """
     experiment_id = experiment.id
     present = participants_among(experiment_id, [row.user_id for row in rows])
-    new = {row.user_id: row for row in rows if row.user_id not in present}
+    in_order = sorted(rows, key=attrgetter("user_id"))  # as every process has them
+    new = {row.user_id: row for row in in_order if row.user_id not in present}
     rows_written = ENROL.of(
         (experiment_id, *row[:3], now, row.covariate) for row in new.values()
     )

@@ -343,6 +343,7 @@ def _enter(entries: Sequence[Entry]) -> list[datetime | None]:
                 rows.append((*place, time, time, COVARIATE.db_value(covariate)))
                 if place[0] in with_sums:
                     joined.append((place[0], place[2], now, covariate))
+    rows.sort(key=itemgetter(0, 1))  # so that no two processes wait for each other
     if ENROL.stored(rows) < len(rows):
         raise Overtaken
     count_participants(map(itemgetter(0, 2), rows))

@@ -102,7 +102,8 @@ class Engine(peewee.Database, ABC):
 
         *work* writes a list of items and returns a result for each. It may be given the
         items of other threads too, in any of these threads, and a second time if it
-        fails.
+        fails. Raise Overtaken, having written nothing, if another process was in the
+        way.
         """
 
     def alone(self, work: Callable[[], Value]) -> Value:

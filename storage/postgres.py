@@ -324,7 +324,12 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
         job = self._group.join(work, item, None, deadline)
         if job.leads:
             self._group.lead(job, lambda: self._beside_until(job.deadline))
-        outcome: Value = job.outcome()
+        try:
+            outcome: Value = job.outcome()
+        except peewee.DatabaseError as error:
+            if _code(error) in AGAIN:
+                raise Overtaken from error
+            raise
         return outcome
 
     @contextmanager

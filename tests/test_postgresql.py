@@ -232,6 +232,36 @@ def test_enrolments_do_not_wait_for_each_other_and_a_stop_waits_for_them(
     assert order == ["beside", "written", "stopped"]
 
 
+def test_who_is_in_a_deadlock_with_another_writer_is_written_after_it(
+    api, running, session
+):
+    path = running()
+    _, _, id = path.partition("/")
+    insert = "INSERT INTO assignment (experiment_id, user_id, variant, assigned_at, "
+    insert += "received_at) VALUES (%s, %s, 'v1', 0, 0) ON CONFLICT DO NOTHING"
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+    def enrol():
+        users = [{"userId": "a"}, {"userId": "b"}]
+        answer = api.post(f"{path}/assignments/batch", {"users": users})
+        return answer.json["data"]
+
+    with ThreadPoolExecutor(1) as threads:
+        session.execute("BEGIN")
+        session.execute("SET LOCAL deadlock_timeout = '30s'")  # the other one gives way
+        session.execute(insert, [id, "b"])
+        enrolling = threads.submit(enrol)
+        while session.execute(waiting).fetchone() == (0,):
+            assert not enrolling.done()
+        session.execute(insert, [id, "a"])
+        session.execute("ROLLBACK")
+        decisions = enrolling.result()
+
+    assert [one["reason"] for one in decisions] == ["NEW_ASSIGNMENT"] * 2
+    assert Assignment.select().count() == 2
+    assert list(proof.discrepancies()) == []
+
+
 def test_the_time_of_a_row_is_the_servers(api, running, session):
     path = running()
     before = session.execute("SELECT clock_timestamp()").fetchone()[0]
