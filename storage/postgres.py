@@ -98,7 +98,9 @@ TROUBLES = {
 https://www.postgresql.org/docs/current/errcodes-appendix.html
 """
 
-AGAIN = ("40001", "40P01", "23505")  # another writer was in the way
+UNDONE = ("40001", "40P01")  # for another writer: not serializable, a deadlock
+
+AGAIN = (*UNDONE, "23505")  # another writer was in the way
 
 
 def _source(error: BaseException | None) -> psycopg.Error | None:
@@ -327,7 +329,7 @@ class Postgres(Engine, peewee.PostgresqlDatabase):
         try:
             outcome: Value = job.outcome()
         except peewee.DatabaseError as error:
-            if _code(error) in AGAIN:
+            if _code(error) in UNDONE:
                 raise Overtaken from error
             raise
         return outcome
