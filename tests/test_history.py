@@ -378,8 +378,8 @@ def copied(api, running, enrolled, tmp_path):
     path = running()
     users = [f"user-{number}-" for number in range(3_000)]
     random.Random(1).shuffle(users)
-    for some in range(0, 3_000, 500):
-        enrolled(path, *users[some : some + 500])
+    for some in range(0, 3_000, 100):
+        enrolled(path, *users[some : some + 100])
     assert engine.database.obj.empty_log()
     users = [id for id, times in ids_in(tmp_path / "abacus.db").items() if times > 2]
     assert users

@@ -64,7 +64,7 @@ def _assigned_late(
         ),
         (
             "ledger/enrolment.py",
-            " for row in rows if row.user_id not in present}",
+            " for row in in_order if row.user_id not in present}",
             " for row in rows}",
         ),
         (
