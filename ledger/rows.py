@@ -116,7 +116,7 @@ def _booked(given: Experiment, lines: Sequence[Line]) -> Booked:
     experiment = Experiment.get_by_id(given.id)
     refuse_unless_open(experiment)
     new = _enrol(experiment, lines, now)
-    others = {user_id: variant for user_id, variant, *_ in lines if user_id not in new}
+    others = {line.user_id: line.variant for line in lines if line.user_id not in new}
     participants = participants_among(experiment.id, others)
     if elsewhere(experiment.id, experiment.exclusion_group, new) or any(
         participants[user_id].variant != variant for user_id, variant in others.items()
@@ -146,13 +146,14 @@ def _enrol(
         for line in lines:
             first.setdefault(line.user_id, line)
     experiment_id = experiment.id  # to look it up takes as long as to make a row
-    kept = bool(experiment.own_sums)  # the covariates
     received_at = _microseconds(now)
     ids = database.obj.new_ids(Assignment, len(first))
-    rows = [
-        (id, experiment_id, *line[:3], received_at, (kept and line.covariate) or None)
-        for id, line in zip(ids, first.values(), strict=True)
-    ]
+    covariates: Iterable[Any] = repeat(None)
+    if experiment.own_sums:
+        covariates = [line.covariate or None for line in first.values()]
+    # By columns this takes half the time.
+    columns = [map(itemgetter(place), first.values()) for place in range(3)]
+    rows = [*zip(ids, repeat(experiment_id), *columns, repeat(received_at), covariates)]
     # The ids are in the order of the lines. The rows are written in the order of the
     # users, so that each page of the two indexes is read and written once.
     rows.sort(key=itemgetter(2))

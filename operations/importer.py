@@ -15,6 +15,7 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from io import BufferedReader, FileIO
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -41,7 +42,9 @@ REQUIRED = [name for name, field in LINE.fields.items() if field.required]
 
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's
 
-WRITTEN = 7_000  # lines of a transaction; while it is written, as many are read
+WRITTEN = 10_000  # lines of a transaction
+
+AHEAD = 2_500  # lines that are read while a transaction is written
 
 BUFFER = 128 * 1024  # bytes that are read at once
 
@@ -137,12 +140,12 @@ def write(
     Each chunk is a transaction; an interrupted run is completed by the next one.
     """
     lines, whole = 0, rows.Booked(0, 0, 0)
-    with closing(ahead(staging.chunks(WRITTEN))) as chunks:
-        for chunk in chunks:
+    with closing(ahead(staging.chunks(AHEAD))) as pieces:
+        while chunk := [*chain.from_iterable(islice(pieces, WRITTEN // AHEAD))]:
             whole = whole.plus(rows.book(experiment, chunk))
             lines += len(chunk)
             progress(len(chunk))
-            chunk.clear()  # else it would be in memory beside the next two
+            chunk.clear()  # else it would be in memory beside the next one
     return Written(lines, *whole)
 
 

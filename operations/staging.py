@@ -284,8 +284,12 @@ class Staging:
 def staging(beside: Path | None) -> Iterator[Staging]:
     """Yield a place for lines on the disk of this file, and drop it."""
     with scratch(beside and beside.resolve().parent) as database:
-        gc.freeze()  # or the collector walks all modules whenever a chunk has been made
+        # Lines are no cycles, but the errors of a bad one are.
+        usual = gc.get_threshold()
+        gc.freeze()
+        gc.set_threshold(20_000)
         try:
             yield Staging(database)
         finally:
+            gc.set_threshold(*usual)
             gc.unfreeze()

@@ -204,7 +204,7 @@ class Insert(Statement):
         row takes as long as to insert it.
         """
         columns = list(zip(*rows, strict=True))
-        varied = [len(set(column)) > 1 for column in columns]
+        varied = [column.count(column[0]) < len(rows) for column in columns]
         varied[0] = varied[0] or not any(varied)  # VALUES need a column
         selected, shared, own = [], [], []
         for field, column, varies in zip(self._fields, columns, varied, strict=True):
