@@ -533,7 +533,7 @@ def test_the_example_of_the_readme_counts_a_conversion_in_15_lines(service, tmp_
 
 
 FORKED = """
-import os, sys
+import os, sys, warnings
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext
 from abacus_openfeature import AbacusProvider
@@ -547,6 +547,7 @@ def visit(user_id):
     client.track("conversion", EvaluationContext(user_id))
 
 visit("before")
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
 child = os.fork()
 for number in range(10):
     visit(f"{'child' if child == 0 else 'parent'}-{number}")
