@@ -284,7 +284,8 @@ class Staging:
 def staging(beside: Path | None) -> Iterator[Staging]:
     """Yield a place for lines on the disk of this file, and drop it."""
     with scratch(beside and beside.resolve().parent) as database:
-        # Lines are no cycles, but the errors of a bad one are.
+        # Lines refer to nothing that refers back, so that few collections are enough.
+        # The errors of a bad line do, so that there must be some.
         usual = gc.get_threshold()
         gc.freeze()
         gc.set_threshold(20_000)

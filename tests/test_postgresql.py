@@ -239,7 +239,8 @@ def test_who_is_in_a_deadlock_with_another_writer_is_written_after_it(
     _, _, id = path.partition("/")
     insert = "INSERT INTO assignment (experiment_id, user_id, variant, assigned_at, "
     insert += "received_at) VALUES (%s, %s, 'v1', 0, 0) ON CONFLICT DO NOTHING"
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+    waiting += "AND datname = current_database()"
 
     def enrol():
         users = [{"userId": "a"}, {"userId": "b"}]

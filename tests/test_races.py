@@ -109,6 +109,20 @@ def test_no_user_of_many_writers_is_lost_from_the_participants(callers, api, run
     assert is_proved()
 
 
+@pytest.mark.parametrize("users", ["ba", "bab"], ids=["short way", "long way"])
+def test_users_are_written_in_one_order_so_that_no_two_batches_deadlock(
+    api, running, users
+):
+    path = running()
+
+    body = {"users": [{"userId": user} for user in users]}
+    answer = api.post(f"{path}/assignments/batch", body)
+
+    assert [one["userId"] for one in answer.json["data"]] == list(users)
+    rows = Assignment.select().order_by(Assignment.id)
+    assert [row.user_id for row in rows] == ["a", "b"]
+
+
 @pytest.mark.parametrize("move", ["stop", "complete"])
 def test_nobody_is_enrolled_after_the_answer_to_a_move(callers, api, running, move):
     path = running()
